@@ -1,0 +1,38 @@
+"""What clipseq raises and warns of, and the one way in which it guesses what was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipseqError(Exception):
+    """Root of the errors that are clipseq's own; bad values raise ValueError or TypeError."""
+
+
+class UnknownSimilarityError(ClipseqError, LookupError):
+    """No similarity of that name is registered."""
+
+
+class PluginError(ClipseqError):
+    """A plugin breaks the rules of the registry: a clash of names, a bad name, a wrong class."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin could not be loaded; everything else works without it."""
+
+
+class ConfigError(ClipseqError, ValueError):
+    """A configuration holds an unknown key or a value of the wrong type."""
+
+
+class DataError(ClipseqError, ValueError):
+    """A data set is incomplete, corrupt or inconsistent."""
+
+
+class CheckpointError(ClipseqError, RuntimeError):
+    """A saved model is incomplete, corrupt, or does not fit what is installed."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """``": did you mean 'x'?"`` for the choice most like `word`, or ``""`` when none is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f": did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,86 @@
+"""Batches of sequences of different lengths, and how two of them line up."""
+
+from typing import NamedTuple
+
+import attrs
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class Sequences(NamedTuple):
+    """A batch of sequences: `values` (B, T, D) and `mask` (B, T), True at a real step.
+
+    Whoever builds one leaves zeros in the padded steps of `values`. A named tuple, so that it is
+    a tree of tensors to torch (autograd, compile, export, DDP and FSDP hooks look into it).
+    """
+
+    values: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"]
+
+    @classmethod
+    def from_tensor(cls, values: Tensor, mask: Tensor | None = None) -> "Sequences":
+        """Wrap `values`; without a mask every step is real. Padded steps are set to zero."""
+        if mask is None:
+            return cls(values, values.new_ones(values.shape[:2], dtype=torch.bool))
+        return cls(values.masked_fill(~mask[..., None], 0), mask)
+
+    @property
+    def lengths(self) -> Int[Tensor, "B"]:
+        """Number of real steps of each sequence."""
+        return self.mask.sum(1)
+
+
+@attrs.frozen(eq=False)
+class Alignment:
+    """How n matched pairs line up, at the caller's own positions.
+
+    Attributes:
+        score: (n,) the similarity of each pair.
+        weights: (n, T, L) how much step t of x answered to step l of y; never negative, zero
+            wherever either step is padding. What the weights mean is the similarity's to say.
+        mask: (n, T, L) True where both steps are real.
+    """
+
+    score: Float[Tensor, "n"]
+    weights: Float[Tensor, "n T L"]
+    mask: Bool[Tensor, "n T L"]
+
+
+def pack(
+    values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]
+) -> tuple[Sequences, Int[Tensor, "B T"], Bool[Tensor, "B"]]:
+    """Zero the padding and move the real steps to the front, in their order.
+
+    Returns the packed sequences, `order` (packed step k of item b was step ``order[b, k]``), and
+    which items have a real step at all. One that has none gets a single real step of zeros, so
+    that whatever comes later never meets an empty sequence; its scores are the caller's to set.
+
+    On a CPU the result is cut to the longest sequence; elsewhere reading that length would stop
+    the device, and under `torch.compile` it would break the graph.
+    """
+    batch, steps, features = values.shape
+    order = torch.argsort(mask, dim=1, descending=True, stable=True)
+    occupied = mask.any(1)
+    lengths = mask.sum(1).clamp(min=1)
+    if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        steps = int(lengths.max())
+    kept = order[:, :steps]
+    rows = torch.arange(batch, device=values.device)[:, None] * values.shape[1] + kept
+    # Zeroing comes before the move: NaN in a padded step must reach neither value nor gradient.
+    clean = values.masked_fill(~mask[..., None], 0)
+    moved = clean.flatten(0, 1).index_select(0, rows.flatten()).view(batch, steps, features)
+    front = torch.arange(steps, device=values.device) < lengths[:, None]
+    return Sequences(moved, front), order, occupied
+
+
+def unpack_pairs(
+    weights: Float[Tensor, "n t l"], x_order: Int[Tensor, "n T"], y_order: Int[Tensor, "n L"]
+) -> Float[Tensor, "n T L"]:
+    """Put weights over packed steps back at the positions that `pack` took the steps from."""
+    steps, others = x_order.shape[1], y_order.shape[1]
+    full = weights.new_zeros(len(weights), steps, others)
+    full[:, : weights.shape[1], : weights.shape[2]] = weights
+    back_x = x_order.argsort(1)[:, :, None].expand(-1, -1, others)
+    back_y = y_order.argsort(1)[:, None, :].expand(-1, steps, -1)
+    return full.gather(1, back_x).gather(2, back_y)

@@ -1,0 +1,245 @@
+"""The contract that every similarity keeps, and the part of it that no plugin has to write."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from clipseq.cosine import unit
+from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
+from clipseq.tiling import Tree, check_tree, score_tiles, split_tree
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Similarity(nn.Module, ABC):
+    """How alike two sequences are: (B,T,D) x (C,L,D) -> (B,C), in cosine units.
+
+    A plugin writes `score` and `align`, and `prepare_x` and `prepare_y` where L2-normalised steps
+    are not what it compares. It never meets padding before a real step, an empty sequence, NaN
+    from padding, or half precision: `forward` has dealt with all of these.
+
+    What `forward` promises (and `clipseq.testing.check_similarity` checks): scores lie in [-1, 1];
+    ``S[i, j]`` depends on ``x[i]`` and ``y[j]`` alone; what lies in padded steps and how many
+    there are changes neither scores nor gradients, wherever they are; a sequence without a real
+    step scores -1 with every other and gets zero gradient; memory is bounded whatever B, C, T
+    and L are.
+
+    Args:
+        embed_dim: D, to put a learned D x D projection, which starts as the identity, before
+            each side. None (the default) compares the steps as they are.
+
+    Attributes:
+        default_weight: the weight that ``combined`` gives it unless told otherwise.
+        composite: True for a similarity made of others; ``combined`` leaves those out.
+        tile_elements: most cells (b·c·T·L) that one tile may have. Memory grows with it.
+    """
+
+    default_weight: ClassVar[float] = 0.1
+    composite: ClassVar[bool] = False
+    tile_elements: int = 2**20
+
+    def __init__(self, *, embed_dim: int | None = None) -> None:
+        super().__init__()
+        if embed_dim is not None and (not isinstance(embed_dim, int) or embed_dim < 1):
+            raise ValueError(f"embed_dim must be a positive integer or None, got {embed_dim!r}")
+        self.embed_dim = embed_dim
+        self.x_projection = None if embed_dim is None else _identity_projection(embed_dim)
+        self.y_projection = None if embed_dim is None else _identity_projection(embed_dim)
+
+    def project_x(self, x: Sequences) -> Sequences:
+        """x behind the learned projection; x itself without `embed_dim`. `forward` calls it."""
+        return _projected(x, self.x_projection)
+
+    def project_y(self, y: Sequences) -> Sequences:
+        """As `project_x`, for y."""
+        return _projected(y, self.y_projection)
+
+    def prepare_x(self, x: Sequences) -> Tree:
+        """What is computed once per sequence: a tree of tensors, each with the batch first.
+
+        Default: every step L2-normalised.
+        """
+        return Sequences(unit(x.values), x.mask)
+
+    def prepare_y(self, y: Sequences) -> Tree:
+        """As `prepare_x`, for y. Default: `prepare_x`."""
+        return self.prepare_x(y)
+
+    @abstractmethod
+    def score(self, x: Tree, y: Tree) -> Float[Tensor, "b c"]:
+        """Every pair of one tile, from what `prepare_x` and `prepare_y` made: the mathematics."""
+
+    @abstractmethod
+    def align(self, x: Tree, y: Tree) -> Float[Tensor, "n t l"]:
+        """For matched pairs, how much each step of x answered to each step of y; never negative."""
+
+    def score_all(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
+        """Every pair of two prepared batches: `score`, tile by tile, recomputed in backward.
+
+        A plugin with kernels of its own may replace this; results must not change.
+
+        Args:
+            x: what `prepare_x` made.
+            y: what `prepare_y` made.
+            steps: T and L, before `prepare_x` and `prepare_y`.
+        """
+        batch, others = _batch(x), _batch(y)
+        pairs = self.tile_elements // (steps[0] * steps[1])
+        return score_tiles(self.score, x, y, batch, others, pairs)
+
+    @final
+    def forward(
+        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
+    ) -> Float[Tensor, "B C"]:
+        """Score every sequence of x with every sequence of y.
+
+        Args:
+            x: (B, T, D) floating point. Half precision, and everything under autocast, is
+                computed in float32.
+            y: (C, L, D), same D and device.
+            x_mask: (B, T) bool, True at a real step, in any pattern. None: every step is real.
+            y_mask: (C, L) likewise.
+
+        Returns:
+            (B, C) scores in [-1, 1], float64 for float64 inputs, else float32.
+
+        Raises:
+            TypeError: not tensors, not floating point, one float64 and the other not, a mask
+                that is not bool.
+            ValueError: wrong rank, empty batch, no step, different D, a mask of another shape,
+                different devices.
+        """
+        self._check(x, y, x_mask, y_mask)
+        with torch.autocast(x.device.type, enabled=False):
+            x_tree, _, x_occupied, t = self._prepare(x, x_mask, "x")
+            y_tree, _, y_occupied, length = self._prepare(y, y_mask, "y")
+            scores = self.score_all(x_tree, y_tree, (t, length))
+            if scores.shape != (len(x), len(y)):
+                raise TypeError(
+                    f"{type(self).__name__}.score must return one score for each pair, "
+                    f"{(len(x), len(y))}; got {tuple(scores.shape)}"
+                )
+            scores = _within_bounds(scores)
+            return scores.masked_fill(~(x_occupied[:, None] & y_occupied[None, :]), -1.0)
+
+    @final
+    def explain(
+        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
+    ) -> Alignment:
+        """How the pairs (x[0], y[0]), (x[1], y[1]), ... line up, at the caller's positions.
+
+        Arguments and errors are those of `forward`; x and y need batches of the same size n.
+        A pair with an empty sequence scores -1 and has no weights. Cost: n pairs.
+        """
+        self._check(x, y, x_mask, y_mask)
+        if len(x) != len(y):
+            raise ValueError(
+                f"explain takes matched pairs: x and y need the same batch size, "
+                f"got {len(x)} and {len(y)}"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            x_tree, x_order, x_occupied, t = self._prepare(x, x_mask, "x")
+            y_tree, y_order, y_occupied, length = self._prepare(y, y_mask, "y")
+            occupied = x_occupied & y_occupied
+            pairs = zip(split_tree(x_tree, 1), split_tree(y_tree, 1), strict=True)
+            scores = torch.cat([self.score_all(a, b, (t, length)).view(1) for a, b in pairs])
+            scores = _within_bounds(scores).masked_fill(~occupied, -1.0)
+            weights = self.align(x_tree, y_tree)
+        weights = unpack_pairs(weights.to(scores.dtype), x_order, y_order)
+        x_real = _mask_or_all(x, x_mask)
+        y_real = _mask_or_all(y, y_mask)
+        mask = x_real[:, :, None] & y_real[:, None, :]
+        return Alignment(scores, weights.masked_fill(~mask, 0.0), mask)
+
+    def _prepare(
+        self, values: Tensor, mask: Tensor | None, side: str
+    ) -> tuple[Tree, Int[Tensor, "B T"], Bool[Tensor, "B"], int]:
+        if values.dtype not in (torch.float32, torch.float64):
+            values = values.float()
+        packed, order, occupied = pack(values, _mask_or_all(values, mask))
+        if side == "x":
+            tree = self.prepare_x(self.project_x(packed))
+        else:
+            tree = self.prepare_y(self.project_y(packed))
+        check_tree(tree, len(values), f"{type(self).__name__}.prepare_{side}")
+        return tree, order, occupied, packed.values.shape[1]
+
+    def _check(self, x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> None:
+        for name, values, mask, shape in (
+            ("x", x, x_mask, "(B, T, D)"),
+            ("y", y, y_mask, "(C, L, D)"),
+        ):
+            if not isinstance(values, Tensor):
+                raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
+            if values.ndim != 3:
+                raise ValueError(
+                    f"{name} must have the shape {shape}, got {tuple(values.shape)}"
+                    + ("; add a batch axis with [None]" if values.ndim == 2 else "")
+                )
+            if values.dtype not in _FLOATS:
+                raise TypeError(f"{name} must be floating point, got {values.dtype}")
+            if 0 in values.shape:
+                raise ValueError(
+                    f"{name} must have at least one sequence, one step and one feature, "
+                    f"got {tuple(values.shape)}; a sequence without steps is a masked one"
+                )
+            if mask is None:
+                continue
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise TypeError(
+                    f"{name}_mask must be a bool tensor, True at a real step, got {kind}"
+                )
+            if mask.shape != values.shape[:2]:
+                raise ValueError(
+                    f"{name}_mask must have the shape {tuple(values.shape[:2])} of {name}'s "
+                    f"first two axes, got {tuple(mask.shape)}"
+                )
+            if mask.device != values.device:
+                raise ValueError(f"{name} is on {values.device}, {name}_mask on {mask.device}")
+        if x.shape[2] != y.shape[2]:
+            raise ValueError(
+                f"x and y must have the same number of features, got D={x.shape[2]} for x "
+                f"{tuple(x.shape)} and D={y.shape[2]} for y {tuple(y.shape)}"
+            )
+        if x.device != y.device:
+            raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
+        if x.dtype != y.dtype and torch.float64 in (x.dtype, y.dtype):
+            raise TypeError(f"x is {x.dtype} and y is {y.dtype}: convert one of them")
+        if self.embed_dim is not None and x.shape[2] != self.embed_dim:
+            raise ValueError(
+                f"this similarity was made for embed_dim={self.embed_dim}, got D={x.shape[2]}"
+            )
+
+
+def _identity_projection(features: int) -> nn.Linear:
+    # Without drawing random numbers: adding a similarity must not change what is drawn after it.
+    linear = nn.utils.skip_init(nn.Linear, features, features, bias=False)
+    nn.init.eye_(linear.weight)
+    return linear
+
+
+def _projected(sequences: Sequences, projection: nn.Linear | None) -> Sequences:
+    if projection is None:
+        return sequences
+    # The weight may be in half precision (model.bfloat16()). No bias: padding stays zero.
+    weight = projection.weight.to(sequences.values.dtype)
+    return Sequences(nn.functional.linear(sequences.values, weight), sequences.mask)
+
+
+def _mask_or_all(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values.new_ones(values.shape[:2], dtype=torch.bool) if mask is None else mask
+
+
+def _within_bounds(scores: Tensor) -> Tensor:
+    # Rounding may step over ±1 by an ulp; the gradient must not notice.
+    return scores + (scores.clamp(-1.0, 1.0) - scores).detach()
+
+
+def _batch(tree: Tree) -> int:
+    while not isinstance(tree, Tensor):
+        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
+    return tree.shape[0]
