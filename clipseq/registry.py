@@ -1,0 +1,288 @@
+"""Which similarities there are: found through entry points, each plugin on its own."""
+
+import inspect
+import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+import pluggy
+
+from clipseq import hookspecs
+from clipseq.errors import PluginError, PluginWarning, UnknownSimilarityError, nearest
+from clipseq.similarity import Similarity
+
+GROUP = "clipseq"
+IN_PROCESS = "this process"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@attrs.frozen
+class SimilarityInfo:
+    """One registered similarity.
+
+    Attributes:
+        name: what `get_similarity` calls it.
+        cls: the class.
+        distribution: the installed distribution that it comes from, or "this process".
+        version: that distribution's version, "" in process.
+        summary: first line of the class's docstring.
+        options: option -> default value.
+        default_weight: its weight in ``combined`` unless told otherwise.
+        composite: made of other similarities, hence not a part of ``combined``.
+    """
+
+    name: str
+    cls: type[Similarity]
+    distribution: str
+    version: str
+    summary: str
+    options: Mapping[str, Any]
+    default_weight: float
+    composite: bool
+
+
+@attrs.frozen
+class FailedPlugin:
+    """A plugin that could not be loaded: its entry point, its distribution, and the cause."""
+
+    name: str
+    distribution: str
+    version: str
+    cause: str
+
+
+class _Registry:
+    """What is registered. Entry points are read at the first look-up, not at import."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self._found = False
+        self._clashes: list[str] = []
+        self.infos: dict[str, SimilarityInfo] = {}
+        self.failed: list[FailedPlugin] = []
+        self.disabled: list[str] = []
+
+    def find(self) -> None:
+        """Load every plugin, once. A clash of names is raised now and at every later look-up."""
+        with self._lock:
+            if not self._found:
+                self._clear()
+                disabled = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
+                strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
+                for entry_point in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+                    if entry_point.name in map(str.strip, disabled):
+                        self.disabled.append(entry_point.name)
+                    else:
+                        self._load(entry_point, strict)
+                self._found = True
+            if self._clashes:
+                raise PluginError("\n".join(self._clashes))
+
+    def _load(self, entry_point: EntryPoint, strict: bool) -> None:
+        distribution, version = _origin(entry_point)
+        try:
+            infos = list(self._offered(entry_point, distribution, version))
+        except Exception as error:
+            cause = f"{type(error).__name__}: {error}"
+            message = (
+                f"plugin {entry_point.name!r} of {distribution} {version} cannot be used: {cause}; "
+                f"the others work without it (CLIPSEQ_DISABLE={entry_point.name} silences this)"
+            )
+            if strict:
+                raise PluginError(message) from error
+            self.failed.append(FailedPlugin(entry_point.name, distribution, version, cause))
+            warnings.warn(message, PluginWarning, stacklevel=5)
+            return
+        for info in infos:
+            self._add(info)
+
+    def _offered(
+        self, entry_point: EntryPoint, distribution: str, version: str
+    ) -> Iterator[SimilarityInfo]:
+        plugin = entry_point.load()
+        others = self._manager.get_plugins() - {plugin}
+        label = f"{distribution}:{entry_point.name}"
+        self._manager.register(plugin, label)
+        try:
+            _check_hooks(self._manager, plugin)
+            call = self._manager.subset_hook_caller("clipseq_similarities", others)
+            for offered in call():
+                if not isinstance(offered, Mapping):
+                    raise TypeError(
+                        "clipseq_similarities() must return a mapping name -> class, "
+                        f"got {offered!r}"
+                    )
+                for name, cls in offered.items():
+                    yield _info(name, cls, distribution, version)
+        except BaseException:
+            self._manager.unregister(plugin)
+            raise
+
+    def _add(self, info: SimilarityInfo) -> None:
+        other = self.infos.get(info.name)
+        if other is not None:
+            self._clashes.append(
+                f"the similarity {info.name!r} is offered twice: by {other.distribution} "
+                f"{other.version} ({_path(other.cls)}) and by {info.distribution} {info.version} "
+                f"({_path(info.cls)}); uninstall one of them, or leave its plugin out with "
+                "CLIPSEQ_DISABLE"
+            )
+        else:
+            self.infos[info.name] = info
+
+    def register(self, name: str, cls: type[Similarity]) -> None:
+        self.find()
+        with self._lock:
+            info = _info(name, cls, IN_PROCESS, "")
+            other = self.infos.get(name)
+            # A notebook cell that is run again defines the same class anew: that is no clash.
+            again = other is not None and (
+                other.distribution == IN_PROCESS and _path(other.cls) == _path(cls)
+            )
+            if other is not None and not again:
+                raise PluginError(
+                    f"the similarity {name!r} is registered already: by {other.distribution} "
+                    f"{other.version} ({_path(other.cls)}); choose another name for {_path(cls)}"
+                )
+            self.infos[name] = info
+
+
+def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+    distribution = entry_point.dist
+    if distribution is None:
+        return f"unknown distribution of {entry_point.value}", ""
+    return distribution.name, distribution.version
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
+    known = {name for name in vars(hookspecs) if name.startswith("clipseq_")}
+    callers = manager.get_hookcallers(plugin) or []
+    implemented = {caller.name for caller in callers}
+    for name in implemented - known:
+        raise PluginError(f"there is no hook {name!r}{nearest(name, known)}")
+    if not implemented:
+        raise PluginError(
+            "it implements no hook: decorate clipseq_similarities() with clipseq.hookimpl"
+        )
+
+
+def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> SimilarityInfo:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(f"a similarity's name must match [a-z][a-z0-9_]*, got {name!r}")
+    if not isinstance(cls, type) or not issubclass(cls, Similarity):
+        raise PluginError(f"{name!r} must be a subclass of clipseq.Similarity, got {cls!r}")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise PluginError(f"{name!r}: {_path(cls)} does not define {missing}")
+    options = {}
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise PluginError(f"{name!r}: options must be named, not *args or **kwargs")
+        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.default is parameter.empty:
+            raise PluginError(
+                f"{name!r}: the option {parameter.name!r} must be a keyword with a default value"
+            )
+        options[parameter.name] = parameter.default
+    doc = inspect.getdoc(cls) if cls.__doc__ else None
+    return SimilarityInfo(
+        name=name,
+        cls=cls,
+        distribution=distribution,
+        version=version,
+        summary=doc.splitlines()[0] if doc else "",
+        options=MappingProxyType(options),
+        default_weight=cls.default_weight,
+        composite=cls.composite,
+    )
+
+
+_registry = _Registry()
+
+
+def available_similarities() -> Mapping[str, SimilarityInfo]:
+    """Every registered similarity, by name, in alphabetical order.
+
+    Loads the plugins at the first call: a plugin that fails gives one `PluginWarning`.
+
+    Raises:
+        PluginError: a name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
+    """
+    _registry.find()
+    return MappingProxyType(dict(sorted(_registry.infos.items())))
+
+
+def failed_plugins() -> tuple[FailedPlugin, ...]:
+    """The plugins that could not be loaded, and why."""
+    _registry.find()
+    return tuple(_registry.failed)
+
+
+def register_similarity(name: str, cls: type[Similarity]) -> None:
+    """Register a class in this process, for a notebook or a test; same rules as a plugin.
+
+    A class of the same module and qualified name replaces what an earlier call registered, so
+    that a notebook cell can be run again.
+
+    Raises:
+        PluginError: a bad name or class, or the name is taken.
+    """
+    _registry.register(name, cls)
+
+
+def get_similarity(name: str, /, **options: Any) -> Similarity:
+    """A new similarity by its name: ``get_similarity("local", window=16)``.
+
+    Raises:
+        UnknownSimilarityError: no such name; the message suggests the nearest.
+        TypeError: an unknown option; the message suggests the nearest.
+        PluginError: see `available_similarities`.
+    """
+    infos = available_similarities()
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a similarity is a string, got {name!r}")
+    if name not in infos:
+        raise UnknownSimilarityError(_unknown(name, infos))
+    info = infos[name]
+    for option in options:
+        if option not in info.options:
+            known = ", ".join(info.options) or "none"
+            raise TypeError(
+                f"the similarity {name!r} has no option {option!r}"
+                f"{nearest(option, info.options)}; options: {known}"
+            )
+    return info.cls(**options)
+
+
+def _unknown(name: str, infos: Mapping[str, SimilarityInfo]) -> str:
+    message = f"no similarity named {name!r}"
+    if name in _registry.disabled:
+        return f"{message}: the plugin {name!r} is left out by CLIPSEQ_DISABLE"
+    for failed in _registry.failed:
+        if failed.name == name:
+            return (
+                f"{message}: the plugin {name!r} of {failed.distribution} {failed.version} "
+                f"could not be loaded: {failed.cause}"
+            )
+    if not infos and not _registry.disabled and not _registry.failed:
+        return (
+            f"{message}: nothing is registered, so the package clipseq is not installed (a source "
+            "tree on the path has no entry points); install it with `pip install -e .` or "
+            "`pip install clipseq`"
+        )
+    guess = nearest(name, infos) or ";"
+    return f"{message}{guess} registered: {', '.join(infos)}"
