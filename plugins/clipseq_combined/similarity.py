@@ -1,0 +1,134 @@
+"""A learnable weighted mean of other similarities."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clipseq import Sequences, Similarity, available_similarities, get_similarity
+
+_PREFIX = "part_"  # nn.ModuleDict refuses names such as "type"
+
+
+class CombinedSimilarity(Similarity):
+    r"""A weighted mean of similarities, its weights learnt: ``S = sum_k w_k S_k / sum_k w_k``.
+
+    The recommended one. Each part sees the same sequences, after this similarity's own
+    projection if it has one. Weights stay positive: their logarithms are what is learnt.
+    Cost: that of the parts.
+
+    Args:
+        parts: which similarities, name -> options. None: every registered one that is not
+            composite, third parties' included, with default options.
+        weights: name -> starting weight, positive; a part not named has its `default_weight`.
+        embed_dim: see `clipseq.Similarity`.
+
+    Attributes:
+        weights: name -> present weight.
+        parts: name -> similarity.
+
+    Raises:
+        UnknownSimilarityError: a part is not registered.
+        ValueError: no parts, a weight that is not positive, a weight for something else.
+    """
+
+    composite = True
+
+    def __init__(
+        self,
+        *,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
+        weights: Mapping[str, float] | None = None,
+        embed_dim: int | None = None,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim)
+        infos = available_similarities()
+        if parts is None:
+            parts = {name: {} for name, info in infos.items() if not info.composite}
+        elif not isinstance(parts, Mapping):
+            raise TypeError(f"parts must map names to options, got {parts!r}")
+        if not parts:
+            raise ValueError("combined needs at least one part")
+        starts = dict(weights or {})
+        self._parts = nn.ModuleDict()
+        self.log_weights = nn.ParameterDict()
+        for name, options in parts.items():
+            part = get_similarity(name, **dict(options))
+            weight = starts.pop(name, infos[name].default_weight)
+            if not weight > 0:
+                raise ValueError(
+                    f"the weight of {name!r} must be positive, got {weight!r}; "
+                    "to leave a part out, do not name it in parts"
+                )
+            self._parts[_PREFIX + name] = part
+            self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor(float(weight)).log())
+        if starts:
+            raise ValueError(
+                f"weights for {', '.join(starts)}, but the parts are {', '.join(parts)}"
+            )
+
+    @property
+    def parts(self) -> dict[str, Similarity]:
+        """The parts by name."""
+        return {name.removeprefix(_PREFIX): part for name, part in self._parts.items()}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The present weights by name; S divides by their sum."""
+        return {
+            name.removeprefix(_PREFIX): float(value.detach().exp())
+            for name, value in self.log_weights.items()
+        }
+
+    def prepare_x(self, x: Sequences) -> dict[str, Any]:
+        """What each part makes of x."""
+        return {name: part.prepare_x(part.project_x(x)) for name, part in self.parts.items()}
+
+    def prepare_y(self, y: Sequences) -> dict[str, Any]:
+        """What each part makes of y."""
+        return {name: part.prepare_y(part.project_y(y)) for name, part in self.parts.items()}
+
+    def score(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "b c"]:
+        return self._mean({name: part.score(x[name], y[name]) for name, part in self.parts.items()})
+
+    def score_all(
+        self, x: dict[str, Any], y: dict[str, Any], steps: tuple[int, int]
+    ) -> Float[Tensor, "B C"]:
+        """The weighted mean of what each part's own way over all pairs gives."""
+        return self._mean(
+            {name: part.score_all(x[name], y[name], steps) for name, part in self.parts.items()}
+        )
+
+    def align(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "n t l"]:
+        """The weighted mean of the parts' alignments, each scaled to sum to 1 over a pair."""
+        shares = {}
+        for name, part in self.parts.items():
+            weights = part.align(x[name], y[name])
+            total = weights.sum((1, 2), keepdim=True)
+            shares[name] = weights / total.masked_fill(total == 0, 1.0)
+        return self._mean(shares)
+
+    def _mean(self, values: dict[str, Tensor]) -> Tensor:
+        total = sum(
+            value * self.log_weights[_PREFIX + name].exp().to(value.dtype)
+            for name, value in values.items()
+        )
+        norm = torch.stack([weight.exp() for weight in self.log_weights.values()]).sum()
+        return total / norm.to(total.dtype)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        saved = {
+            key.removeprefix(f"{prefix}log_weights.{_PREFIX}")
+            for key in state_dict
+            if key.startswith(f"{prefix}log_weights.{_PREFIX}")
+        }
+        error_messages: list[str] = args[-1]
+        for name in sorted(saved - set(self.parts)):
+            installed = "is registered" if name in available_similarities() else "is not installed"
+            error_messages.append(
+                f"the checkpoint's combined similarity has the part {name!r}, which is not a part "
+                f"here (it {installed}); this one has {', '.join(self.parts)}"
+            )

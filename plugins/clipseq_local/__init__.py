@@ -1,0 +1,13 @@
+"""``local``: the best window for every window (MaxSim over sliding windows)."""
+
+from collections.abc import Mapping
+
+from clipseq import Similarity, hookimpl
+from clipseq_local.similarity import LocalSimilarity
+
+__all__ = ["LocalSimilarity"]
+
+
+@hookimpl
+def clipseq_similarities() -> Mapping[str, type[Similarity]]:
+    return {"local": LocalSimilarity}

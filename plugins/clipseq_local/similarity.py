@@ -1,0 +1,126 @@
+"""MaxSim over sliding windows."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from clipseq import Sequences, Similarity, unit
+
+
+class LocalSimilarity(Similarity):
+    r"""The best window of y for every window of x, and back.
+
+    .. math::
+        S = \tfrac12 \Big( \tfrac1{|U|}\sum_{u \in U} \max_{v \in V} u \cdot v
+            + \tfrac1{|V|}\sum_{v \in V} \max_{u \in U} u \cdot v \Big)
+
+    A window is the mean of its real steps, L2-normalised. Windows start every `stride` steps, until
+    one reaches the last real step; it may reach past it, and then holds the real steps it covers.
+    A sequence shorter than the window is one window. (A stride beyond the window skips steps.)
+
+    ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
+    (arXiv:2004.12832, which sums where we average); a window longer than both sequences is
+    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows.
+
+    Args:
+        window: steps in a window, or a pair of numbers, for x and for y.
+        stride: steps from one window's start to the next, or a pair.
+        embed_dim: see `clipseq.Similarity`.
+
+    Raises:
+        ValueError: a window or stride below 1.
+    """
+
+    default_weight = 0.5
+
+    def __init__(
+        self,
+        *,
+        window: int | tuple[int, int] = 16,
+        stride: int | tuple[int, int] = 1,
+        embed_dim: int | None = None,
+    ) -> None:
+        super().__init__(embed_dim=embed_dim)
+        self.window = _pair("window", window)
+        self.stride = _pair("stride", stride)
+
+    def prepare_x(self, x: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
+        """The unit windows of x, and which of its steps are real."""
+        return _windows(x, self.window[0], self.stride[0]), x.mask
+
+    def prepare_y(self, y: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
+        """The unit windows of y, and which of its steps are real."""
+        return _windows(y, self.window[1], self.stride[1]), y.mask
+
+    def score(
+        self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
+    ) -> Float[Tensor, "b c"]:
+        (u, _), (v, _) = x, y
+        # (b, U, c, V): one matrix product of everything with everything.
+        cosines = torch.tensordot(u.values, v.values, dims=([2], [2]))
+        # Excluded before the maximum, not multiplied by zero: a maximum may be negative.
+        cosines = cosines.masked_fill(~(u.mask[:, :, None, None] & v.mask), -torch.inf)
+        best_v = cosines.amax(3).masked_fill(~u.mask[:, :, None], 0.0).sum(1)
+        best_u = cosines.amax(1).masked_fill(~v.mask, 0.0).sum(2)
+        return (best_v / u.lengths[:, None] + best_u / v.lengths) / 2
+
+    def align(
+        self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
+    ) -> Float[Tensor, "n t l"]:
+        """What each pair of steps has in the score, through the windows that they lie in.
+
+        A window's best match counts by its cosine (where positive), in equal shares to the real
+        steps of both windows. For ``window=1``: the cosine at each maximum, 0 elsewhere.
+        """
+        (u, x_mask), (v, y_mask) = x, y
+        cosines = torch.bmm(u.values, v.values.mT)
+        real = u.mask[:, :, None] & v.mask[:, None, :]
+        masked = cosines.masked_fill(~real, -torch.inf)
+        chosen_v = torch.zeros_like(cosines).scatter(2, masked.argmax(2, keepdim=True), 1.0)
+        chosen_u = torch.zeros_like(cosines).scatter(1, masked.argmax(1, keepdim=True), 1.0)
+        pairs = chosen_v / u.lengths[:, None, None] + chosen_u / v.lengths[:, None, None]
+        pairs = (pairs * cosines.clamp(min=0.0) / 2).masked_fill(~real, 0.0)
+        x_share = _membership(x_mask, u.mask, self.window[0], self.stride[0], cosines.dtype)
+        y_share = _membership(y_mask, v.mask, self.window[1], self.stride[1], cosines.dtype)
+        return x_share.mT @ pairs @ y_share
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or any(type(number) is not int or number < 1 for number in pair):
+        raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}")
+    return pair[0], pair[1]
+
+
+def _windows(x: Sequences, window: int, stride: int) -> Sequences:
+    """Unit means of the real steps in each window of x, which is packed to the front."""
+    steps = x.values.shape[1]
+    window = min(window, steps)  # beyond the longest sequence nothing changes
+    count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
+    reach = (count - 1) * stride + window
+    values = nn.functional.pad(x.values, (0, 0, 0, reach - steps))
+    # Padding is zero and `unit` undoes any factor: the plain mean of a window points the right way.
+    means = (
+        nn.functional.avg_pool1d(values.mT, window, stride).mT
+        if window > 1
+        else (values[:, ::stride])
+    )
+    counts = -(-(x.lengths - window).clamp(min=0) // stride) + 1
+    counts = torch.minimum(counts, -(-x.lengths // stride))
+    mask = torch.arange(count, device=means.device) < counts[:, None]
+    return Sequences(unit(means).masked_fill(~mask[..., None], 0.0), mask)
+
+
+def _membership(
+    steps: Bool[Tensor, "n T"],
+    windows: Bool[Tensor, "n W"],
+    window: int,
+    stride: int,
+    dtype: torch.dtype,
+) -> Float[Tensor, "n W T"]:
+    """The share of each real step in each window: 1/m for the m real steps that it holds."""
+    window = min(window, steps.shape[1])
+    starts = torch.arange(windows.shape[1], device=steps.device)[:, None] * stride
+    offsets = torch.arange(steps.shape[1], device=steps.device) - starts
+    inside = (offsets >= 0) & (offsets < window) & steps[:, None, :] & windows[:, :, None]
+    return inside.to(dtype) / inside.sum(2, keepdim=True).clamp(min=1)

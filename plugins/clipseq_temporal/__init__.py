@@ -1,0 +1,13 @@
+"""``temporal``: both sequences in order, by a normalised soft-DTW."""
+
+from collections.abc import Mapping
+
+from clipseq import Similarity, hookimpl
+from clipseq_temporal.similarity import TemporalSimilarity
+
+__all__ = ["TemporalSimilarity"]
+
+
+@hookimpl
+def clipseq_similarities() -> Mapping[str, type[Similarity]]:
+    return {"temporal": TemporalSimilarity}

@@ -1,0 +1,80 @@
+"""Soft-DTW, normalised so that lengths do not matter."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipseq import Sequences, Similarity
+from clipseq_temporal.recursion import GROWTH, backward, band_mask, forward
+from clipseq_temporal.scores import temporal_scores
+
+
+class TemporalSimilarity(Similarity):
+    r"""Both sequences in order: one minus a normalised soft-DTW over ``c = 1 - cos``.
+
+    .. math::
+        S = 1 - \frac{\mathrm{softDTW}_\gamma(c) + \gamma \log N(t, l)}{t + l}, \qquad
+        \mathrm{softDTW}_\gamma(c) = -\gamma \log \sum_{\text{paths}} e^{-\text{cost}/\gamma}
+
+    Soft-DTW is that of Cuturi and Blondel (arXiv:1703.01541). We differ in three ways. The step
+    pattern is symmetric2 (Sakoe and Chiba 1978): a diagonal step and the first cell count their
+    cost twice, so that every path weighs t + l. N is the number of paths: dividing the sum by it
+    makes it a mean, where plain soft-DTW gives long sequences γ·log N for nothing. And the sum
+    over t + l makes it cosine units: a constant cost c gives exactly 1 - c at any lengths, and
+    γ → 0 gives 1 minus normalised DTW.
+
+    Computed in log space, anti-diagonal by anti-diagonal over all pairs of a tile at once, each
+    pair read at its own lengths; the gradient is the expected alignment, computed anew in
+    backward. Cost: O(B·C·T·L·D) for the products, and 4 transcendentals a cell in forward,
+    as many in backward.
+
+    Args:
+        gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and
+            gradients reach few steps.
+        band: None, or the most that the relative positions of two steps may differ, in [0, 1]:
+            a Sakoe-Chiba band, slanted where lengths differ, and at least so wide that the
+            corner can be reached.
+        embed_dim: see `clipseq.Similarity`.
+
+    Raises:
+        ValueError: gamma not positive, band outside [0, 1].
+    """
+
+    default_weight = 0.2
+
+    def __init__(
+        self, *, gamma: float = 0.1, band: float | None = None, embed_dim: int | None = None
+    ) -> None:
+        super().__init__(embed_dim=embed_dim)
+        if not 0 < gamma < float("inf"):
+            raise ValueError(f"gamma must be positive, got {gamma!r}")
+        if band is not None and not 0 <= band <= 1:
+            raise ValueError(f"band must be None or lie in [0, 1], got {band!r}")
+        self.gamma = float(gamma)
+        self.band = None if band is None else float(band)
+
+    def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
+        return temporal_scores(x.values, y.values, x.lengths, y.lengths, self.gamma, self.band)
+
+    def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
+        """`score` of everything at once: the operator cuts its own tiles."""
+        return self.score(x, y)
+
+    def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
+        """The expected alignment: how often a path meets each cell, in expectation over all paths.
+
+        A diagonal step and the first cell count twice, so the weights of a pair sum to t + l. It
+        is the gradient of ``-(t + l)·S`` to the costs.
+        """
+        # (T, L, n)
+        rates = torch.einsum("ntd,nld->tln", x.values, y.values) / self.gamma - GROWTH
+        rates = rates.contiguous()
+        t, length = x.lengths, y.lengths
+        allowed = None
+        if self.band is not None:
+            allowed = band_mask(t, length, rates.shape[0], rates.shape[1], self.band)
+        shares: list[Tensor] = []
+        with torch.no_grad():
+            forward(rates, t, length, allowed, shares)
+            ones = torch.ones_like(t, dtype=rates.dtype)
+            return backward(ones, shares, rates, t, length, allowed).permute(2, 0, 1)

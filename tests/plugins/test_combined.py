@@ -1,0 +1,144 @@
+import pytest
+import torch
+from ragged import ragged
+
+import clipseq
+
+PARTS = ("attention", "global", "local", "temporal")
+
+
+class Constant(clipseq.Similarity):
+    """The same score for every pair."""
+
+    default_weight = 0.4
+
+    def __init__(self, *, value=0.5):
+        super().__init__()
+        self.value = value
+
+    def score(self, x, y):
+        return x.values.new_full((len(x.values), len(y.values)), self.value)
+
+    def align(self, x, y):
+        return x.values.new_ones(len(x.values), x.values.shape[1], y.values.shape[1])
+
+
+@pytest.fixture
+def constant(fresh_registry):
+    clipseq.register_similarity("constant", Constant)
+
+
+def test_is_the_weighted_mean_of_its_parts():
+    x, x_mask = ragged(3, 7, 8, seed=1)
+    y, y_mask = ragged(4, 6, 8, seed=2)
+    weights = {"attention": 0.3, "global": 1.0, "local": 0.5, "temporal": 0.2}
+    scores = {n: clipseq.get_similarity(n)(x, y, x_mask, y_mask) for n in PARTS}
+    expected = sum(weights[n] * scores[n] for n in PARTS) / sum(weights.values())
+    combined = clipseq.get_similarity("combined")
+    torch.testing.assert_close(combined(x, y, x_mask, y_mask), expected, atol=1e-6, rtol=0)
+    assert combined.weights == pytest.approx(weights)
+
+
+def test_takes_parts_with_options_and_weights():
+    x, y = torch.randn(3, 7, 8), torch.randn(4, 6, 8)
+    combined = clipseq.get_similarity(
+        "combined", parts={"local": {"window": 2}, "global": {}}, weights={"global": 3.0}
+    )
+    local = clipseq.get_similarity("local", window=2)(x, y)
+    pooled = clipseq.get_similarity("global")(x, y)
+    torch.testing.assert_close(combined(x, y), (0.5 * local + 3 * pooled) / 3.5)
+
+
+def test_whatever_is_registered_joins(constant):
+    combined = clipseq.get_similarity("combined")
+    assert set(combined.parts) == {*PARTS, "constant"}
+    assert combined.weights["constant"] == pytest.approx(0.4)
+
+
+def test_no_composite_joins(constant):
+    class Whole(Constant):
+        composite = True
+
+    clipseq.register_similarity("whole", Whole)
+    assert "whole" not in clipseq.get_similarity("combined").parts
+
+
+def test_weights_learn_and_stay_positive():
+    x, y = torch.randn(4, 7, 8), torch.randn(4, 6, 8)
+    combined = clipseq.get_similarity("combined")
+    optimizer = torch.optim.SGD(combined.parameters(), lr=100.0)
+    for _ in range(5):
+        optimizer.zero_grad()
+        combined(x, y).square().sum().backward()
+        optimizer.step()
+    assert combined.weights != pytest.approx(clipseq.get_similarity("combined").weights)
+    assert all(weight > 0 for weight in combined.weights.values())
+
+
+def test_gradient_of_the_weights():
+    x, y = torch.randn(2, 5, 3).double(), torch.randn(2, 4, 3).double()
+    combined = clipseq.get_similarity("combined").double()
+    names = list(dict(combined.named_parameters()))
+
+    def scores(*values):
+        return torch.func.functional_call(combined, dict(zip(names, values, strict=True)), (x, y))
+
+    inputs = [p.detach().clone().requires_grad_() for p in combined.parameters()]
+    assert torch.autograd.gradcheck(scores, inputs)
+
+
+def test_one_projection_serves_all_parts():
+    x, y = torch.randn(2, 5, 6), torch.randn(2, 4, 6)
+    combined = clipseq.get_similarity("combined", embed_dim=6)
+    torch.testing.assert_close(combined(x, y), clipseq.get_similarity("combined")(x, y))
+    with torch.no_grad():
+        combined.x_projection.weight.copy_(2 * torch.eye(6).flip(0))
+    expected = clipseq.get_similarity("combined")(x.flip(2), y)
+    torch.testing.assert_close(combined(x, y), expected)
+
+
+def test_a_part_may_have_a_projection_of_its_own():
+    x, y = torch.randn(2, 5, 6), torch.randn(2, 4, 6)
+    combined = clipseq.get_similarity("combined", parts={"global": {"embed_dim": 6}})
+    with torch.no_grad():
+        combined.parts["global"].x_projection.weight.copy_(torch.eye(6).flip(0))
+    expected = clipseq.get_similarity("global")(x.flip(2), y)
+    torch.testing.assert_close(combined(x, y), expected)
+
+
+def test_a_part_missing_at_load_is_named(constant):
+    saved = clipseq.get_similarity("combined").state_dict()
+    fewer = clipseq.get_similarity("combined", parts={name: {} for name in PARTS})
+    with pytest.raises(RuntimeError, match="has the part 'constant', which is not a part here"):
+        fewer.load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="constant"):
+        fewer.load_state_dict(saved, strict=False)
+
+
+def test_align_is_the_weighted_mean_of_shares():
+    x, y = torch.randn(2, 5, 6), torch.randn(2, 4, 6)
+    combined = clipseq.get_similarity(
+        "combined",
+        parts={"temporal": {}, "attention": {}},
+        weights={"temporal": 1.0, "attention": 3.0},
+    )
+    expected = 0
+    for name, weight in (("temporal", 0.25), ("attention", 0.75)):
+        weights = clipseq.get_similarity(name).explain(x, y).weights
+        expected = expected + weight * weights / weights.sum((1, 2), keepdim=True)
+    torch.testing.assert_close(combined.explain(x, y).weights, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"parts": {}}, ValueError, "at least one part"),
+        ({"parts": {"loca": {}}}, clipseq.UnknownSimilarityError, "did you mean 'local'"),
+        ({"parts": {"local": {"windw": 2}}}, TypeError, "did you mean 'window'"),
+        ({"weights": {"local": 0.0}}, ValueError, "weight of 'local' must be positive, got 0.0"),
+        ({"parts": {"local": {}}, "weights": {"global": 1.0}}, ValueError, "weights for global"),
+    ],
+)
+def test_refuses_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        clipseq.get_similarity("combined", **options)

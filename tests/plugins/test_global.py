@@ -1,0 +1,43 @@
+import pytest
+import torch
+from ragged import ragged, real_steps
+
+import clipseq
+
+POOLS = {
+    "mean": lambda steps: steps.mean(0),
+    "max": lambda steps: steps.max(0).values,
+    "first": lambda steps: steps[0],
+    "last": lambda steps: steps[-1],
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_is_the_cosine_of_the_pooled_real_steps(pool):
+    x, x_mask = ragged(3, 7, 5, seed=1)
+    y, y_mask = ragged(4, 6, 5, seed=2)
+    scores = clipseq.get_similarity("global", pool=pool)(x, y, x_mask, y_mask)
+    for i, a in enumerate(real_steps(x, x_mask)):
+        for j, b in enumerate(real_steps(y, y_mask)):
+            expected = torch.cosine_similarity(POOLS[pool](a), POOLS[pool](b), dim=0)
+            assert scores[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_refuses_another_pool(unchecked_signatures):
+    with pytest.raises(ValueError, match="pool must be one of mean, max, first, last, got 'sum'"):
+        clipseq.get_similarity("global", pool="sum")
+
+
+@pytest.mark.parametrize(("pool", "cell"), [("first", (1, 0)), ("last", (4, 3))])
+def test_align_of_one_step_pools_points_at_that_pair(pool, cell):
+    x, y = torch.randn(1, 6, 4), torch.randn(1, 5, 4)
+    x_mask = torch.tensor([[False, True, True, True, True, False]])
+    y_mask = torch.tensor([[True, True, False, True, False]])
+    weights = clipseq.get_similarity("global", pool=pool).explain(x, y, x_mask, y_mask).weights
+    assert weights[0].nonzero().tolist() == [list(cell)]
+
+
+def test_align_of_max_pooling_adds_up_to_the_score_where_no_feature_disagrees():
+    x, y = torch.rand(2, 6, 4), torch.rand(2, 5, 4)
+    alignment = clipseq.get_similarity("global", pool="max").explain(x, y)
+    torch.testing.assert_close(alignment.weights.sum((1, 2)), alignment.score)

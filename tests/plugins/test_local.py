@@ -1,0 +1,87 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged import ragged, real_steps
+
+import clipseq
+
+
+def windows(steps, window, stride):
+    """The definition, window by window."""
+    found, start = [], 0
+    while True:
+        covered = steps[start : start + window]
+        found.append(covered.mean(0) / covered.mean(0).norm())
+        start += stride
+        if start - stride + window >= len(steps) or start >= len(steps):
+            return torch.stack(found)
+
+
+def maxsim(u, v):
+    over_v = sum(max(float(a @ b) for b in v) for a in u) / len(u)
+    over_u = sum(max(float(a @ b) for a in u) for b in v) / len(v)
+    return (over_v + over_u) / 2
+
+
+@given(
+    window=st.integers(1, 8),
+    other=st.integers(1, 8),
+    stride=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_is_maxsim_over_windows(window, other, stride, seed):
+    x, x_mask = ragged(3, 7, 4, seed=seed)
+    y, y_mask = ragged(2, 6, 4, seed=seed + 1)
+    similarity = clipseq.get_similarity("local", window=(window, other), stride=stride)
+    scores = similarity(x, y, x_mask, y_mask)
+    for i, a in enumerate(real_steps(x, x_mask)):
+        for j, b in enumerate(real_steps(y, y_mask)):
+            expected = maxsim(windows(a, window, stride), windows(b, other, stride))
+            assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_window_of_one_step_is_symmetrised_mean_maxsim():
+    x, y = torch.randn(3, 9, 8), torch.randn(4, 5, 8)
+    cosines = torch.cosine_similarity(x[:, None, :, None], y[None, :, None], dim=-1)
+    expected = (cosines.amax(3).mean(2) + cosines.amax(2).mean(2)) / 2
+    torch.testing.assert_close(clipseq.get_similarity("local", window=1)(x, y), expected)
+
+
+@given(window=st.integers(12, 10**6), seed=st.integers(0, 2**16))
+def test_a_window_longer_than_both_is_global(window, seed):
+    x, x_mask = ragged(3, 12, 5, seed=seed)
+    y, y_mask = ragged(4, 9, 5, seed=seed + 1)
+    torch.testing.assert_close(
+        clipseq.get_similarity("local", window=window)(x, y, x_mask, y_mask),
+        clipseq.get_similarity("global")(x, y, x_mask, y_mask),
+    )
+
+
+@pytest.mark.parametrize("option", ["window", "stride"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, (1, 0), (1, 2, 3), True])
+def test_refuses_what_is_no_number_of_steps(option, value, unchecked_signatures):
+    with pytest.raises(ValueError, match=f"{option} must be a positive integer"):
+        clipseq.get_similarity("local", **{option: value})
+
+
+def test_gradient_is_that_of_the_definition():
+    x, x_mask = ragged(2, 5, 3, seed=5)
+    y, y_mask = ragged(3, 4, 3, seed=6)
+    similarity = clipseq.get_similarity("local", window=2)
+    assert torch.autograd.gradcheck(
+        lambda a, b: similarity(a, b, x_mask, y_mask),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+def test_align_of_single_steps_holds_the_maxima():
+    x, y = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
+    alignment = clipseq.get_similarity("local", window=1).explain(x, y)
+    cosines = torch.cosine_similarity(x[0, :, None], y[0, None], dim=-1)
+    expected = torch.zeros(4, 3)
+    for t in range(4):
+        expected[t, cosines[t].argmax()] += cosines[t].max().clamp(min=0) / 8
+    for step in range(3):
+        expected[cosines[:, step].argmax(), step] += cosines[:, step].max().clamp(min=0) / 6
+    torch.testing.assert_close(alignment.weights[0], expected)

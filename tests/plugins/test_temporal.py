@@ -1,0 +1,173 @@
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ragged import ragged, real_steps
+
+import clipseq
+
+
+def in_band(i, j, t, length, band):
+    if band is None or t == 1 or length == 1:
+        return True
+    width = max(band, 1 / (2 * (min(t, length) - 1)))
+    return abs(i / (t - 1) - j / (length - 1)) <= width + 1e-12
+
+
+def paths(t, length, band=None):
+    """Every path from the first cell to the last, as [(i, j, weight), ...]."""
+
+    def extend(path):
+        i, j, _ = path[-1]
+        if (i, j) == (t - 1, length - 1):
+            yield path
+        for di, dj, weight in ((1, 0, 1), (0, 1, 1), (1, 1, 2)):
+            a, b = i + di, j + dj
+            if a < t and b < length and in_band(a, b, t, length, band):
+                yield from extend([*path, (a, b, weight)])
+
+    yield from extend([(0, 0, 2)])
+
+
+def by_enumeration(cost, gamma, band=None):
+    """The score from the definition: a mean over all paths."""
+    t, length = cost.shape
+    costs = [
+        sum(weight * float(cost[i, j]) for i, j, weight in path) for path in paths(t, length, band)
+    ]
+    best = min(costs)
+    mean = sum(math.exp(-(c - best) / gamma) for c in costs) / len(costs)
+    return 1 - (best - gamma * math.log(mean)) / (t + length)
+
+
+def by_recursion(cost, gamma):
+    """The score by the textbook recursion in log space, cell by cell."""
+
+    def soft_dtw(cost):
+        t, length = cost.shape
+        total = [[math.inf] * (length + 1) for _ in range(t + 1)]
+        for i in range(t):
+            for j in range(length):
+                c = float(cost[i, j])
+                if i == j == 0:
+                    total[1][1] = 2 * c
+                    continue
+                ways = (total[i][j + 1] + c, total[i + 1][j] + c, total[i][j] + 2 * c)
+                best = min(ways)
+                weights = sum(math.exp(-(way - best) / gamma) for way in ways)
+                total[i + 1][j + 1] = best - gamma * math.log(weights)
+        return total[t][length]
+
+    t, length = cost.shape
+    log_count = -soft_dtw(torch.zeros_like(cost)) / gamma
+    return 1 - (soft_dtw(cost) + gamma * log_count) / (t + length)
+
+
+def unit(steps):
+    return steps / steps.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("band", [None, 0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("t", "length"), [*itertools.product(range(1, 6), repeat=2)])
+def test_is_the_mean_over_all_paths(t, length, band):
+    x = torch.randn(2, t, 3, dtype=torch.float64)
+    y = torch.randn(2, length, 3, dtype=torch.float64)
+    scores = clipseq.get_similarity("temporal", gamma=0.2, band=band)(x, y)
+    for i, j in itertools.product(range(2), range(2)):
+        expected = by_enumeration(1 - unit(x[i]) @ unit(y[j]).T, 0.2, band)
+        assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
+
+
+@given(
+    gamma=st.sampled_from([0.01, 0.1, 1.0]),
+    steps=st.tuples(st.integers(1, 14), st.integers(1, 9)),
+    seed=st.integers(0, 2**16),
+)
+def test_reads_every_pair_at_its_own_lengths(gamma, steps, seed):
+    x, x_mask = ragged(3, steps[0], 4, seed=seed)
+    y, y_mask = ragged(4, steps[1], 4, seed=seed + 1)
+    scores = clipseq.get_similarity("temporal", gamma=gamma)(x, y, x_mask, y_mask)
+    for i, a in enumerate(real_steps(x, x_mask)):
+        for j, b in enumerate(real_steps(y, y_mask)):
+            expected = by_recursion(1 - unit(a) @ unit(b).T, gamma)
+            assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
+
+
+@given(
+    cosine=st.floats(-1, 1),
+    lengths=st.lists(st.integers(1, 12), min_size=2, max_size=4),
+    gamma=st.sampled_from([0.02, 0.1, 2.0]),
+    band=st.sampled_from([None, 0.0, 0.25]),
+)
+def test_a_constant_cost_gives_one_minus_it_at_any_lengths(cosine, lengths, gamma, band):
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(len(lengths), max(lengths), 2)
+    step = torch.tensor([cosine, math.sqrt(1 - cosine**2)], dtype=torch.float64)
+    y = step.expand(len(lengths), max(lengths), 2)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    similarity = clipseq.get_similarity("temporal", gamma=gamma, band=band)
+    scores = similarity(x, y, mask, mask.flip(0))
+    torch.testing.assert_close(scores, torch.full_like(scores, cosine), atol=1e-9, rtol=0)
+
+
+def test_small_gamma_is_normalised_dtw():
+    x, y = torch.randn(1, 8, 4, dtype=torch.float64), torch.randn(1, 6, 4, dtype=torch.float64)
+    cost = 1 - unit(x[0]) @ unit(y[0]).T
+    best = min(sum(weight * float(cost[i, j]) for i, j, weight in path) for path in paths(8, 6))
+    score = clipseq.get_similarity("temporal", gamma=1e-6)(x, y)
+    assert score.item() == pytest.approx(1 - best / 14, abs=1e-5)
+
+
+def test_order_matters():
+    x = torch.randn(1, 8, 16)
+    similarity = clipseq.get_similarity("temporal")
+    assert similarity(x, x).item() > similarity(x, x.flip(1)).item() + 0.2
+
+
+@pytest.mark.parametrize("band", [None, 0.2])
+def test_align_is_the_expected_path(band):
+    x = torch.randn(1, 5, 3, dtype=torch.float64)
+    y = torch.randn(1, 4, 3, dtype=torch.float64)
+    cost = 1 - unit(x[0]) @ unit(y[0]).T
+    expected, total = torch.zeros(5, 4, dtype=torch.float64), 0.0
+    for path in paths(5, 4, band):
+        likelihood = math.exp(-sum(w * float(cost[i, j]) for i, j, w in path) / 0.1)
+        total += likelihood
+        for i, j, weight in path:
+            expected[i, j] += weight * likelihood
+    weights = clipseq.get_similarity("temporal", band=band).explain(x, y).weights[0]
+    torch.testing.assert_close(weights, expected / total)
+
+
+@pytest.mark.parametrize("band", [None, 0.0, 0.3])
+def test_gradient_is_that_of_the_definition(band):
+    x, x_mask = ragged(2, 6, 3, seed=5)
+    y, y_mask = ragged(3, 4, 3, seed=6)
+    similarity = clipseq.get_similarity("temporal", band=band)
+    assert torch.autograd.gradcheck(
+        lambda a, b: similarity(a, b, x_mask, y_mask),
+        (x.requires_grad_(), y.requires_grad_()),
+    )
+
+
+def test_long_sequences_keep_float32_precision():
+    x, y = torch.randn(2, 300, 8), torch.randn(2, 200, 8)
+    similarity = clipseq.get_similarity("temporal", gamma=0.02)
+    expected = similarity(x.double(), y.double())
+    torch.testing.assert_close(similarity(x, y).double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gamma": 0.0}, "gamma must be positive"),
+        ({"gamma": float("nan")}, "gamma must be positive"),
+        ({"band": 1.5}, r"band must be None or lie in \[0, 1\]"),
+        ({"band": -0.1}, r"band must be None or lie in \[0, 1\]"),
+    ],
+)
+def test_refuses_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        clipseq.get_similarity("temporal", **options)
