@@ -1,0 +1,81 @@
+"""clipseq: contrastive learning that keeps the sequence.
+
+>>> import clipseq, torch
+>>> similarity = clipseq.get_similarity("local", window=16)
+>>> x, y = torch.randn(4, 62, 256), torch.randn(6, 20, 256)
+>>> similarity(x, y).shape
+torch.Size([4, 6])
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clipseq.cosine import unit
+from clipseq.errors import (
+    CheckpointError,
+    ClipseqError,
+    ConfigError,
+    DataError,
+    PluginError,
+    PluginWarning,
+    UnknownSimilarityError,
+)
+from clipseq.hookspecs import hookimpl
+from clipseq.losses import ClipLoss, SequenceLoss, SigLipLoss
+from clipseq.registry import (
+    FailedPlugin,
+    SimilarityInfo,
+    available_similarities,
+    failed_plugins,
+    get_similarity,
+    register_similarity,
+)
+from clipseq.sequences import Alignment, Sequences
+from clipseq.similarity import Similarity
+
+if TYPE_CHECKING:
+    from clipseq.encoders import RadarConfig, TextConfig
+    from clipseq.model import CLIP
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIP",
+    "Alignment",
+    "CheckpointError",
+    "ClipLoss",
+    "ClipseqError",
+    "ConfigError",
+    "DataError",
+    "FailedPlugin",
+    "PluginError",
+    "PluginWarning",
+    "RadarConfig",
+    "SequenceLoss",
+    "Sequences",
+    "SigLipLoss",
+    "Similarity",
+    "SimilarityInfo",
+    "TextConfig",
+    "UnknownSimilarityError",
+    "__version__",
+    "available_similarities",
+    "failed_plugins",
+    "get_similarity",
+    "hookimpl",
+    "register_similarity",
+    "unit",
+]
+
+# The model's modules are for those who train one; who only wants a similarity does not wait.
+_LAZY = {
+    "CLIP": "clipseq.model",
+    "RadarConfig": "clipseq.encoders",
+    "TextConfig": "clipseq.encoders",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'clipseq' has no attribute {name!r}")

@@ -1,0 +1,174 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import clipseq
+from clipseq.losses import info_nce, sigmoid_loss
+
+
+def info_nce_by_hand(logits, positives):
+    """Cross-entropy with an equal share of the target on every positive, both directions."""
+    total = 0.0
+    for z, p in ((logits, positives), (logits.T, positives.T)):
+        for row, mine in zip(z.tolist(), p.tolist(), strict=True):
+            lse = math.log(sum(math.exp(value) for value in row))
+            own = [value for value, positive in zip(row, mine, strict=True) if positive]
+            total += sum(lse - value for value in own) / len(own)
+    return total / 2 / len(logits)
+
+
+def sigmoid_by_hand(logits, positives):
+    total = 0.0
+    for row, mine in zip(logits.tolist(), positives.tolist(), strict=True):
+        for value, positive in zip(row, mine, strict=True):
+            total += math.log1p(math.exp(-value if positive else value))
+    return total / len(logits)
+
+
+groups_of_captions = st.lists(st.integers(0, 3), min_size=1, max_size=6)
+
+
+@given(groups=groups_of_captions, seed=st.integers(0, 2**16))
+def test_both_losses_are_their_formulas_in_float64(groups, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(len(groups), len(groups), generator=generator, dtype=torch.float64)
+    groups = torch.tensor(groups)
+    positives = groups[:, None] == groups
+    clip, siglip = clipseq.ClipLoss().double(), clipseq.SigLipLoss().double()
+    assert clip.from_scores(scores, groups).item() == pytest.approx(
+        info_nce_by_hand(scores / 0.07, positives), rel=1e-6
+    )
+    assert siglip.from_scores(scores, groups).item() == pytest.approx(
+        sigmoid_by_hand(10 * scores - 10, positives), rel=1e-6
+    )
+
+
+def test_equals_open_clip():
+    loss = pytest.importorskip("open_clip.loss", reason="open_clip is not installed")
+    x = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+    y = torch.nn.functional.normalize(torch.randn(8, 16), dim=1)
+    torch.testing.assert_close(
+        clipseq.ClipLoss()(x, y), loss.ClipLoss()(x, y, torch.tensor(1 / 0.07))
+    )
+    expected = loss.SigLipLoss()(x, y, torch.tensor(10.0), torch.tensor(-10.0))
+    torch.testing.assert_close(clipseq.SigLipLoss()(x, y), expected)
+
+
+def test_pooled_features_are_compared_by_cosine():
+    x, y = torch.randn(5, 8), torch.randn(5, 8)
+    cosines = torch.cosine_similarity(x[:, None], y[None], dim=-1)
+    loss = clipseq.ClipLoss()
+    torch.testing.assert_close(loss(x, y), loss.from_scores(cosines))
+    torch.testing.assert_close(loss(7 * x, y / 9), loss(x, y))
+
+
+def test_items_of_one_caption_are_no_negatives_of_one_another():
+    # Two of three items share their caption and every feature: nothing is left to separate.
+    x = torch.eye(2)[[0, 0, 1]]
+    apart = clipseq.ClipLoss(init_scale=100.0)
+    assert apart(x, x, groups=torch.tensor([4, 4, 7])).item() == pytest.approx(
+        2 / 3 * math.log(2), abs=1e-5
+    )
+    siglip = clipseq.SigLipLoss(init_scale=50.0, init_bias=-25.0)
+    assert siglip(x, x, groups=torch.tensor([4, 4, 7])).item() == pytest.approx(0.0, abs=1e-5)
+    assert siglip(x, x).item() > 10
+
+
+@pytest.mark.parametrize("loss", [clipseq.ClipLoss(), clipseq.SigLipLoss()])
+def test_gradients_of_features_and_of_every_parameter(loss):
+    loss = loss.double()
+    names = [name for name, _ in loss.named_parameters()]
+
+    def value(x, y, *parameters):
+        chosen = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(loss, chosen, (x, y, torch.tensor([0, 1, 0])))
+
+    inputs = [torch.randn(3, 4).double(), torch.randn(3, 4).double()]
+    inputs += [p.detach().clone() for p in loss.parameters()]
+    assert torch.autograd.gradcheck(value, [i.requires_grad_() for i in inputs])
+
+
+def test_the_scale_is_clamped_and_can_come_back():
+    loss = clipseq.ClipLoss(init_scale=100.0)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=1.0)
+    agreeing, opposed = torch.eye(3) - 0.5, -torch.eye(3)
+    with torch.no_grad():
+        loss.log_scale += 1.0
+    assert loss.scale.item() == pytest.approx(100.0)
+    loss.from_scores(agreeing).backward()
+    assert loss.log_scale.grad.item() == 0.0
+    optimizer.zero_grad()
+    loss.from_scores(opposed).backward()
+    optimizer.step()
+    assert loss.log_scale.item() < math.log(100.0) + 1.0
+
+
+def test_the_bias_may_follow_the_batch():
+    loss = clipseq.SigLipLoss(init_bias="batch_size")
+    assert loss.bias(257).item() == pytest.approx(-math.log(256))
+    assert loss.bias(1).item() == 0.0
+    # The log-odds of a positive: at equal scores, the loss is then at its least.
+    scores = torch.zeros(64, 64)
+    best = loss.from_scores(scores).item()
+    for offset in (-0.5, 0.5):
+        with torch.no_grad():
+            loss.bias_offset.fill_(offset)
+        assert loss.from_scores(scores).item() > best
+
+
+def test_a_sequence_loss_is_the_loss_of_its_scores():
+    x, y = torch.randn(4, 6, 8), torch.randn(4, 5, 8)
+    x_mask, y_mask = torch.rand(4, 6) < 0.7, torch.rand(4, 5) < 0.7
+    groups = torch.tensor([0, 1, 0, 2])
+    for kind, plain in (("clip", clipseq.ClipLoss), ("siglip", clipseq.SigLipLoss)):
+        similarity = clipseq.get_similarity("temporal")
+        loss = clipseq.SequenceLoss(similarity, kind=kind, init_scale=5.0)
+        expected = plain(init_scale=5.0).from_scores(similarity(x, y, x_mask, y_mask), groups)
+        torch.testing.assert_close(loss(x, y, x_mask, y_mask, groups), expected)
+        assert loss.similarity_fn is similarity
+
+
+def test_a_common_offset_of_the_logits_costs_no_precision():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    torch.testing.assert_close(info_nce(logits + 1e4), info_nce(logits), atol=1e-3, rtol=0)
+
+
+def test_extreme_logits_stay_finite():
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4]], requires_grad=True)
+    for value in (info_nce(logits), sigmoid_loss(logits, torch.eye(2, dtype=torch.bool))):
+        assert value.isfinite()
+        assert torch.autograd.grad(value, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(2, 4)), "of one shape"),
+        (lambda: clipseq.ClipLoss()(torch.ones(3), torch.ones(3)), "of one shape"),
+        (lambda: clipseq.ClipLoss().from_scores(torch.ones(3, 2)), r"\(B, B\) with B >= 1"),
+        (lambda: clipseq.ClipLoss().from_scores(torch.ones(0, 0)), r"\(B, B\) with B >= 1"),
+        (
+            lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(3, 4), torch.ones(2).long()),
+            "groups must be 3 integers",
+        ),
+        (lambda: clipseq.ClipLoss(init_scale=0.0), "init_scale must lie in"),
+        (lambda: clipseq.ClipLoss(init_scale=200.0), "init_scale must lie in"),
+        (lambda: clipseq.SigLipLoss(init_bias="batch"), "must be a number or 'batch_size'"),
+        (
+            lambda: clipseq.SequenceLoss(clipseq.get_similarity("global"), kind="nce"),
+            "kind must be 'clip' or 'siglip', got 'nce'",
+        ),
+        (
+            lambda: clipseq.SequenceLoss(clipseq.get_similarity("global"))(
+                torch.ones(3, 4, 2), torch.ones(2, 4, 2)
+            ),
+            "got batches of 3 and 2",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, message, unchecked_signatures):
+    with pytest.raises(ValueError, match=message):
+        call()
