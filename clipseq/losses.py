@@ -62,7 +62,7 @@ class _UpperBound(torch.autograd.Function):
         return value.clamp(max=bound)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (value,) = ctx.saved_tensors
         return grad.masked_fill((value > ctx.bound) & (grad < 0), 0.0), None
 

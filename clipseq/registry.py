@@ -189,6 +189,9 @@ def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> 
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{name!r}: {_path(cls)} does not define {missing}")
+    for method in ("forward", "explain"):
+        if getattr(cls, method) is not getattr(Similarity, method):
+            raise PluginError(f"{name!r}: {_path(cls)} overrides {method}, which is final")
     options = {}
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):

@@ -90,7 +90,7 @@ class Similarity(nn.Module, ABC):
         pairs = self.tile_elements // (steps[0] * steps[1])
         return score_tiles(self.score, x, y, batch, others, pairs)
 
-    @final
+    @final  # type: ignore[misc]  # nn.Module declares it as an attribute
     def forward(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> Float[Tensor, "B C"]:

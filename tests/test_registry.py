@@ -101,6 +101,12 @@ BROKEN = {
         "@hookimpl\ndef clipseq_similarities(): return {'foo': Foo}",
         "does not define align",
     ),
+    "final": (
+        WORKING.replace(
+            "def align", "def forward(self, x, y):\n            ...\n\n        def align"
+        ),
+        "overrides forward, which is final",
+    ),
     "bad name": (WORKING.replace('"foo"', '"Foo-1"'), "must match .* got 'Foo-1'"),
     "required option": (
         WORKING.replace("size=3", "size"),
