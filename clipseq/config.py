@@ -1,0 +1,223 @@
+"""Plain dictionaries into attrs configs, strictly: a typo is an error that names the key.
+
+cattrs does the structuring. What is added here is that nothing is coerced in silence (`"3"` is no
+int, `True` is no int, a string is no sequence of strings) and that every problem of a config is
+reported at once, by its dotted path.
+"""
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import attrs
+from cattrs import Converter, ForbiddenExtraKeysError
+from cattrs.cols import is_mapping, mapping_structure_factory
+from cattrs.gen import make_dict_structure_fn
+
+from clipseq.errors import ConfigError, nearest
+
+__all__ = ["structure", "unstructure"]
+
+T = TypeVar("T")
+
+
+def structure(cls: type[T], mapping: object, *, where: str = "") -> T:
+    """Build the attrs class `cls` from a plain mapping such as a TOML table or a JSON object.
+
+    Nested attrs classes, tuples, lists, dicts, `Literal` and unions with `None` are understood. An
+    int is accepted where a float is wanted; nothing else is converted, apart from a list where a
+    tuple is wanted and a string where a `Path` is.
+
+    Args:
+        cls: an attrs class.
+        mapping: what to build it from; an instance of `cls` is returned as it is.
+        where: the dotted path of `mapping` in the file it came from, for the error's text.
+
+    Raises:
+        ConfigError: naming every unknown key (and the nearest known one), every missing key, and
+            every value of the wrong type, with the type that was wanted and the value that came.
+    """
+    if isinstance(mapping, cls):
+        return mapping
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"{where or cls.__name__}: expected a table (a mapping of keys to values), "
+            f"got {mapping!r}"
+        )
+    try:
+        return _converter.structure(mapping, cls)
+    except Exception as error:
+        raise ConfigError("; ".join(_problems(error, where))) from None
+
+
+def unstructure(instance: Any) -> dict[str, Any]:
+    """The plain dictionary that `structure` turns back into `instance` (paths as strings)."""
+    plain: dict[str, Any] = _converter.unstructure(instance)
+    return plain
+
+
+class _MismatchError(Exception):
+    """A value of the wrong type, before it is known at which key it stands."""
+
+    def __init__(self, wanted: Any, got: Any):
+        super().__init__(f"expected {_type_name(wanted)}, got {got!r} ({type(got).__name__})")
+
+
+def _type_name(kind: Any) -> str:
+    """`int | None` as "int or None", `Literal["a", "b"]` as "'a' or 'b'"."""
+    if get_origin(kind) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_type_name(member) for member in get_args(kind))
+    if kind is type(None):
+        return "None"
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def _problems(error: BaseException, path: str) -> list[str]:
+    """One line per leaf of the exception tree that cattrs raises, each led by its dotted path."""
+    if isinstance(error, BaseExceptionGroup):
+        lines = []
+        for inner in error.exceptions:
+            lines += _problems(inner, _extend(path, inner))
+        return lines
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [field.alias for field in attrs.fields(error.cl)]
+        return [
+            f"unknown key {_join(path, key)!r}{nearest(key, known)} (known: {', '.join(known)})"
+            for key in sorted(error.extra_fields, key=str)
+        ]
+    if isinstance(error, KeyError):
+        return [f"missing key {path!r}"]
+    return [f"{path}: {error}" if path else str(error)]
+
+
+def _extend(path: str, error: BaseException) -> str:
+    # cattrs hangs the attribute's name, or the index or key in a collection, on the error as a note
+    for note in getattr(error, "__notes__", ()):
+        step = getattr(note, "name", getattr(note, "index", None))
+        if step is not None:
+            return f"{path}[{step}]" if isinstance(step, int) else _join(path, str(step))
+    return path
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _exactly(wanted: type) -> Any:
+    def hook(value: Any, _: Any) -> Any:
+        # `type(...) is`: True is an int to isinstance, and no one who writes true means 1
+        if type(value) is not wanted:
+            raise _MismatchError(wanted, value)
+        return value
+
+    return hook
+
+
+def _float(value: Any, _: Any) -> float:
+    if type(value) not in (int, float):
+        raise _MismatchError(float, value)
+    return float(value)
+
+
+def _path(value: Any, _: Any) -> Path:
+    if not isinstance(value, (str, Path)):
+        raise _MismatchError(Path, value)
+    return Path(value)
+
+
+def _literal(value: Any, kind: Any) -> Any:
+    for choice in get_args(kind):
+        if type(value) is type(choice) and value == choice:
+            return value
+    hint = nearest(value, get_args(kind)) if isinstance(value, str) else ""
+    raise ValueError(f"{_MismatchError(kind, value)}{hint}")
+
+
+def _union(value: Any, kind: Any) -> Any:
+    members = get_args(kind)
+    if type(value) in members:
+        return value
+    for member in members:
+        # a table can only be meant for the member that is a class: let its own errors through
+        if attrs.has(member) and isinstance(value, Mapping):
+            return _converter.structure(value, member)
+    for member in members:
+        try:
+            return _converter.structure(value, member)
+        except Exception:
+            continue
+    raise _MismatchError(kind, value)
+
+
+def _none(value: Any, _: Any) -> None:
+    if value is not None:
+        raise _MismatchError(type(None), value)
+
+
+def _sequence(value: Any, kind: Any) -> Any:
+    members = get_args(kind)
+    if not isinstance(value, (list, tuple)):
+        raise _MismatchError(kind, value)
+    if get_origin(kind) is tuple and Ellipsis not in members:
+        if len(value) != len(members):
+            raise _MismatchError(kind, value)
+        return tuple(
+            _converter.structure(v, member) for v, member in zip(value, members, strict=True)
+        )
+    # the whole value is named in the error: in a short list it says more than an index
+    items = []
+    for item in value:
+        try:
+            items.append(_converter.structure(item, members[0]))
+        except _MismatchError:
+            raise _MismatchError(kind, value) from None
+    return tuple(items) if get_origin(kind) is tuple else items
+
+
+def _mapping_factory(kind: Any, converter: Converter) -> Any:
+    inner = mapping_structure_factory(kind, converter, structure_to=dict)
+
+    def hook(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _MismatchError(kind, value)
+        return inner(value, kind)
+
+    return hook
+
+
+def _class_factory(cls: Any, converter: Converter) -> Any:
+    inner = make_dict_structure_fn(cls, converter, _cattrs_forbid_extra_keys=True)
+
+    def hook(value: Any, _: Any) -> Any:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise _MismatchError(cls, value)
+        return inner(value, cls)
+
+    return hook
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
+
+
+def _is_list_or_tuple(kind: Any) -> bool:
+    return get_origin(kind) in (list, tuple)
+
+
+_converter = Converter(forbid_extra_keys=True)
+_converter.register_structure_hook_factory(attrs.has, _class_factory)
+for _kind in (int, str, bool):
+    _converter.register_structure_hook(_kind, _exactly(_kind))
+_converter.register_structure_hook(float, _float)
+_converter.register_structure_hook(Path, _path)
+_converter.register_structure_hook(type(None), _none)
+_converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _literal)
+_converter.register_structure_hook_func(_is_union, _union)
+_converter.register_structure_hook_func(_is_list_or_tuple, _sequence)
+_converter.register_structure_hook_factory(is_mapping, _mapping_factory)
+_converter.register_unstructure_hook(Path, str)

@@ -1,0 +1,110 @@
+"""What a tower is built from. Widths and depths are the model's, so that both towers share them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import attrs
+from attrs import field, frozen
+
+from clipseq.errors import ConfigError, nearest
+
+Fusion = Literal["concat", "add", "attention"]
+
+
+def _whole_number(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{attribute.name} must be a whole number of at least 1, got {value!r}")
+
+
+def _fraction(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ConfigError(f"{attribute.name} must be a number in [0, 1), got {value!r}")
+
+
+def _flag(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if type(value) is not bool:
+        raise ConfigError(f"{attribute.name} must be True or False, got {value!r}")
+
+
+def _fusion(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    choices = get_args(Fusion)
+    if value not in choices:
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        raise ConfigError(f"fusion must be one of {', '.join(choices)}; got {value!r}{hint}")
+
+
+def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(f"views must map each view's name to its number of bins, got {value!r}")
+    for name, bins in value.items():
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"views: a view's name must be a string, got {name!r}")
+        if type(bins) is not int or bins < 1:
+            raise ConfigError(
+                f"views: the number of bins of {name!r} must be a whole number of at least 1, "
+                f"got {bins!r}"
+            )
+
+
+def _own_dict(value: Any) -> Any:
+    # a copy: a frozen config must not change because the caller's dictionary does
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _default_views() -> dict[str, int]:
+    return {"range_time": 256, "doppler_time": 128, "azimuth_time": 128}
+
+
+@frozen
+class RadarConfig:
+    """A tower over one or more time-frequency maps.
+
+    Attributes:
+        views: name of a map -> its number of frequency (or range, or angle) bins F.
+        patch_frames: frames per token; the last patch of a clip may be partly empty.
+        fusion: how the views of one patch become one token. "concat": side by side, then one
+            linear layer; an absent view leaves zeros. "add": the mean of the views present.
+            "attention": the same, plus what a learned query attends to among those present.
+        dropout: probability in the transformer, in training only.
+        gradient_checkpointing: recompute each block in backward: less memory, a third more time.
+    """
+
+    views: dict[str, int] = field(factory=_default_views, converter=_own_dict, validator=_views)
+    patch_frames: int = field(default=16, validator=_whole_number)
+    fusion: Fusion = field(default="concat", validator=_fusion)
+    dropout: float = field(default=0.0, validator=_fraction)
+    gradient_checkpointing: bool = field(default=False, validator=_flag)
+
+
+@frozen
+class TextConfig:
+    """A tower over captions.
+
+    Attributes:
+        pretrained: a local Hugging Face model directory to use as the tower, or None for a
+            transformer of our own, trained from scratch.
+        freeze: keep the pretrained model's weights (and its dropout off); only the projection to
+            the model's width is trained. Needs `pretrained`.
+        causal: a word attends only to those before it, as in CLIP; False: to all. A pretrained
+            model keeps its own way.
+        vocab_size: size of the vocabulary when token ids come from a tokenizer that the model does
+            not hold. None: the tokenizer's.
+        dropout: probability in the transformer, in training only. A pretrained model has its own.
+        gradient_checkpointing: recompute each block in backward: less memory, a third more time.
+    """
+
+    pretrained: str | None = field(
+        default=None, converter=lambda path: None if path is None else str(path)
+    )
+    freeze: bool = field(default=False, validator=_flag)
+    causal: bool = field(default=True, validator=_flag)
+    vocab_size: int | None = field(default=None, validator=attrs.validators.optional(_whole_number))
+    dropout: float = field(default=0.0, validator=_fraction)
+    gradient_checkpointing: bool = field(default=False, validator=_flag)
+
+    def __attrs_post_init__(self) -> None:
+        if self.freeze and self.pretrained is None:
+            raise ConfigError(
+                "freeze=True needs pretrained=<directory>: a text tower that starts from random "
+                "weights must be trained"
+            )

@@ -1,0 +1,205 @@
+"""A Hugging Face model directory as the text tower; nothing is ever downloaded."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from clipseq.encoders.config import TextConfig
+from clipseq.encoders.text import (
+    Text,
+    check_captions,
+    check_ids,
+    check_lengths,
+    pad,
+    real_first,
+)
+from clipseq.sequences import Sequences
+
+
+class HuggingFaceTokenizer:
+    """The directory's own tokenizer, behind clipseq's interface."""
+
+    kind: ClassVar[str] = "hugging_face"
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        pad_id = tokenizer.pad_token_id
+        # padding is masked wherever it goes, so where there is no pad token any id will do
+        self.pad_id: int = 0 if pad_id is None else pad_id
+        self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self.tokenizer)
+
+    def with_special(self, caption: str) -> list[int]:
+        """The ids that the model reads: [CLS], [SEP] and their like included."""
+        ids: list[int] = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
+        return ids
+
+    def encode(self, caption: str) -> list[int]:
+        """The ids of the caption's words, special tokens left out."""
+        return [i for i in self.with_special(caption) if i not in self.special_ids]
+
+    def tokens(self, caption: str) -> list[str]:
+        """The piece that each id of `encode` stands for."""
+        return [self.tokenizer.decode([i]).strip() for i in self.encode(caption)]
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's files, as transformers does."""
+        self.tokenizer.save_pretrained(directory)
+
+
+class HuggingFaceTextTower(nn.Module):
+    """A pretrained encoder, its last hidden states projected to D.
+
+    The sequence holds the outputs at the words; [CLS], [SEP] and their like are left out of it.
+    The pooled feature is its mean: unlike the output at one special token it means something in
+    every architecture, also when frozen (Sentence-BERT, arXiv:1908.10084).
+
+    Args:
+        config: `pretrained` names a local directory.
+        context_length: most tokens of a caption, special ones included; what the pretrained model
+            can read is a limit as well.
+        width: D of everything that comes out.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: no such directory, or transformers cannot load it.
+    """
+
+    def __init__(self, config: TextConfig, *, context_length: int, width: int):
+        super().__init__()
+        model, tokenizer = _load(config)
+        self.config = config
+        self.tokenizer = HuggingFaceTokenizer(tokenizer)
+        self.language_model = model
+        limits = (context_length, getattr(model.config, "max_position_embeddings", None))
+        self.context_length = min(
+            limit for limit in (*limits, tokenizer.model_max_length) if limit is not None
+        )
+        self.projection = nn.Linear(model.config.hidden_size, width, bias=False)
+        nn.init.normal_(self.projection.weight, std=model.config.hidden_size**-0.5)
+        if config.freeze:
+            self.language_model.requires_grad_(False)
+        elif config.gradient_checkpointing:
+            # transformers 5 renames it
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            enable = getattr(model, new if hasattr(model, new) else old)
+            enable({"use_reentrant": False})
+        self.train()
+
+    def train(self, mode: bool = True) -> "HuggingFaceTextTower":
+        """As in every module, except that a frozen language model stays in eval mode."""
+        super().train(mode)
+        if self.config.freeze:
+            self.language_model.eval()
+        return self
+
+    def forward(
+        self, text: Text, mask: Tensor | None = None, *, sequences: bool = True
+    ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
+        """Encode a batch of captions.
+
+        Args:
+            text: a list of captions, or token ids (B, L) as the directory's tokenizer makes them,
+                special tokens included.
+            mask: (B, L) bool for token ids, True at a real token. None: every id but the
+                tokenizer's pad id is real.
+            sequences: whether to return the tokens too.
+
+        Returns:
+            (B, D), and the outputs at the words, moved to the front and zero in padded steps; or
+            None for the latter.
+
+        Raises:
+            TypeError, ValueError: as `TextTower.forward`.
+        """
+        ids, mask = self.tokenize(text, mask)
+        special_ids = sorted(self.tokenizer.special_ids)
+        special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
+        word = mask & ~torch.isin(ids, special)
+        check_lengths(word.sum(1), self.context_length)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
+            hidden = self.language_model(input_ids=ids, attention_mask=mask.long())
+        states = hidden.last_hidden_state.to(self.projection.weight.dtype)
+        values, word = real_first(self.projection(states), word)
+        tokens = Sequences.from_tensor(values, word)
+        pooled = tokens.values.sum(1) / tokens.lengths[:, None]
+        return pooled, (tokens if sequences else None)
+
+    def tokenize(
+        self, text: Text, mask: Tensor | None = None
+    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+        """The token ids with special ones, real ones first, and which they are."""
+        device = self.projection.weight.device
+        pad_id = self.tokenizer.pad_id
+        if isinstance(text, Tensor):
+            ids, mask = check_ids(text.to(device), mask, self.tokenizer.vocab_size, pad_id)
+        else:
+            if mask is not None:
+                raise ValueError("text_mask goes with token ids; captions need none")
+            captions = check_captions(text)
+            ids, mask = pad([self.tokenizer.with_special(c) for c in captions], pad_id)
+            ids, mask = ids.to(device), mask.to(device)
+        check_lengths(mask.sum(1), self.context_length)
+        return real_first(ids, mask)
+
+    def save(self, directory: Path) -> None:
+        """Write model and tokenizer into `directory`, as transformers does (safetensors)."""
+        with _no_progress_bar():
+            self.language_model.save_pretrained(directory)
+        self.tokenizer.save(directory)
+
+
+def _load(config: TextConfig) -> tuple[Any, Any]:
+    if importlib.util.find_spec("transformers") is None:
+        raise ImportError(
+            "TextConfig(pretrained=...) needs transformers: pip install 'clipseq[hf]'"
+        )
+    from transformers import AutoModel, AutoTokenizer
+
+    directory = Path(config.pretrained or "")
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"TextConfig.pretrained must be a local Hugging Face model directory with a "
+            f"config.json, got {config.pretrained!r} (a model of the hub: download it first, "
+            f"huggingface_hub.snapshot_download gives its directory)"
+        )
+    try:
+        with _no_progress_bar():
+            model, report = AutoModel.from_pretrained(
+                directory, local_files_only=True, dtype="auto", output_loading_info=True
+            )
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"transformers cannot load {directory}: {error}") from error
+    # transformers fills what a file lacks with random numbers. A pooler is not used here.
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise ValueError(f"the weights in {directory} lack {', '.join(sorted(missing))}")
+    for name, parameter in model.named_parameters():
+        if "pooler" in name:
+            parameter.requires_grad_(False)
+    # Weights stored in half precision are trained in full; float64 stays what it is.
+    return model.to(torch.promote_types(model.dtype, torch.get_default_dtype())), tokenizer
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,182 @@
+"""Captions into token ids: bytes without any training, or a vocabulary trained on the captions.
+
+A tokenizer is anything with the members of `Tokenizer`. Id 0 is padding in all of ours. The EOT
+token belongs to the text tower, not to the vocabulary.
+"""
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from clipseq.errors import CheckpointError
+
+FILE_NAME = "tokenizer.json"
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the text tower and the figures ask of a tokenizer."""
+
+    kind: ClassVar[str]
+
+    @property
+    def pad_id(self) -> int:
+        """The id of padding."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, padding included."""
+
+    def encode(self, caption: str) -> list[int]:
+        """The caption's token ids, without padding or EOT; empty for an empty caption."""
+
+    def tokens(self, caption: str) -> list[str]:
+        """The piece of the caption that each id of `encode` stands for, to show to people."""
+
+    def save(self, directory: Path) -> None:
+        """Write what `load_tokenizer` needs into an existing directory."""
+
+
+class ByteTokenizer:
+    """One token for each byte of the caption's UTF-8: any string works, and nothing is trained."""
+
+    kind: ClassVar[str] = "byte"
+    pad_id = 0
+    vocab_size = 257
+
+    def encode(self, caption: str) -> list[int]:
+        """The bytes, each plus one; empty where the caption is nothing but white space."""
+        return [byte + 1 for byte in caption.encode()] if caption.strip() else []
+
+    def tokens(self, caption: str) -> list[str]:
+        """The character that each byte belongs to."""
+        pieces = [char for char in caption for _ in char.encode()]
+        return pieces if caption.strip() else []
+
+    def save(self, directory: Path) -> None:
+        """Nothing to write."""
+
+
+class TrainedTokenizer:
+    """A tokenizer of the tokenizers library; made by `train_tokenizer`."""
+
+    kind: ClassVar[str] = "trained"
+    pad_id = 0
+
+    def __init__(self, serialized: str):
+        self._serialized = serialized
+        self._tokenizer = _tokenizers().Tokenizer.from_str(serialized)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, padding included."""
+        size: int = self._tokenizer.get_vocab_size()
+        return size
+
+    def encode(self, caption: str) -> list[int]:
+        """The caption's token ids; empty where there is nothing to read in it."""
+        ids: list[int] = self._tokenizer.encode(caption).ids
+        return ids
+
+    def tokens(self, caption: str) -> list[str]:
+        """The piece of the caption that each id stands for (unknown words as they are written)."""
+        spans = self._tokenizer.encode(caption).offsets
+        return [caption[start:stop].strip() for start, stop in spans]
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json, which the tokenizers library reads as well."""
+        (directory / FILE_NAME).write_text(self._serialized, encoding="utf-8")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"serialized": self._serialized}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["serialized"])  # type: ignore[misc]
+
+
+def train_tokenizer(
+    captions: Iterable[str], vocab_size: int = 4096, *, kind: Literal["bpe", "word"] = "bpe"
+) -> TrainedTokenizer:
+    """Train a vocabulary on captions; upper and lower case are the same to it.
+
+    Args:
+        captions: the training captions.
+        vocab_size: most ids, padding included. Words that are frequent become one token each.
+        kind: "bpe" merges bytes (Sennrich et al., arXiv:1508.07909), at least 257 ids; a word that
+            was never seen falls into pieces. "word": words and punctuation; a word never seen, or
+            too rare for the vocabulary, becomes the one unknown token.
+
+    Raises:
+        ImportError: the tokenizers library is not installed.
+        ValueError: no caption with a word in it, another kind, or too small a vocabulary.
+    """
+    smallest = {"bpe": 257, "word": 3}
+    if kind not in smallest:
+        raise ValueError(f"kind must be one of {', '.join(smallest)}; got {kind!r}")
+    if vocab_size < smallest[kind]:
+        raise ValueError(
+            f"a {kind!r} vocabulary needs a vocab_size of at least {smallest[kind]}, "
+            f"got {vocab_size}"
+        )
+    captions = [captions] if isinstance(captions, str) else list(captions)
+    if not any(caption.strip() for caption in captions):
+        raise ValueError("no caption to train a tokenizer on: all are empty")
+    library = _tokenizers()
+    if kind == "bpe":
+        tokenizer = library.Tokenizer(library.models.BPE())
+        pieces = library.pre_tokenizers
+        # Split as "word" is, then each piece into bytes with one mark before it: no token says
+        # that white space, or how much of it, came before a word or a comma.
+        tokenizer.pre_tokenizer = pieces.Sequence(
+            [pieces.Whitespace(), pieces.ByteLevel(add_prefix_space=True, use_regex=False)]
+        )
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[PAD],
+            initial_alphabet=pieces.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+    else:
+        tokenizer = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN))
+        tokenizer.pre_tokenizer = library.pre_tokenizers.Whitespace()
+        trainer = library.trainers.WordLevelTrainer(
+            vocab_size=vocab_size, special_tokens=[PAD, UNKNOWN], show_progress=False
+        )
+    normal = library.normalizers
+    tokenizer.normalizer = normal.Sequence([normal.NFC(), normal.Lowercase()])
+    tokenizer.train_from_iterator(captions, trainer)
+    return TrainedTokenizer(tokenizer.to_str())
+
+
+def load_tokenizer(kind: str, directory: Path) -> ByteTokenizer | TrainedTokenizer:
+    """The tokenizer that was saved into `directory`.
+
+    Raises:
+        CheckpointError: its file is missing or corrupt, or the kind is none of ours.
+        ImportError: the tokenizers library is needed and not installed.
+    """
+    if kind == ByteTokenizer.kind:
+        return ByteTokenizer()
+    if kind != TrainedTokenizer.kind:
+        raise CheckpointError(f"unknown kind of tokenizer {kind!r}: expected 'byte' or 'trained'")
+    path = directory / FILE_NAME
+    _tokenizers()
+    try:
+        return TrainedTokenizer(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"the tokenizer {path} is missing") from None
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise CheckpointError(f"the tokenizer {path} is corrupt: {error}") from error
+
+
+def _tokenizers() -> Any:
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ImportError(
+            "a trained tokenizer needs the tokenizers library: pip install 'clipseq[train]' "
+            "(without it, captions are read byte by byte)"
+        )
+    import tokenizers
+
+    return tokenizers

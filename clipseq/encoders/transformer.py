@@ -1,0 +1,137 @@
+"""The pre-norm transformer that both towers share, and the EOT token that pools a sequence.
+
+After nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), with CLIP's
+initialisation (https://github.com/openai/CLIP/blob/main/clip/model.py, initialize_parameters).
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, width: int, heads: int, layers: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+        # What enters the residual stream shrinks with depth, so that its sum does not grow with it.
+        residual_std = width**-0.5 * (2 * layers) ** -0.5
+        for linear, std in (
+            (self.qkv, width**-0.5),
+            (self.attention_out, residual_std),
+            (self.mlp_in, (2 * width) ** -0.5),
+            (self.mlp_out, residual_std),
+        ):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B 1 1 N"] | None
+    ) -> Float[Tensor, "B N D"]:
+        """`allowed` marks the steps that may be attended to; None: causal attention."""
+        x = x + self._drop(self._attend(self.attention_norm(x), allowed))
+        return x + self._drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
+
+    def _attend(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=allowed is None,
+        )
+        return self.attention_out(y.transpose(1, 2).flatten(2))  # (B, N, D)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Blocks and a final norm over a batch of sequences whose padding must not matter.
+
+    Args:
+        width: D, a multiple of `heads`.
+        layers: number of blocks.
+        heads: attention heads.
+        dropout: probability, in training only.
+        causal: a step attends only to those before it and itself. Then padding has to come last.
+        gradient_checkpointing: recompute each block in backward.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        causal: bool = False,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        for name, value in (("width", width), ("layers", layers), ("heads", heads)):
+            if value < 1:
+                raise ValueError(f"transformer_{name} must be at least 1, got {value}")
+        if width % heads or width % 2:
+            raise ValueError(
+                f"transformer_width must be even and a multiple of transformer_heads, "
+                f"got width {width} and {heads} heads"
+            )
+        self.causal = causal
+        self.gradient_checkpointing = gradient_checkpointing
+        self.blocks = nn.ModuleList(Block(width, heads, layers, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
+    ) -> Float[Tensor, "B N D"]:
+        # A causal model needs no mask: padding comes last, where no real step looks.
+        allowed = None if self.causal else mask[:, None, None, :]
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, allowed, use_reentrant=False)
+            else:
+                x = block(x, allowed)
+        return self.norm(x)
+
+
+def insert_eot(
+    tokens: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], eot: Float[Tensor, "D"]
+) -> tuple[Float[Tensor, "B M D"], Bool[Tensor, "B M"], Int[Tensor, "B"]]:
+    """Put the EOT token right after each sequence's last real token; M = N + 1.
+
+    There its place depends on the sequence alone, and not on how far the batch was padded. The
+    tokens of padded steps become zero, whatever they were.
+
+    Returns:
+        the tokens, the mask (EOT counts as real), and the place of EOT in each sequence.
+    """
+    steps = torch.arange(mask.shape[1] + 1, device=mask.device)
+    place = (mask * steps[1:]).amax(1)  # 1 + index of the last real token
+    is_eot = steps == place[:, None]  # (B, N + 1)
+    tokens = F.pad(tokens.masked_fill(~mask[..., None], 0.0), (0, 0, 0, 1))
+    return torch.where(is_eot[..., None], eot, tokens), F.pad(mask, (0, 1)) | is_eot, place
+
+
+def sinusoids(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps width"]:
+    """Sine and cosine of each step at `width` / 2 wavelengths from 2π to 20000π (arXiv:1706.03762).
+
+    They need no table, so a recording may be of any length. Computed in float32 or better.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    rate = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width
+    angle = torch.arange(steps, device=like.device, dtype=dtype)[:, None] * 10000.0**-rate
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,0 +1,186 @@
+"""A local Hugging Face directory as the text tower, against transformers itself."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from clipseq.encoders import HuggingFaceTextTower, TextConfig
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["a", "person", "walks", "waves", "then", ",", "##s"]
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory):
+    """A tiny BERT with its tokenizer, made on the spot."""
+    directory = tmp_path_factory.mktemp("bert")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (directory / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = transformers.BertTokenizer(str(directory / "vocab.txt"))
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+    )
+    transformers.BertModel(config).save_pretrained(directory)
+    return directory
+
+
+def make(directory, width=8, context_length=512, **options):
+    torch.manual_seed(1)
+    config = TextConfig(pretrained=str(directory), **options)
+    return HuggingFaceTextTower(config, context_length=context_length, width=width).eval()
+
+
+def test_the_sequence_is_the_last_hidden_state_at_the_words(bert):
+    tower = make(bert)
+    captions = ["a person walks , then waves", "person waves"]
+    pooled, tokens = tower(captions)
+    model = transformers.AutoModel.from_pretrained(bert).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    assert tokens.lengths.tolist() == [6, 2]
+    for item, caption in enumerate(captions):
+        hidden = model(**tokenizer(caption, return_tensors="pt")).last_hidden_state[0, 1:-1]
+        expected = hidden @ tower.projection.weight.T
+        count = len(expected)
+        torch.testing.assert_close(tokens.values[item, :count], expected)
+        torch.testing.assert_close(pooled[item], expected.mean(0))
+        assert not tokens.values[item, count:].any()
+
+
+def test_token_ids_with_special_tokens_are_the_same_thing(bert):
+    tower = make(bert)
+    ids, mask = tower.tokenize(["a person walks", "waves"])
+    expected = tower(["a person walks", "waves"])
+    for given in (mask, None):
+        got = tower(ids, mask=given)
+        torch.testing.assert_close(got[0], expected[0])
+        assert torch.equal(got[1].mask, expected[1].mask)
+
+
+def test_frozen_only_the_projection_is_trained(bert):
+    tower = make(bert, freeze=True).train()
+    assert [name for name, p in tower.named_parameters() if p.requires_grad] == [
+        "projection.weight"
+    ]
+    assert not tower.language_model.training  # no dropout, hence the same twice
+    pooled = tower(["a person"])[0]
+    assert torch.equal(pooled, tower(["a person"])[0])
+    pooled.sum().backward()
+    assert tower.projection.weight.grad.any()
+
+
+def test_not_frozen_every_trainable_parameter_is_reached(bert):
+    tower = make(bert)
+    tower(["a person"])[0].sum().backward()
+    assert all(p.grad is not None for p in tower.parameters() if p.requires_grad)
+    assert not any(p.requires_grad for n, p in tower.named_parameters() if "pooler" in n)
+
+
+def test_gradient_checkpointing_gives_the_same(bert):
+    results = []
+    for checkpointing in (False, True):
+        tower = make(bert, gradient_checkpointing=checkpointing).train()
+        torch.manual_seed(0)
+        loss = tower(["a person walks"])[0].square().sum()
+        loss.backward()
+        results.append(
+            [loss, *[p.grad for p in tower.parameters() if p.requires_grad]],
+        )
+        switched_on = [getattr(m, "gradient_checkpointing", False) for m in tower.modules()]
+        assert any(switched_on) == checkpointing
+    torch.testing.assert_close(*results)
+
+
+def test_words_for_the_figures(bert):
+    tokenizer = make(bert).tokenizer
+    assert tokenizer.tokens("a person , walks") == ["a", "person", ",", "walks"]
+    assert len(tokenizer.encode("a person , walks")) == 4
+
+
+def test_captions_that_are_empty_or_too_long_for_the_pretrained_model(bert):
+    tower = make(bert)  # its 16 positions are the tighter limit
+    with pytest.raises(ValueError, match=r"caption 1 is empty"):
+        tower(["a", " "])
+    with pytest.raises(ValueError, match=r"caption 1 has 17 tokens.*16"):
+        tower(["a", "a " * 15])
+    with pytest.raises(ValueError, match=r"caption 0 has 6 tokens.*5"):
+        make(bert, context_length=5)(["a " * 4])
+
+
+def test_half_precision_files_are_trained_in_full(bert, tmp_path):
+    model = transformers.AutoModel.from_pretrained(bert).to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
+    assert make(tmp_path).language_model.dtype == torch.float32
+
+
+def test_a_directory_that_is_none_or_lacks_weights(bert, tmp_path):
+    with pytest.raises(ValueError, match=r"local Hugging Face model directory.*'bert-base'"):
+        make("bert-base")
+    from safetensors.torch import load_file, save_file
+
+    for path in bert.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("embeddings.word_embeddings.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack embeddings\.word_embeddings\.weight"):
+        make(tmp_path)
+
+
+def test_without_transformers_the_error_says_what_to_install(bert, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"clipseq\[hf\]"):
+        make(bert)
+
+
+def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
+    import shutil
+
+    from clipseq import CLIP, CheckpointError, RadarConfig
+
+    for path in ("source", "model"):
+        (tmp_path / path).mkdir()
+    shutil.copytree(bert, tmp_path / "source", dirs_exist_ok=True)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        model = CLIP(
+            RadarConfig({"a": 3}, patch_frames=2),
+            TextConfig(pretrained=str(tmp_path / "source"), freeze=True),
+            transformer_width=8,
+            transformer_layers=1,
+            transformer_heads=2,
+            sequence_similarity_type="global",
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model = model.to(dtype).eval()
+        model.save_pretrained(tmp_path / "model")
+        (tmp_path / "source").rename(tmp_path / "gone")
+        again = CLIP.from_pretrained(tmp_path / "model")
+        again.save_pretrained(tmp_path / "second")
+        again = CLIP.from_pretrained(tmp_path / "second")
+        (tmp_path / "gone").rename(tmp_path / "source")
+        assert again.text_encoder.config.freeze
+        for name, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
+            assert again.state_dict()[name].dtype == value.dtype
+        radar = torch.randn(2, 3, 6)
+        scores = model.similarity(radar, ["a person", "waves"])
+        assert torch.equal(again.similarity(radar, ["a person", "waves"]), scores)
+        assert again.tokenizer.tokens("a person") == ["a", "person"]
+    files = sorted(path.name for path in (tmp_path / "model" / "text_encoder").iterdir())
+    assert "model.safetensors" in files
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"transformers cannot load .*text_encoder"):
+        CLIP.from_pretrained(tmp_path / "model")
