@@ -1,0 +1,462 @@
+"""CLIP over a radar tower and a text tower that keeps, and compares, the two sequences."""
+
+import hashlib
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from clipseq.config import structure
+from clipseq.cosine import unit
+from clipseq.encoders import (
+    HuggingFaceTextTower,
+    ModuleTower,
+    RadarConfig,
+    RadarTower,
+    TextConfig,
+    TextTower,
+)
+from clipseq.encoders.radar import Radar, first_not_finite, frame_mask
+from clipseq.encoders.text import Text
+from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
+from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
+from clipseq.registry import get_similarity
+from clipseq.sequences import Sequences
+from clipseq.similarity import Similarity
+
+Pooled = Float[Tensor, "B D"]
+
+
+class CLIP(nn.Module):
+    """Two towers and a contrastive loss, over pooled features and over sequences.
+
+    >>> model = CLIP(RadarConfig(views={"doppler_time": 64}, patch_frames=4), transformer_width=64)
+    >>> loss = model.training_step({"radar": torch.randn(2, 64, 40), "text": ["walks", "waves"]})
+    >>> loss.backward()
+
+    ``loss_total = (1 - w)·loss_clip + w·loss_seq`` with w = `sequence_similarity_weight`. With
+    w = 0 it is plain CLIP: nothing is computed from the sequences, and loss_seq is not reported.
+    With w = 1 loss_clip is reported and trains nothing.
+
+    Args:
+        encoder_cfg: the radar tower: a `RadarConfig`, a dictionary of its fields, or a module that
+            returns `Sequences` (see `ModuleTower`).
+        text_cfg: the text tower, likewise with `TextConfig`.
+        context_length: most tokens of a caption.
+        transformer_width: D of all features, pooled and in sequence.
+        transformer_layers: blocks of each tower.
+        transformer_heads: attention heads of each block.
+        temperature: where the learnable scales start, as 1 / temperature. SigLIP's start at its
+            own 10 (and bias -10) whatever this is.
+        use_siglip: both losses are SigLIP's instead of InfoNCE.
+        use_sequence_similarity: False: plain CLIP, without a parameter more, and with the same
+            weights from the same seed.
+        sequence_similarity_type: any registered similarity.
+        sequence_similarity_weight: w, in [0, 1]; may be changed while training.
+        sequence_similarity_options: that similarity's options.
+        tokenizer: turns captions into ids, e.g. from `train_tokenizer`. None: byte by byte.
+
+    Attributes:
+        metrics: after each `training_step`, name -> detached scalar: loss_clip, loss_seq,
+            loss_total, scale, seq_scale, with SigLIP bias and seq_bias, weight/<part> of
+            ``combined``, and feature norms (norm/...) if `_log_norm_stats` is set.
+        sequence_loss_fn: the `SequenceLoss`, whose `similarity_fn` is the similarity; or None.
+
+    Raises:
+        ConfigError: an unknown or ill-typed key in a dictionary.
+        UnknownSimilarityError, TypeError, ValueError: a similarity or an option that does not
+            exist, a value out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder_cfg: RadarConfig | Mapping[str, Any] | nn.Module | None = None,
+        text_cfg: TextConfig | Mapping[str, Any] | nn.Module | None = None,
+        *,
+        context_length: int = 512,
+        transformer_width: int = 512,
+        transformer_layers: int = 6,
+        transformer_heads: int = 8,
+        temperature: float = 0.07,
+        use_siglip: bool = False,
+        use_sequence_similarity: bool = True,
+        sequence_similarity_type: str = "combined",
+        sequence_similarity_weight: float = 0.5,
+        sequence_similarity_options: Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.context_length = context_length
+        self.transformer_width = transformer_width
+        self.transformer_layers = transformer_layers
+        self.transformer_heads = transformer_heads
+        self.temperature = temperature
+        self.use_siglip = use_siglip
+        self.use_sequence_similarity = use_sequence_similarity
+        self.sequence_similarity_type = sequence_similarity_type
+        self.sequence_similarity_weight = sequence_similarity_weight
+        self.sequence_similarity_options = _lists_to_tuples(dict(sequence_similarity_options or {}))
+        self.metrics: dict[str, Tensor] = {}
+        self._log_norm_stats = False
+
+        self.radar_encoder = self._radar_tower(encoder_cfg)
+        self.text_encoder = self._text_tower(text_cfg, tokenizer)
+        self.clip_loss_fn: PairLoss
+        if use_siglip:
+            self.clip_loss_fn = SigLipLoss()
+        else:
+            self.clip_loss_fn = ClipLoss(init_scale=1 / temperature)
+        # Last, and with the random state put back: the towers' weights, and all that is drawn
+        # later, are the same with and without it.
+        self.sequence_loss_fn: SequenceLoss | None = None
+        if use_sequence_similarity:
+            with torch.random.fork_rng(devices=[]):
+                similarity = get_similarity(
+                    sequence_similarity_type, **self.sequence_similarity_options
+                )
+                if use_siglip:
+                    self.sequence_loss_fn = SequenceLoss(similarity, "siglip")
+                else:
+                    self.sequence_loss_fn = SequenceLoss(similarity, init_scale=1 / temperature)
+
+    def _radar_tower(self, config: Any) -> RadarTower | ModuleTower:
+        if isinstance(config, nn.Module):
+            return ModuleTower(config, width=self.transformer_width, side="radar")
+        return RadarTower(
+            structure(RadarConfig, {} if config is None else config, where="encoder_cfg"),
+            width=self.transformer_width,
+            layers=self.transformer_layers,
+            heads=self.transformer_heads,
+        )
+
+    def _text_tower(
+        self, config: Any, tokenizer: Tokenizer | None
+    ) -> TextTower | HuggingFaceTextTower | ModuleTower:
+        own = None if isinstance(config, nn.Module) else _text_config(config)
+        if tokenizer is not None and (own is None or own.pretrained is not None):
+            raise ValueError("this text tower brings its own tokenizer: leave out tokenizer=")
+        if own is None:
+            return ModuleTower(config, width=self.transformer_width, side="text")
+        if own.pretrained is not None:
+            return HuggingFaceTextTower(
+                own, context_length=self.context_length, width=self.transformer_width
+            )
+        return TextTower(
+            own,
+            tokenizer=tokenizer or ByteTokenizer(),
+            context_length=self.context_length,
+            width=self.transformer_width,
+            layers=self.transformer_layers,
+            heads=self.transformer_heads,
+        )
+
+    @property
+    def sequence_similarity_weight(self) -> float:
+        """w in ``loss_total = (1 - w)·loss_clip + w·loss_seq``."""
+        return self._sequence_similarity_weight
+
+    @sequence_similarity_weight.setter
+    def sequence_similarity_weight(self, weight: float) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"sequence_similarity_weight must lie in [0, 1], got {weight}")
+        self._sequence_similarity_weight = float(weight)
+
+    @property
+    def compares_sequences(self) -> bool:
+        """Whether the sequences count for anything: there is a similarity, and its weight."""
+        return self.sequence_loss_fn is not None and self.sequence_similarity_weight > 0
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The text tower's tokenizer; None where the tower is a module of the user's own."""
+        return getattr(self.text_encoder, "tokenizer", None)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
+        """The loss of one batch, for ``loss.backward()``; its parts are left in `metrics`.
+
+        Args:
+            batch: "radar" and "text", as `forward` takes them, where radar[i] belongs to text[i];
+                optionally "radar_lengths" or "radar_mask", and "text_mask". Other keys are left
+                alone. Items with the same caption are positives of one another.
+            batch_idx: number of the batch, for error texts.
+
+        Returns:
+            loss_total.
+
+        Raises:
+            ValueError: "radar" or "text" is missing; an empty batch; batches of different sizes;
+                NaN or infinity in a real frame (it names view, item and batch); and what
+                `forward` raises.
+            TypeError: the batch is no mapping; and what `forward` raises.
+        """
+        radar, text = _read_batch(batch, batch_idx)
+        lengths, mask = batch.get("radar_lengths"), batch.get("radar_mask")
+        text_mask = batch.get("text_mask")
+        _check_finite(self.radar_encoder.views(radar), lengths, mask, batch_idx)
+
+        sequences = self.compares_sequences
+        radar_pooled, radar_seq = self.radar_encoder(
+            radar, lengths=lengths, mask=mask, sequences=sequences
+        )
+        text_pooled, text_seq = self.text_encoder(text, mask=text_mask, sequences=sequences)
+        pad_id = None if self.tokenizer is None else self.tokenizer.pad_id
+        groups = caption_groups(text, text_mask, pad_id)
+        if groups is not None:
+            groups = groups.to(radar_pooled.device)
+
+        loss = loss_clip = self.clip_loss_fn(radar_pooled, text_pooled, groups)
+        metrics = {"loss_clip": loss_clip, **_pair_metrics("", self.clip_loss_fn, len(text_pooled))}
+        if sequences and self.sequence_loss_fn is not None:
+            loss_seq = self.sequence_loss_fn(
+                radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask, groups
+            )
+            weight = self.sequence_similarity_weight
+            loss = (1 - weight) * loss_clip + weight * loss_seq
+            metrics["loss_seq"] = loss_seq
+            metrics |= _pair_metrics("seq_", self.sequence_loss_fn.pair_loss, len(text_pooled))
+            metrics |= _part_weights(self.sequence_loss_fn.similarity_fn)
+        metrics["loss_total"] = loss
+        if self._log_norm_stats:
+            metrics |= _norms("radar", radar_pooled, radar_seq)
+            metrics |= _norms("text", text_pooled, text_seq)
+        self.metrics = {name: value.detach() for name, value in metrics.items()}
+        return loss
+
+    def forward(
+        self,
+        radar: Radar | Any,
+        text: Text | Any,
+        *,
+        radar_lengths: Tensor | None = None,
+        radar_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        return_sequences: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Pooled features of both sides, and with `return_sequences` the sequences too.
+
+        Args:
+            radar: a dictionary of maps (B, F, T), or one; see `RadarTower.forward`.
+            text: captions or token ids (C, L); see `TextTower.forward`.
+            radar_lengths: (B,) real frames of each recording.
+            radar_mask: (B, T) bool, instead of lengths.
+            text_mask: (C, L) bool, for token ids.
+            return_sequences: whether to return the sequences.
+
+        Returns:
+            (B, D), (C, D), not normalised; then (B, T', D), (C, L', D), whose padded steps are
+            zero. `encode_sequences(..., return_masks=True)` gives the masks.
+
+        Raises:
+            TypeError, ValueError: see the towers.
+        """
+        radar_pooled, radar_seq = self.radar_encoder(
+            radar, lengths=radar_lengths, mask=radar_mask, sequences=return_sequences
+        )
+        text_pooled, text_seq = self.text_encoder(text, mask=text_mask, sequences=return_sequences)
+        if return_sequences:
+            return radar_pooled, text_pooled, radar_seq.values, text_seq.values
+        return radar_pooled, text_pooled
+
+    def encode_sequences(
+        self,
+        radar: Radar | Any,
+        text: Text | Any,
+        *,
+        radar_lengths: Tensor | None = None,
+        radar_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        return_masks: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """The sequences of both sides; arguments and errors as in `forward`.
+
+        Returns:
+            (B, T', D), (C, L', D), whose padded steps are zero; with `return_masks` also (B, T')
+            and (C, L'), True at a real step.
+        """
+        _, radar_seq = self.radar_encoder(radar, lengths=radar_lengths, mask=radar_mask)
+        _, text_seq = self.text_encoder(text, mask=text_mask)
+        if return_masks:
+            return radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask
+        return radar_seq.values, text_seq.values
+
+    def encode_radar(
+        self,
+        radar: Radar | Any,
+        *,
+        radar_lengths: Tensor | None = None,
+        radar_mask: Tensor | None = None,
+    ) -> tuple[Pooled, Sequences | None]:
+        """Pooled features (B, D), and the sequences unless the model does not compare any."""
+        return self.radar_encoder(
+            radar, lengths=radar_lengths, mask=radar_mask, sequences=self.compares_sequences
+        )
+
+    def encode_text(
+        self, text: Text | Any, *, text_mask: Tensor | None = None
+    ) -> tuple[Pooled, Sequences | None]:
+        """Pooled features (C, D), and the sequences unless the model does not compare any."""
+        return self.text_encoder(text, mask=text_mask, sequences=self.compares_sequences)
+
+    def similarity(
+        self,
+        radar: Radar | Any,
+        text: Text | Any,
+        *,
+        radar_lengths: Tensor | None = None,
+        radar_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Float[Tensor, "B C"]:
+        """Every recording with every caption, in [-1, 1]; arguments and errors as in `forward`.
+
+        The sequence similarity, masks honoured; in a model that compares no sequences (see
+        `compares_sequences`) the cosine of the pooled features.
+        """
+        radar_pooled, x = self.encode_radar(
+            radar, radar_lengths=radar_lengths, radar_mask=radar_mask
+        )
+        text_pooled, y = self.encode_text(text, text_mask=text_mask)
+        if self.sequence_loss_fn is None or x is None or y is None:
+            return unit(radar_pooled) @ unit(text_pooled).T
+        return self.sequence_loss_fn.similarity_fn(x.values, y.values, x.mask, y.mask)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the model into `directory`; see `clipseq.pretrained.save`."""
+        from clipseq import pretrained
+
+        pretrained.save(self, Path(directory))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        encoder_cfg: nn.Module | None = None,
+        text_cfg: nn.Module | None = None,
+    ) -> "CLIP":
+        """A model that `save_pretrained` wrote, in eval mode; see `clipseq.pretrained.load`."""
+        from clipseq import pretrained
+
+        return pretrained.load(cls, Path(directory), encoder_cfg, text_cfg)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face hub; see `clipseq.pretrained.push`."""
+        from clipseq import pretrained
+
+        return pretrained.push(self, repo_id, **options)
+
+
+def caption_groups(
+    text: Any, mask: Tensor | None = None, pad_id: int | None = None
+) -> Int[Tensor, "B"] | None:
+    """One integer for each item, equal where the captions (or the real token ids) are.
+
+    They are hashes of 64 bits, so they mean the same in every process of a distributed run. None
+    for what are neither captions nor token ids.
+
+    Args:
+        text: captions, or token ids (B, L).
+        mask: (B, L) bool, which ids are real. None: all but `pad_id`.
+        pad_id: the id of padding. None: there is none.
+    """
+    if isinstance(text, Tensor):
+        if text.ndim != 2 or text.is_floating_point():
+            return None
+        rows = text.cpu()
+        if mask is not None:
+            real = mask.cpu()
+        else:
+            real = torch.ones_like(rows, dtype=torch.bool) if pad_id is None else rows != pad_id
+        keys = [repr(row[r].tolist()) for row, r in zip(rows, real, strict=True)]
+    elif isinstance(text, Sequence) and all(isinstance(caption, str) for caption in text):
+        keys = list(text)
+    else:
+        return None
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    # TOML and JSON know no tuples, where an option such as local's window takes a pair.
+    if isinstance(value, Mapping):
+        return {key: _lists_to_tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(inner) for inner in value)
+    return value
+
+
+def _text_config(config: Any) -> TextConfig:
+    return structure(TextConfig, {} if config is None else config, where="text_cfg")
+
+
+def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"batch {batch_idx} must be a dictionary with 'radar' and 'text', "
+            f"got {type(batch).__name__}"
+        )
+    for key in ("radar", "text"):
+        if key not in batch:
+            raise ValueError(f"batch {batch_idx} has no {key!r}: it has {', '.join(batch)}")
+    radar, text = batch["radar"], batch["text"]
+    sizes = {"radar": _batch_size(radar), "text": _batch_size(text)}
+    for key, size in sizes.items():
+        if size == 0:
+            raise ValueError(f"batch {batch_idx} is empty: {key!r} holds no item")
+    if None not in sizes.values() and sizes["radar"] != sizes["text"]:
+        raise ValueError(
+            f"batch {batch_idx}: radar[i] belongs to text[i], but 'radar' holds "
+            f"{sizes['radar']} items and 'text' {sizes['text']}"
+        )
+    return radar, text
+
+
+def _batch_size(values: Any) -> int | None:
+    """Number of items, or None for what only the user's own tower can tell."""
+    if isinstance(values, Mapping):
+        return _batch_size(next(iter(values.values()))) if values else 0
+    if isinstance(values, Tensor):
+        return len(values) if values.ndim else None
+    if isinstance(values, str) or not isinstance(values, Sized):
+        return None
+    return len(values)
+
+
+def _check_finite(views: dict[str, Tensor], lengths: Any, mask: Any, batch_idx: int) -> None:
+    if views and (lengths is not None or mask is not None):
+        mask = frame_mask(views, lengths, mask)
+    found = first_not_finite(views, mask)
+    if found is not None:
+        view, item = found
+        raise ValueError(
+            f"batch {batch_idx}: radar view {view!r} has NaN or infinity in a real frame of item "
+            f"{item}: mend or leave out that recording (padded frames may hold anything)"
+        )
+
+
+def _pair_metrics(prefix: str, loss: PairLoss, batch: int) -> dict[str, Tensor]:
+    metrics = {f"{prefix}scale": loss.scale}
+    if isinstance(loss, SigLipLoss):
+        metrics[f"{prefix}bias"] = loss.bias(batch)
+    return metrics
+
+
+def _part_weights(similarity: Similarity) -> dict[str, Tensor]:
+    """The weights of a similarity that is made of others, ``combined`` first of all."""
+    weights = getattr(similarity, "weights", None)
+    if not similarity.composite or not isinstance(weights, Mapping):
+        return {}
+    return {f"weight/{name}": torch.as_tensor(weight) for name, weight in weights.items()}
+
+
+def _norms(side: str, pooled: Tensor, sequence: Sequences | None) -> dict[str, Tensor]:
+    """Mean L2 norm of the pooled features, and of the real steps."""
+    norms = {f"norm/{side}_pooled": pooled.detach().float().norm(dim=-1).mean()}
+    if sequence is not None:
+        steps = sequence.values.detach().float().norm(dim=-1)
+        norms[f"norm/{side}_seq"] = steps.sum() / sequence.mask.sum()
+    return norms

@@ -1,0 +1,400 @@
+"""CLIP: its losses against their formulas, the migration, the calls, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from clipseq import CLIP, RadarConfig, Sequences, TextConfig, available_similarities
+from clipseq.encoders import train_tokenizer
+from clipseq.errors import ConfigError, UnknownSimilarityError
+from clipseq.model import caption_groups
+
+VIEWS = {"range_time": 5, "doppler_time": 3}
+CAPTIONS = ["walks", "sits down", "waves", "walks"]
+
+
+def make(seed=0, dropout=0.0, **options):
+    torch.manual_seed(seed)
+    options = {
+        "context_length": 16,
+        "transformer_width": 16,
+        "transformer_layers": 1,
+        "transformer_heads": 2,
+        "sequence_similarity_type": "global",
+        **options,
+    }
+    radar = options.pop("encoder_cfg", RadarConfig(VIEWS, patch_frames=4, dropout=dropout))
+    text = options.pop("text_cfg", TextConfig(dropout=dropout))
+    return CLIP(radar, text, **options)
+
+
+def batch(captions=CAPTIONS, frames=12, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    radar = {
+        name: torch.randn(len(captions), bins, frames, generator=generator).to(dtype)
+        for name, bins in VIEWS.items()
+    }
+    lengths = torch.tensor([frames, 3, 7, frames - 1, 9, 5][: len(captions)])
+    return {"radar": radar, "radar_lengths": lengths, "text": captions, "ids": ["x"]}
+
+
+def positives(captions):
+    return torch.tensor([[a == b for b in captions] for a in captions])
+
+
+def info_nce(logits, same):
+    """Both directions, each positive of an item with the same share; a plain loop."""
+    total = 0.0
+    for z, p in ((logits, same), (logits.T, same.T)):
+        for i in range(len(z)):
+            total -= F.log_softmax(z[i], 0)[p[i]].mean() / (2 * len(z))
+    return total
+
+
+def siglip(logits, same):
+    return -F.logsigmoid(torch.where(same, logits, -logits)).sum() / len(logits)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+@pytest.mark.parametrize("name", ["global", "combined"])
+def test_the_loss_is_the_mix_of_two_info_nces(name, weight):
+    model = make(sequence_similarity_type=name, sequence_similarity_weight=weight).double()
+    data = batch()
+    loss = model.training_step(data)
+    same = positives(CAPTIONS)
+    radar, text = model(data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"])
+    cosines = F.normalize(radar, dim=1) @ F.normalize(text, dim=1).T
+    loss_clip = info_nce(cosines / 0.07, same)
+    scores = model.similarity(data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"])
+    loss_seq = info_nce(scores / 0.07, same)
+    # the scales are float32 parameters until .double(): 1/0.07 to seven digits
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(model.metrics["loss_clip"], loss_clip.detach(), **close)
+    torch.testing.assert_close(model.metrics["loss_seq"], loss_seq.detach(), **close)
+    torch.testing.assert_close(loss, (1 - weight) * loss_clip + weight * loss_seq, **close)
+    torch.testing.assert_close(model.metrics["loss_total"], loss.detach())
+
+
+def test_siglip_takes_over_both_losses():
+    model = make(use_siglip=True).double()
+    data = batch()
+    model.training_step(data)
+    radar, text = model(data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"])
+    cosines = F.normalize(radar, dim=1) @ F.normalize(text, dim=1).T
+    scores = model.similarity(data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"])
+    for name, values in (("loss_clip", cosines), ("loss_seq", scores)):
+        expected = siglip(10 * values - 10, positives(CAPTIONS)).detach()
+        torch.testing.assert_close(model.metrics[name], expected, rtol=1e-5, atol=1e-6)
+    assert float(model.metrics["bias"]) == float(model.metrics["seq_bias"]) == -10
+
+
+def test_without_sequence_similarity_it_is_bit_for_bit_the_towers_and_the_clip_loss():
+    plain = make(use_sequence_similarity=False)
+    for name in ("global", "combined"):
+        full = make(
+            sequence_similarity_type=name, sequence_similarity_options={"embed_dim": 16}
+        ).state_dict()
+        rest = {k: v for k, v in full.items() if not k.startswith("sequence_loss_fn.")}
+        assert list(rest) == list(plain.state_dict())
+        assert all(torch.equal(rest[k], v) for k, v in plain.state_dict().items())
+    towers = sum(
+        p.numel() for m in (plain.radar_encoder, plain.text_encoder) for p in m.parameters()
+    )
+    assert sum(p.numel() for p in plain.parameters()) == towers + 1  # the scale
+    assert plain.sequence_loss_fn is None
+
+
+def test_it_draws_the_same_random_numbers_and_weight_zero_trains_the_same():
+    """Three steps with dropout: False, and True with weight 0, end at the same weights."""
+    ends = []
+    for options in ({"use_sequence_similarity": False}, {"sequence_similarity_weight": 0.0}):
+        model = make(dropout=0.2, **options)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for step in range(3):
+            optimizer.zero_grad()
+            model.training_step(batch(seed=step), step).backward()
+            optimizer.step()
+        ends.append((model.state_dict(), model.metrics))
+    (plain, metrics), (weight_zero, zero_metrics) = ends
+    assert all(torch.equal(weight_zero[k], v) for k, v in plain.items())
+    assert metrics == zero_metrics
+    assert set(metrics) == {"loss_clip", "loss_total", "scale"}
+
+
+def test_no_sequence_is_computed_where_none_is_compared():
+    calls = []
+    for options in ({"use_sequence_similarity": False}, {"sequence_similarity_weight": 0.0}, {}):
+        model = make(**options)
+        count = []
+        for tower in (model.radar_encoder, model.text_encoder):
+            tower.projection.register_forward_hook(lambda *_, count=count: count.append(1))
+        model.training_step(batch())
+        calls.append(len(count))
+    assert calls == [2, 2, 4]  # EOT of each tower; and the tokens of each
+
+
+def test_migration_from_plain_to_global_to_combined():
+    plain = make(use_sequence_similarity=False)
+    plain.training_step(batch()).backward()
+    state = plain.state_dict()
+    for name in ("global", "combined"):
+        model = make(seed=9, sequence_similarity_type=name)
+        keys = model.load_state_dict(state, strict=False)
+        assert all(key.startswith("sequence_loss_fn.") for key in keys.missing_keys)
+        for own, old in zip(
+            model(batch()["radar"], CAPTIONS), plain(batch()["radar"], CAPTIONS), strict=True
+        ):
+            assert torch.equal(own, old)
+        model.training_step(batch()).backward()
+        # the shared scale of "global" goes on to "combined"
+        state = {k: v for k, v in model.state_dict().items() if "similarity_fn" not in k}
+
+
+@pytest.mark.parametrize("name", sorted(available_similarities()))
+def test_every_registered_similarity_trains_every_parameter(name):
+    model = make(sequence_similarity_type=name)
+    model.training_step(batch()).backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_list_is_as_good_as_a_pair_in_the_options():
+    model = make(sequence_similarity_type="local", sequence_similarity_options={"window": [2, 3]})
+    assert model.sequence_loss_fn.similarity_fn.window == (2, 3)
+
+
+def test_sequences_pooled_features_and_masks():
+    model, data = make(), batch()
+    lengths = {"radar_lengths": data["radar_lengths"]}
+    x, y, x_mask, y_mask = model.encode_sequences(
+        data["radar"], CAPTIONS, return_masks=True, **lengths
+    )
+    assert x.shape == (4, 3, 16)
+    assert y.shape == (4, 9, 16)
+    assert x_mask.sum(1).tolist() == [3, 1, 2, 3]
+    assert y_mask.sum(1).tolist() == [len(caption) for caption in CAPTIONS]
+    assert not x[~x_mask].any()
+    assert not y[~y_mask].any()
+    both = model(data["radar"], CAPTIONS, return_sequences=True, **lengths)
+    assert torch.equal(both[2], x)
+    assert torch.equal(both[3], y)
+    assert torch.equal(model(data["radar"], CAPTIONS, **lengths)[0], both[0])
+    assert len(model.encode_sequences(data["radar"], CAPTIONS)) == 2
+    pooled, sequences = model.encode_radar(data["radar"], **lengths)
+    assert torch.equal(pooled, both[0])
+    assert torch.equal(sequences.values, x)
+    assert torch.equal(model.encode_text(CAPTIONS)[1].mask, y_mask)
+    assert make(use_sequence_similarity=False).encode_text(CAPTIONS)[1] is None
+
+
+def test_similarity_is_rectangular_and_honours_masks():
+    model, data = make(sequence_similarity_type="local"), batch()
+    scores = model.similarity(data["radar"], ["a", "bcd"], radar_lengths=data["radar_lengths"])
+    assert scores.shape == (4, 2)
+    assert scores.abs().max() <= 1
+    for item, length in enumerate(data["radar_lengths"].tolist()):
+        alone = {name: v[item : item + 1, :, :length] for name, v in data["radar"].items()}
+        torch.testing.assert_close(model.similarity(alone, ["a", "bcd"])[0], scores[item])
+    plain = make(use_sequence_similarity=False)
+    radar, text = plain(data["radar"], CAPTIONS)
+    expected = F.cosine_similarity(radar[:, None], text[None], dim=-1)
+    torch.testing.assert_close(plain.similarity(data["radar"], CAPTIONS), expected)
+
+
+def test_padding_does_not_change_the_loss():
+    model, data = make(sequence_similarity_type="combined").double(), batch(dtype=torch.float64)
+    loss = model.training_step(data)
+    padded = {name: F.pad(v, (0, 9), value=float("nan")) for name, v in data["radar"].items()}
+    torch.testing.assert_close(model.training_step({**data, "radar": padded}), loss)
+    mask = torch.arange(21) < data["radar_lengths"][:, None]
+    by_mask = {"radar": padded, "radar_mask": mask, "text": CAPTIONS}
+    torch.testing.assert_close(model.training_step(by_mask), loss)
+
+
+def test_token_ids_train_as_captions_do():
+    model, data = make(), batch()
+    loss = model.training_step(data)
+    ids, mask = model.text_encoder.tokenize(CAPTIONS)
+    for extra in ({}, {"text_mask": mask}):
+        torch.testing.assert_close(model.training_step({**data, "text": ids, **extra}), loss)
+
+
+def test_equal_captions_form_a_group_and_it_is_the_same_in_every_process():
+    groups = caption_groups(["walks", "sits", "walks"])
+    assert groups[0] == groups[2] != groups[1]
+    # BLAKE2b of b"walks" with a digest of 8 bytes, from the command line: b2sum -l 64
+    assert groups[0] == 6919114862381230422
+    ids = torch.tensor([[5, 6, 0], [5, 6, 7], [5, 6, 0]])
+    by_id = caption_groups(ids, pad_id=0)
+    assert by_id[0] == by_id[2] != by_id[1]
+    assert by_id[0] == caption_groups(torch.tensor([[5, 6]]))[0]
+    masked = caption_groups(ids, torch.tensor([[True, True, False]] * 3))
+    assert masked[0] == masked[1] == by_id[0]
+    assert caption_groups(torch.zeros(2, 3, 4)) is None
+
+
+def test_metrics_are_detached_and_complete():
+    model = make(sequence_similarity_type="combined")
+    model._log_norm_stats = True
+    data = batch()
+    model.training_step(data)
+    parts = set(model.sequence_loss_fn.similarity_fn.parts)
+    assert set(model.metrics) == {
+        *("loss_clip", "loss_seq", "loss_total", "scale", "seq_scale"),
+        *(f"weight/{part}" for part in parts),
+        *("norm/radar_pooled", "norm/text_pooled", "norm/radar_seq", "norm/text_seq"),
+    }
+    assert not any(value.requires_grad for value in model.metrics.values())
+    assert all(value.ndim == 0 for value in model.metrics.values())
+    assert float(model.metrics["weight/global"]) == pytest.approx(1.0)
+    x, _, mask, _ = model.encode_sequences(
+        data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"], return_masks=True
+    )
+    torch.testing.assert_close(model.metrics["norm/radar_seq"], x[mask].norm(dim=1).mean())
+    assert float(model.metrics["scale"]) == pytest.approx(1 / 0.07, rel=1e-5)
+
+
+def test_it_learns_four_recordings_by_heart():
+    captions = ["walks", "sits down", "waves", "turns"]
+    model = make(sequence_similarity_type="combined")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(40):
+        optimizer.zero_grad()
+        model.training_step(batch(captions), step).backward()
+        optimizer.step()
+    data = batch(captions)
+    scores = model.similarity(data["radar"], captions, radar_lengths=data["radar_lengths"])
+    assert scores.argmax(0).tolist() == scores.argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_bf16_autocast_is_close_to_float32():
+    model, data = make(sequence_similarity_type="combined", temperature=1.0), batch()
+    exact = model.training_step(data)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.training_step(data)
+    rough.backward()
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.01)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_float64_and_deepcopy():
+    model = make(sequence_similarity_type="combined").double()
+    loss = model.training_step(batch(dtype=torch.float64))
+    assert loss.dtype == torch.float64
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.training_step(batch(dtype=torch.float64)), loss)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_a_trained_tokenizer_takes_the_place_of_bytes():
+    tokenizer = train_tokenizer(CAPTIONS, 300)
+    model = make(tokenizer=tokenizer)
+    _, text = model.encode_sequences(batch()["radar"], CAPTIONS)
+    assert text.shape == (4, 2, 16)  # two words at most
+    assert model.tokenizer is tokenizer
+
+
+class Own(nn.Module):
+    """A tower over anything that has 5 numbers a step."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.linear = nn.Linear(5, width)
+
+    def forward(self, values, mask=None):
+        return Sequences.from_tensor(self.linear(values), mask)
+
+
+def test_any_module_that_returns_sequences_is_a_tower():
+    model = make(encoder_cfg=Own(), text_cfg=Own())
+    data = {"radar": torch.randn(3, 7, 5), "text": torch.randn(3, 4, 5)}
+    model.training_step(data).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.similarity(data["radar"], data["text"][:2]).shape == (3, 2)
+    assert model.tokenizer is None
+    with pytest.raises(ValueError, match=r"tower Own must return values \(B, T, 16\)"):
+        make(encoder_cfg=Own(width=8)).training_step({"radar": torch.randn(1, 7, 5), "text": ["a"]})
+    with pytest.raises(ValueError, match="brings its own tokenizer"):
+        make(text_cfg=Own(), tokenizer=train_tokenizer(CAPTIONS, 300))
+
+
+def test_plain_dictionaries_are_configs():
+    model = make(
+        encoder_cfg={"views": VIEWS, "patch_frames": 4, "fusion": "add"},
+        text_cfg={"causal": False},
+    )
+    assert model.radar_encoder.config == RadarConfig(VIEWS, patch_frames=4, fusion="add")
+    assert model.text_encoder.config == TextConfig(causal=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"encoder_cfg": {"patch_frame": 4}}, ConfigError, r"encoder_cfg\.patch_frame'.*_frames'"),
+        ({"text_cfg": {"freeze": "no"}}, ConfigError, r"text_cfg\.freeze: expected bool.*'no'"),
+        ({"sequence_similarity_type": "locl"}, UnknownSimilarityError, "did you mean 'local'"),
+        ({"sequence_similarity_options": {"pol": "max"}}, TypeError, "did you mean 'pool'"),
+        ({"sequence_similarity_weight": 1.5}, ValueError, r"\[0, 1\], got 1\.5"),
+        ({"sequence_similarity_weight": float("nan")}, ValueError, r"\[0, 1\]"),
+        ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"context_length": 0}, ValueError, "context_length"),
+        ({"transformer_heads": 3}, ValueError, "width 16 and 3 heads"),
+        ({"transformer_layers": 0}, ValueError, "transformer_layers"),
+        ({"text_cfg": {"pretrained": "no/such"}}, ValueError, "no/such"),
+    ],
+)
+def test_what_it_cannot_be_built_from_is_said(options, error, match):
+    with pytest.raises(error, match=match):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"radar": None}, ValueError, "batch 7 has no 'radar'.*text"),
+        ({"text": None}, ValueError, "batch 7 has no 'text'"),
+        ({"text": []}, ValueError, "batch 7 is empty: 'text'"),
+        ({"radar": {}}, ValueError, "batch 7 is empty: 'radar'"),
+        ({"radar": {"range_time": torch.zeros(0, 5, 8)}}, ValueError, "batch 7 is empty: 'radar'"),
+        ({"text": ["a", "b"]}, ValueError, "batch 7.*'radar' holds 4 items and 'text' 2"),
+        ({"radar": {"range_time": torch.zeros(4, 6, 12)}}, ValueError, "'range_time'.*5 bins.*6"),
+        ({"radar": {"range_time": torch.zeros(4, 5)}}, ValueError, r"'range_time'.*\(4, 5\)"),
+        ({"text": ["a", "", "b", "c"]}, ValueError, "caption 1 is empty"),
+        ({"text": ["a", "b", "c" * 17, "d"]}, ValueError, "caption 2 has 17 tokens"),
+    ],
+)
+def test_what_is_wrong_with_a_batch_is_said(change, error, match):
+    data = {key: value for key, value in {**batch(), **change}.items() if value is not None}
+    with pytest.raises(error, match=match):
+        make().training_step(data, 7)
+
+
+def test_a_batch_must_be_a_mapping():
+    with pytest.raises(TypeError, match="batch"):
+        make().training_step([torch.zeros(1), "a"])
+
+
+@pytest.mark.parametrize("junk", [float("nan"), float("inf")])
+def test_nan_in_a_real_frame_names_view_item_and_batch_and_changes_nothing(junk):
+    model, data = make(), batch()
+    data["radar"]["doppler_time"][2, 1, 6] = junk  # item 2 has 7 real frames
+    with pytest.raises(ValueError, match=r"batch 7: radar view 'doppler_time'.*item 2"):
+        model.training_step(data, 7)
+    data["radar_lengths"][2] = 6
+    assert model.training_step(data).isfinite()
+    single = make(encoder_cfg=RadarConfig({"only": 5}))
+    with pytest.raises(ValueError, match=r"batch 0: radar view 'only' has NaN.*item 0"):
+        single.training_step({"radar": torch.full((1, 5, 20), junk), "text": ["a"]})
+
+
+def test_the_weight_may_change_while_training():
+    model = make()
+    model.sequence_similarity_weight = 0.25
+    loss = model.training_step(batch())
+    expected = 0.75 * model.metrics["loss_clip"] + 0.25 * model.metrics["loss_seq"]
+    torch.testing.assert_close(loss.detach(), expected)
+    with pytest.raises(ValueError, match=r"\[0, 1\], got -1.0"):
+        model.sequence_similarity_weight = -1.0
