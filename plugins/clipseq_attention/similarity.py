@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity, unit
+from clipseq_attention.scores import attention_scores
 
 
 class AttentionSimilarity(Similarity):
@@ -51,7 +52,6 @@ class AttentionSimilarity(Similarity):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         self.num_heads = num_heads
-        self.tile_elements = max(1, type(self).tile_elements // num_heads)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     @property
@@ -60,26 +60,25 @@ class AttentionSimilarity(Similarity):
         return self.log_temperature.exp()
 
     def prepare_x(self, x: Sequences) -> dict[str, Tensor]:
-        """Heads (B, H, T, d) of the unit steps, mask, and Gram matrices where those are smaller."""
+        """Heads (B, H, T, d) of the unit steps, and the mask."""
         values = unit(x.values)
         batch, steps, features = values.shape
         size = -(-features // self.num_heads)
         heads = -(-features // size)
         padded = nn.functional.pad(values, (0, heads * size - features))
         split = padded.view(batch, steps, heads, size).transpose(1, 2)
-        tree = {"heads": split, "mask": x.mask}
-        return tree | {"gram": split @ split.mT} if steps < size else tree
+        return {"heads": split, "mask": x.mask}
 
     def score(self, x: dict[str, Tensor], y: dict[str, Tensor]) -> Float[Tensor, "b c"]:
-        # (b, c, H, T, L)
-        products = x["heads"][:, None] @ y["heads"].mT
-        logits = self._logits(products)
-        x_mask, y_mask = x["mask"][:, None], y["mask"][None]
-        rows = _attended_cosine(products, logits, y, x_mask, y_mask)
-        columns = _attended_cosine(
-            products.mT, logits.mT, {k: v[:, None] for k, v in x.items()}, y_mask, x_mask
-        )
-        return (rows + columns) / 2
+        scale = x["heads"].shape[1] / self.temperature.to(x["heads"].dtype)
+        lengths = x["mask"].sum(1), y["mask"].sum(1)
+        return attention_scores(x["heads"], y["heads"], *lengths, scale)
+
+    def score_all(
+        self, x: dict[str, Tensor], y: dict[str, Tensor], steps: tuple[int, int]
+    ) -> Float[Tensor, "B C"]:
+        """`score` of everything at once: the operator cuts its own tiles."""
+        return self.score(x, y)
 
     def align(self, x: dict[str, Tensor], y: dict[str, Tensor]) -> Float[Tensor, "n t l"]:
         """The attention itself, mean over heads and over the two directions."""
@@ -92,24 +91,3 @@ class AttentionSimilarity(Similarity):
 
     def _logits(self, products: Tensor) -> Tensor:
         return products * (products.shape[-3] / self.temperature.to(products.dtype))
-
-
-def _attended_cosine(
-    products: Float[Tensor, "b c H Q K"],
-    logits: Float[Tensor, "b c H Q K"],
-    attended: dict[str, Tensor],
-    queries: Tensor,
-    keys: Tensor,
-) -> Float[Tensor, "b c"]:
-    """Mean over real queries of the cosine between a query and what it attended to."""
-    attention = logits.masked_fill(~keys[:, :, None, None, :], -torch.inf).softmax(-1)
-    along = (attention * products).sum((2, 4))
-    if "gram" in attended:
-        squared = ((attention @ attended["gram"]) * attention).sum((2, 4))
-    else:
-        squared = (attention @ attended["heads"]).square().sum((2, 4))
-    # A query is a unit vector, or zero: the cosine is `along` over the attended norm. Where the
-    # values cancel to nothing, or are all zero, there is no direction, and the cosine is 0.
-    nothing = squared <= torch.finfo(squared.dtype).eps
-    cosines = (along / squared.masked_fill(nothing, 1.0).sqrt()).masked_fill(nothing, 0.0)
-    return cosines.masked_fill(~queries, 0.0).sum(2) / queries.sum(2)
