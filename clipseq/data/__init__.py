@@ -1,0 +1,19 @@
+"""Radar clips with captions: simulated, recorded, read from disk, and batched."""
+
+from clipseq.data.batches import collate
+from clipseq.data.clip import SPLITS, Clip
+from clipseq.data.files import MapDataset, write_dataset
+from clipseq.data.radar_simulator import Radar
+from clipseq.data.radhar import radhar_dataset
+from clipseq.data.simulation import simulate
+
+__all__ = [
+    "SPLITS",
+    "Clip",
+    "MapDataset",
+    "Radar",
+    "collate",
+    "radhar_dataset",
+    "simulate",
+    "write_dataset",
+]

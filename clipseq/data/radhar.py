@@ -1,0 +1,160 @@
+"""Real mmWave recordings (`radhar_maps`) as clips of several activities in order.
+
+Each recording shows one activity. Windows of recordings of one block (day and session) are put one
+after the other, so that nothing but the activity tells the parts apart.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from clipseq.data.captions import class_caption, tell_in_order
+from clipseq.data.clip import Clip
+from clipseq.data.files import MapDataset, load_arrays
+from clipseq.errors import DataError
+
+VIEWS = ("range_moving", "doppler", "azimuth_moving")
+"""The maps without static returns: static clutter gives the session away."""
+
+FRAMES_PER_STEP = 2
+"""Recorded frames in one of ours, by maximum: 30 a second become 15, as a point cloud is sparse."""
+
+DECIBELS: dict[str, tuple[float, float]] = {
+    "range_moving": (0.36, 3.1),
+    "doppler": (3.1, 9.4),
+    "azimuth_moving": (0.59, 3.9),
+}
+"""Mean and standard deviation of each view over the training recordings, empty cells at 0 dB."""
+
+# Wordings after "a person"; the first of each is the file's own.
+PHRASES: dict[str, tuple[str, ...]] = {
+    "boxing": ("is boxing", "throws punches", "boxes"),
+    "jack": ("does jumping jacks", "does star jumps", "jumps opening arms and legs"),
+    "jump": ("is jumping", "hops on the spot", "jumps up and down"),
+    "squats": ("does squats", "squats down repeatedly", "does knee bends"),
+    "walk": ("is walking", "walks around", "walks back and forth"),
+}
+
+_KEYS = (*VIEWS, "length", "label", "class_names", "block", "split", "name", "fps")
+
+
+def radhar_dataset(
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    clips: Mapping[str, int] | None = None,
+    window_seconds: tuple[float, float] = (3.0, 5.0),
+) -> MapDataset:
+    """Ordered sequences of two to four activities, spliced from `radhar_maps.npz`.
+
+    clips           number of clips of each split, by default train 1200, val 150, test 300
+    window_seconds  shortest and longest window cut from a recording
+
+    A clip takes windows of different activities from different recordings of one block and of
+    one split of the file (test = block 3). zeroshot holds every test recording cut into four
+    windows of one activity each. A byte v of the file is v/6 dB; a map holds (v/6 - mean) / scale
+    with the constants in `DECIBELS`.
+    Raises DataError where the file is missing, corrupt or of another form.
+    """
+    path = Path(path)
+    arrays = load_arrays(path)
+    if missing := set(_KEYS) - arrays.keys():
+        raise DataError(f"{path}: not radhar_maps: lacks {sorted(missing)}")
+    counts = dict({"train": 1200, "val": 150, "test": 300} if clips is None else clips)
+    if unknown := counts.keys() - {"train", "val", "test"}:
+        raise ValueError(f"clips: no split {sorted(unknown)}; wanted train, val or test")
+    low, high = window_seconds
+    if not 0 < low <= high:
+        raise ValueError(f"window_seconds must be 0 < shortest <= longest, got {window_seconds}")
+
+    maps = {view: _standardised(arrays[view], view) for view in VIEWS}
+    rate = float(arrays["fps"]) / FRAMES_PER_STEP
+    lengths = arrays["length"].astype(int) // FRAMES_PER_STEP
+    classes = arrays["class_names"].tolist()
+    labels = [classes[k] for k in arrays["label"]]
+    names, splits = arrays["name"].tolist(), arrays["split"].tolist()
+    blocks = arrays["block"].tolist()
+    if unknown := set(classes) - PHRASES.keys():
+        raise DataError(f"{path}: no wording for classes {sorted(unknown)}; wanted {list(PHRASES)}")
+    if int(lengths.min()) < high * rate:
+        raise ValueError(f"window_seconds: a recording has but {lengths.min() / rate:.1f} s")
+
+    made: list[Clip] = []
+    for number, (split, count) in enumerate(counts.items()):
+        rng = np.random.default_rng((seed, number))
+        group = [i for i, s in enumerate(splits) if s == split]
+        if count and not group:
+            raise DataError(f"{path}: has no recording in split {split!r}")
+        for k in range(count):
+            block = blocks[group[rng.integers(len(group))]]
+            mine = [i for i in group if blocks[i] == block]
+            able = sorted({labels[i] for i in mine})
+            actions = rng.permutation(able)[: rng.integers(2, min(4, len(able)) + 1)].tolist()
+            windows, spans, sources, clock = [], [], [], 0
+            for action in actions:
+                options = [i for i in mine if labels[i] == action]
+                i = options[rng.integers(len(options))]
+                width = round(rng.uniform(low, high) * rate)
+                start = int(rng.integers(lengths[i] - width + 1))
+                windows.append((i, start, start + width))
+                spans.append((clock, clock + width))
+                sources.append(names[i])
+                clock += width
+            phrases = [str(rng.choice(PHRASES[action])) for action in actions]
+            caption, permuted = tell_in_order(phrases, rng)
+            made.append(
+                Clip(
+                    id=f"{split}-{k:05d}",
+                    radar=_joined(maps, windows),
+                    caption=caption,
+                    actions=tuple(actions),
+                    spans=tuple(spans),
+                    permuted=permuted,
+                    sources=tuple(sources),
+                    split=split,
+                )
+            )
+    class_captions = {name: class_caption(PHRASES[name][0]) for name in classes}
+    if counts.get("test"):
+        made += _one_action(maps, lengths, names, labels, splits, class_captions)
+    return MapDataset.from_clips(made, frame_rate=rate, class_captions=class_captions)
+
+
+def _one_action(maps, lengths, names, labels, splits, class_captions) -> list[Clip]:
+    """Every test recording in four windows of one activity."""
+    made = []
+    for i in (i for i, split in enumerate(splits) if split == "test"):
+        width = lengths[i] // 4
+        for k in range(4):
+            made.append(
+                Clip(
+                    id=f"zeroshot-{names[i]}-{k}",
+                    radar=_joined(maps, [(i, k * width, (k + 1) * width)]),
+                    caption=class_captions[labels[i]],
+                    actions=(labels[i],),
+                    spans=((0, int(width)),),
+                    sources=(names[i],),
+                    split="zeroshot",
+                    label=labels[i],
+                )
+            )
+    return made
+
+
+def _joined(maps, windows) -> dict[str, np.ndarray]:
+    return {
+        view: np.concatenate([m[i, :, a:b] for i, a, b in windows], axis=1)
+        for view, m in maps.items()
+    }
+
+
+def _standardised(values, view):
+    """(N, T, F) bytes -> (N, F, T / FRAMES_PER_STEP) float16."""
+    count, frames, bins = values.shape
+    frames -= frames % FRAMES_PER_STEP
+    steps = values[:, :frames].reshape(count, -1, FRAMES_PER_STEP, bins).max(axis=2)
+    mean, scale = DECIBELS[view]
+    of_byte = ((np.arange(256) / 6 - mean) / scale).astype(np.float16)
+    return of_byte[steps].transpose(0, 2, 1)

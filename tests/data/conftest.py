@@ -1,0 +1,22 @@
+"""Where the real recordings lie, for the tests that want them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """The file of that name in the folder CLIPSEQ_DATA, else in ../shared/data; or skips."""
+    folder = os.environ.get("CLIPSEQ_DATA")
+    root = Path(folder) if folder else Path(__file__).parents[3] / "shared" / "data"
+
+    def find(name: str) -> Path:
+        path = root / name
+        if not path.exists():
+            pytest.skip(f"no {name} in {root}; CLIPSEQ_DATA names the folder that has it")
+        return path
+
+    return find
