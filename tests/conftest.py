@@ -6,8 +6,7 @@ from pathlib import Path
 
 from jaxtyping import config, install_import_hook
 
-# Before the first import of any of them (hence `-p no:clipseq` in pyproject.toml, which keeps
-# pytest from loading our own pytest plugin, and with it clipseq, earlier than this).
+# Before the first import of any of them; our own pytest plugin, loaded earlier, imports none.
 install_import_hook(
     [
         "clipseq",

@@ -1,0 +1,36 @@
+"""Does a similarity keep its promises? Checks for whoever writes one.
+
+>>> from clipseq.testing import check_similarity
+>>> check_similarity("local")  # a registered name, a class, or a function that makes one
+
+Each check is a plain function with a name and a promise, in `CHECKS`. `check_similarity` runs
+them all; `parametrize_with_checks` makes a pytest test of each; ``pytest --clipseq-check NAME``
+needs no test file. Needs the extra `testing`: ``pip install "clipseq[testing]"``.
+
+Equality over several processes is not among the checks.
+"""
+
+try:
+    import hypothesis as _hypothesis  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'clipseq.testing needs hypothesis: pip install "clipseq[testing]"', name="hypothesis"
+    ) from error
+
+from clipseq.testing.checks import CHECKS
+from clipseq.testing.conformance import Check, ConformanceError, Make, Subject
+from clipseq.testing.parametrize import parametrize_with_checks
+from clipseq.testing.run import check_similarity
+from clipseq.testing.strategies import sequence_pairs, sequences
+
+__all__ = [
+    "CHECKS",
+    "Check",
+    "ConformanceError",
+    "Make",
+    "Subject",
+    "check_similarity",
+    "parametrize_with_checks",
+    "sequence_pairs",
+    "sequences",
+]

@@ -1,0 +1,194 @@
+"""A similarity as an nn.Module: made from options, saved, copied, and the same at every call."""
+
+import copy
+import inspect
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipseq.sequences import Sequences
+from clipseq.similarity import Similarity
+from clipseq.testing.conformance import Broken, Check, Subject, same
+from clipseq.testing.outcome import outcome
+from clipseq.testing.strategies import dense
+
+
+def options(subject: Subject) -> None:
+    cls = type(subject.make())
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise Broken(f"{cls.__qualname__} takes *{parameter.name}: options must be named")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise Broken(f"the option {parameter.name!r} cannot be given by keyword")
+        if parameter.default is parameter.empty:
+            raise Broken(f"the option {parameter.name!r} has no default value")
+    made = cls()
+    if not isinstance(cls.composite, bool):
+        raise Broken(f"composite is {cls.composite!r}, not a bool")
+    weight = cls.default_weight
+    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise Broken(f"default_weight is {weight!r}, not a positive number")
+    made(*_inputs(subject if made.embed_dim is None else Subject(cls)))
+
+
+def final_methods(subject: Subject) -> None:
+    similarity = subject.make()
+    for name in ("forward", "explain", "__call__"):
+        if getattr(type(similarity), name) is not getattr(Similarity, name):
+            raise Broken(f"{type(similarity).__qualname__} overrides {name}")
+        if name in vars(similarity):
+            raise Broken(f"{name} is replaced on the instance")
+
+
+def deterministic(subject: Subject) -> None:
+    similarity = subject.make().eval()
+    first, second = _inputs(subject), _inputs(subject, seed=5)
+    subject.example = {"x": first[0], "y": first[1]}
+    before = _state(similarity)
+    scores = similarity(*first)
+    torch.rand(3)
+    again = similarity(*first)
+    if not torch.equal(scores, again):
+        same(again, scores, 0.0, "at a second call, score", "at the first")
+        raise Broken("a second call gives NaN")
+    once, twice = (outcome(similarity, *_sequences(first)) for _ in range(2))
+    same(twice.x, once.x, 0.0, "at a second call, the gradient of x", "at the first")
+    similarity(*second)
+    later = similarity(*first)
+    same(later, scores, 0.0, "after another batch, score", "before it")
+    for name, value in similarity.state_dict().items():
+        if isinstance(value, Tensor) and not torch.equal(value, before[name]):
+            raise Broken(f"a call in eval mode changed {name!r} of the state")
+
+
+def registered_tensors(subject: Subject) -> None:
+    similarity = subject.make()
+    for mode in (True, False):
+        similarity.train(mode)
+        similarity(*_inputs(subject))
+        for path, module in similarity.named_modules():
+            for name, value in vars(module).items():
+                if name in ("_parameters", "_buffers", "_modules"):
+                    continue
+                if any(isinstance(leaf, Tensor) for leaf in _leaves(value)):
+                    where = f"{path}.{name}" if path else name
+                    raise Broken(f"the attribute {where!r} keeps a tensor")
+
+
+def state_dict(subject: Subject) -> None:
+    saved = subject.trained(torch.float32)
+    stream = io.BytesIO()
+    torch.save(saved.state_dict(), stream)
+    stream.seek(0)
+    loaded = subject.make().eval()
+    loaded.load_state_dict(torch.load(stream, weights_only=True), strict=True)
+    _equal(subject, loaded, saved, "after its state was saved and loaded")
+
+
+def deepcopied(subject: Subject) -> None:
+    similarity = subject.trained(torch.float32)
+    _use(subject, similarity)
+    copied = copy.deepcopy(similarity)
+    _equal(subject, copied, similarity, "of a deepcopy")
+    wanted = similarity(*_inputs(subject)).detach().clone()
+    with torch.no_grad():
+        for value in (*copied.parameters(), *copied.buffers()):
+            value.mul_(3)
+    found = similarity(*_inputs(subject))
+    same(found, wanted, 0.0, "score", "before its deepcopy was changed")
+
+
+def pickled(subject: Subject) -> None:
+    similarity = subject.trained(torch.float32)
+    _use(subject, similarity)
+    loaded = pickle.loads(pickle.dumps(similarity))
+    _equal(subject, loaded, similarity, "of a pickled copy")
+
+
+def _use(subject: Subject, similarity: nn.Module) -> None:
+    # A forward and a backward pass leave behind what must not be left behind.
+    outcome(similarity, *_sequences(_inputs(subject)))
+    similarity(*(value.requires_grad_() for value in _inputs(subject)))
+
+
+def _equal(subject: Subject, found: Similarity, wanted: Similarity, whose: str) -> None:
+    inputs = _inputs(subject)
+    subject.example = {"x": inputs[0], "y": inputs[1]}
+    same(found(*inputs), wanted(*inputs), 1e-6, f"{whose}, score", "of the original")
+
+
+def _inputs(subject: Subject, seed: int = 1) -> tuple[Tensor, Tensor]:
+    return (
+        dense(2, 4, subject.features, seed=seed, dtype=torch.float32),
+        dense(3, 3, subject.features, seed=seed + 1, dtype=torch.float32),
+    )
+
+
+def _sequences(inputs: tuple[Tensor, Tensor]) -> tuple[Sequences, Sequences]:
+    x, y = inputs
+    return Sequences.from_tensor(x), Sequences.from_tensor(y)
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    return copy.deepcopy(dict(module.state_dict()))
+
+
+def _leaves(value: Any, depth: int = 3) -> Iterator[Any]:
+    if isinstance(value, dict) and depth:
+        value = list(value.values())
+    if isinstance(value, list | tuple | set) and depth:
+        for part in value:
+            yield from _leaves(part, depth - 1)
+    else:
+        yield value
+
+
+CHECKS = (
+    Check(
+        "options",
+        "options are keywords with defaults, and none is needed",
+        options,
+        "the signature of `__init__`: no *args, no **kwargs, a default for each; super().__init__",
+    ),
+    Check(
+        "final_methods",
+        "forward and explain are those of clipseq.Similarity",
+        final_methods,
+        "write `score`, `align`, `prepare_x`, or `score_all` for kernels of your own, instead",
+    ),
+    Check(
+        "deterministic",
+        "in eval mode the same inputs give the same scores, whatever was scored before",
+        deterministic,
+        "random numbers, dropout that ignores self.training, state that a call updates",
+    ),
+    Check(
+        "registered_tensors",
+        "every tensor that is kept is a parameter or a buffer: it moves with .to() and is saved",
+        registered_tensors,
+        "`__init__`: nn.Parameter or register_buffer; and caches filled by `prepare_x` or `score`",
+    ),
+    Check(
+        "state_dict",
+        "a fresh one that loads the state of another gives its scores",
+        state_dict,
+        "numbers drawn in `__init__` or learnt outside parameters and buffers",
+    ),
+    Check(
+        "deepcopy",
+        "a deepcopy gives the same scores, and shares nothing with the original",
+        deepcopied,
+        "tensors of a graph that are kept, and parameters shared through a global",
+    ),
+    Check(
+        "pickle",
+        "a pickled copy gives the same scores",
+        pickled,
+        "lambdas, local functions and open handles kept as attributes; a class that is not "
+        "importable",
+    ),
+)

@@ -1,0 +1,137 @@
+"""Less precision, the same numbers; and compiled, the same numbers."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from jaxtyping import config
+
+from clipseq.sequences import Sequences
+from clipseq.testing.checks.batches import PairOfBatches
+from clipseq.testing.conformance import Broken, Check, Subject, same
+from clipseq.testing.outcome import agree, outcome
+from clipseq.testing.strategies import DENSE, Kind, dense, sequence_pairs
+
+
+def float32(subject: Subject) -> None:
+    double = subject.trained()
+    single = subject.trained()
+    single.load_state_dict(double.state_dict())
+    single.float()
+
+    def compare(pair: PairOfBatches, gradients: bool) -> None:
+        x, y = (Sequences(side.values.float(), side.mask) for side in pair)
+        found = outcome(single, x, y, gradients=gradients)
+        x, y = (Sequences(side.values.double(), side.mask) for side in (x, y))
+        wanted = outcome(double, x, y, gradients=gradients)
+        where = "in float64"
+        same(found.scores, wanted.scores, 1e-4, "score", where)
+        if gradients:
+            same(found.x, wanted.x, 1e-3, "the gradient of x", where)
+            same(found.y, wanted.y, 1e-3, "the gradient of y", where)
+
+    def scores(pair: PairOfBatches) -> None:
+        compare(pair, False)
+
+    def gradients(pair: PairOfBatches) -> None:
+        compare(pair, True)
+
+    # Neither zero steps nor sparse ones: what is pooled from those may come near a zero vector,
+    # where a cosine has no limit and every rounding shows.
+    repeated: tuple[Kind, ...] = ("dense", "repeat")
+    for holds, kinds in ((scores, repeated), (gradients, DENSE)):
+        pairs = sequence_pairs(
+            features=subject.features, steps=(1, 6), kinds=kinds, scales=(1.0, 1e2)
+        )
+        subject.for_all(holds, pair=pairs)
+    long = [Sequences.from_tensor(dense(2, 150, subject.features, seed=s)) for s in (1, 2)]
+    subject.for_each(scores, [{"pair": tuple(long)}])
+
+
+def autocast(subject: Subject) -> None:
+    similarity = subject.trained(torch.float32)
+
+    def holds(pair: PairOfBatches) -> None:
+        plain = outcome(similarity, *pair)
+        cast = outcome(similarity, *pair, autocast=True)
+        agree(cast, plain, "without autocast", gradients=True, tolerance=1e-5)
+        if cast.scores.dtype != torch.float32:
+            raise Broken(f"under autocast the scores are {cast.scores.dtype}, not float32")
+        x, y = pair
+        half = [side.values.bfloat16() for side in pair]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = similarity(*half, x.mask, y.mask)
+        wanted = similarity(half[0].float(), half[1].float(), x.mask, y.mask)
+        same(found, wanted, 1e-5, "for bfloat16 inputs, score", "for the same inputs in float32")
+
+    subject.for_all(
+        holds,
+        pair=sequence_pairs(features=subject.features, kinds=DENSE, dtype=torch.float32),
+    )
+
+
+def compiled(subject: Subject) -> None:
+    similarity = subject.trained(torch.float32)
+
+    def holds(x: Sequences, y: Sequences) -> None:
+        torch.compiler.reset()
+        # Checks of signatures at run time are for people: the compiler cannot trace them.
+        unchecked = config.jaxtyping_disable
+        config.update("jaxtyping_disable", True)
+        try:
+            whole = torch.compile(similarity.__call__, fullgraph=True, backend="aot_eager")
+            with warnings.catch_warnings():
+                # The compiler's own: what it does inside is deprecated here and there.
+                warnings.simplefilter("ignore")
+                found = outcome(_Call(whole), x, y)
+        finally:
+            config.update("jaxtyping_disable", unchecked)
+            torch.compiler.reset()
+        wanted = outcome(similarity, x, y)
+        where = "without torch.compile"
+        same(found.scores, wanted.scores, 1e-5, "score", where)
+        same(found.x, wanted.x, 1e-4, "the gradient of x", where)
+        same(found.y, wanted.y, 1e-4, "the gradient of y", where)
+
+    # In a graph no length is known: here a plugin sees steps that are padding in every row.
+    x_mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    y_mask = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
+    x, y = (
+        Sequences.from_tensor(dense(*mask.shape, subject.features, dtype=torch.float32), mask)
+        for mask in (x_mask, y_mask)
+    )
+    subject.for_each(holds, [{"x": x, "y": y}])
+
+
+class _Call(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*inputs)
+
+
+CHECKS = (
+    Check(
+        "float32",
+        "float32 gives the scores of float64 to 1e-4, and its gradients to 1e-3",
+        float32,
+        "differences of large numbers, long sums, casts to half precision, constants in float32",
+    ),
+    Check(
+        "autocast",
+        "under bfloat16 autocast, and for bfloat16 inputs, scores are computed in float32",
+        autocast,
+        "casts of your own, and torch.autocast inside `score`",
+    ),
+    Check(
+        "compile",
+        "torch.compile(fullgraph=True) works, and gives the same scores and gradients",
+        compiled,
+        "Python values read from tensors (.item(), .tolist(), if tensor:), numpy; wrap such code "
+        "as torch.library.custom_op; and steps that are padding in every row of the batch",
+    ),
+)

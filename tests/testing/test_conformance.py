@@ -1,0 +1,267 @@
+"""What an author sees: the call, the decorator, the command, and the messages."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipseq import Sequences, Similarity, unit
+from clipseq.testing import (
+    CHECKS,
+    Check,
+    ConformanceError,
+    check_similarity,
+    parametrize_with_checks,
+    sequence_pairs,
+    sequences,
+)
+from clipseq.testing.checks.memory import peak_bytes
+
+
+class Cosine(Similarity):
+    """The cosine of summed steps."""
+
+    def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        return unit(x.values.sum(1)) @ unit(y.values.sum(1)).T
+
+    def align(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        return torch.bmm(x.values, y.values.mT).clamp(min=0)
+
+
+class CountsPadding(Cosine):
+    """The mean of cosines over T steps, padding included."""
+
+    def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        return torch.einsum("btd,cld->bc", x.values, y.values) / (x.mask.shape[1] * y.mask.shape[1])
+
+    def align(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        return torch.bmm(x.values, y.values.mT)
+
+
+EVERYTHING_BUT = dict.fromkeys(CHECKS, "not in this test")
+
+
+def skip_all_but(*names: str) -> dict[str, str]:
+    return {name: reason for name, reason in EVERYTHING_BUT.items() if name not in names}
+
+
+def test_a_message_names_the_promise_the_example_and_where_to_look() -> None:
+    with pytest.raises(ConformanceError) as caught:
+        CHECKS["ragged_batches"].run(CountsPadding)
+    message = str(caught.value)
+    assert message.startswith("CountsPadding breaks the promise 'ragged_batches': a short sequence")
+    assert "found: score[" in message
+    assert "for the pair alone" in message
+    assert CHECKS["ragged_batches"].look_at in message
+    # The smallest way to have padding that is seen: a short sequence beside a longer one.
+    example = message[message.index("smallest example") : message.index("look at")]
+    assert "x: (2, 2, 4) float64" in example
+    assert 1 <= example.count("padding") <= 2
+
+
+def test_the_search_is_the_same_in_every_run() -> None:
+    messages = set()
+    for _ in range(2):
+        torch.rand(5)
+        with pytest.raises(ConformanceError) as caught:
+            CHECKS["ragged_batches"].run(CountsPadding)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    CHECKS["finite_differences"].run(Cosine)
+    CHECKS["range"].run(Cosine)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_all_failures_are_told_at_once() -> None:
+    few = skip_all_but("ragged_batches", "alignment_weights", "shape_and_dtype")
+    with pytest.raises(ConformanceError) as caught:
+        check_similarity(CountsPadding, skip=few)
+    message = str(caught.value)
+    assert message.startswith(f"CountsPadding breaks 2 of the {len(CHECKS)} promises")
+    assert "'ragged_batches'" in message
+    assert "'alignment_weights'" in message
+    assert "'shape_and_dtype'" not in message
+
+
+@pytest.mark.parametrize(
+    "make", [Cosine, "global", lambda: Cosine(embed_dim=3)], ids=["class", "name", "function"]
+)
+def test_what_may_be_checked(make) -> None:
+    check_similarity(make, skip=skip_all_but("shape_and_dtype", "range"))
+
+
+def test_what_is_made_must_be_a_similarity() -> None:
+    with pytest.raises(TypeError, match="must make a clipseq.Similarity, it made Linear"):
+        CHECKS["range"].run(lambda: torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("skip", "message"),
+    [
+        ({"rnge": "because"}, "no check named 'rnge': did you mean 'range'?"),
+        ({"zzz": "because"}, "no check named 'zzz'; checks: options, "),
+        ({"range": " "}, r"skip\['range'\] must say why"),
+    ],
+)
+def test_skip_is_checked(skip: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_similarity(Cosine, skip=skip)
+    with pytest.raises(ValueError, match=message):
+        parametrize_with_checks(Cosine, skip=skip)
+
+
+def test_embed_dim_gives_the_features() -> None:
+    with pytest.raises(ValueError, match="features=5, but the similarity has embed_dim=3"):
+        CHECKS["range"].run(lambda: Cosine(embed_dim=3), features=5)
+    CHECKS["range"].run(Cosine, features=5)
+
+
+def test_checks_are_named_and_explained() -> None:
+    assert len(CHECKS) > 35
+    for name, check in CHECKS.items():
+        assert isinstance(check, Check)
+        assert check.name == name
+        assert name.isidentifier()
+        assert "\n" not in check.promise
+        assert check.look_at
+    assert len({check.promise for check in CHECKS.values()}) == len(CHECKS)
+
+
+@parametrize_with_checks(
+    {"plain": Cosine, "projected": lambda: Cosine(embed_dim=2)},
+    skip=skip_all_but("shape_and_dtype"),
+)
+def test_the_decorator_runs_checks(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_the_decorator_marks_and_names() -> None:
+    mark = parametrize_with_checks(CountsPadding, skip={"range": "because"}).mark
+    parameters = {parameter.id: parameter for parameter in mark.args[1]}
+    assert list(parameters) == [f"CountsPadding-{name}" for name in CHECKS]
+    assert parameters["CountsPadding-range"].marks[0].kwargs == {"reason": "because"}
+    assert not parameters["CountsPadding-options"].marks
+    with pytest.raises(ConformanceError, match="alignment_weights"):
+        parameters["CountsPadding-alignment_weights"].values[0]()
+
+
+@given(sequences(batch=(1, 3), steps=(1, 4), features=(1, 3), empty=True))
+def test_sequences_have_zero_padding(drawn: Sequences) -> None:
+    assert drawn.values.shape[:2] == drawn.mask.shape
+    assert 1 <= len(drawn.values) <= 3
+    assert not bool(drawn.values[~drawn.mask].any())
+
+
+@given(sequences(masks="prefix"))
+def test_prefix_masks_have_their_padding_last(drawn: Sequences) -> None:
+    steps = torch.arange(drawn.mask.shape[1])
+    assert torch.equal(drawn.mask, steps < drawn.lengths[:, None])
+    assert bool((drawn.lengths > 0).all())
+
+
+@given(sequences(kinds=("dense", "basis", "zero", "repeat"), masks="full"), st.integers(0, 99))
+def test_tame_steps_never_cancel(drawn: Sequences, seed: int) -> None:
+    steps = drawn.values[0]
+    generator = torch.Generator().manual_seed(seed)
+    chosen = steps[torch.rand(len(steps), generator=generator) > 0.5]
+    largest = float(chosen.norm(dim=-1).max()) if len(chosen) else 0.0
+    assert float(chosen.sum(0).norm()) >= 0.1 * largest
+
+
+@pytest.mark.parametrize("wanted", ["same", "opposite", "other", "hole", "empty", "zero"])
+def test_pairs_hold_what_they_promise(wanted: str) -> None:
+    from hypothesis import find
+
+    def has(pair: tuple[Sequences, Sequences]) -> bool:
+        x, y = pair
+        alike = x.values.shape == y.values.shape
+        return {
+            "same": lambda: alike and torch.equal(x.values, y.values),
+            "opposite": lambda: alike and torch.equal(x.values, -y.values) and bool(x.values.any()),
+            "other": lambda: not alike,
+            "hole": lambda: bool((~x.mask[:, :-1] & x.mask[:, 1:]).any()),
+            "empty": lambda: bool((~x.mask.any(1)).any()),
+            "zero": lambda: bool((x.mask & ~x.values.any(-1)).any()),
+        }[wanted]()
+
+    find(sequence_pairs(empty=True), has)
+
+
+def test_peak_bytes_sees_what_is_freed_again() -> None:
+    def work() -> None:
+        for _ in range(3):
+            torch.zeros(2**18)
+
+    assert 2**20 <= peak_bytes(work) < 1.5 * 2**20
+
+
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    plugin = ("-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *plugin, "--rootdir", str(folder), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def but(*names: str) -> list[str]:
+    return [f"--clipseq-skip={name}=not now" for name in skip_all_but(*names)]
+
+
+def test_the_command_needs_no_test_file(tmp_path: Path) -> None:
+    (tmp_path / "test_other.py").write_text("def test_other():\n    assert False\n")
+    done = run_pytest(tmp_path, "-v", "--clipseq-check", "global", *but("range", "duplicates"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"2 passed, {len(CHECKS) - 2} skipped" in done.stdout
+    assert "clipseq[global]::range PASSED" in done.stdout
+    assert "test_other" not in done.stdout
+
+
+def test_the_command_reports_a_broken_promise(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(
+        textwrap.dedent(
+            """
+            import torch, clipseq
+
+            class Negative(clipseq.Similarity):
+                def score(self, x, y):
+                    return torch.einsum("btd,cld->bc", x.values, y.values)
+
+                def align(self, x, y):
+                    return torch.bmm(x.values, y.values.mT)
+
+            clipseq.register_similarity("negative", Negative)
+            """
+        )
+    )
+    done = run_pytest(tmp_path, "--clipseq-check=negative", *but("alignment_weights", "range"))
+    assert done.returncode == 1
+    assert "negative breaks the promise 'alignment_weights'" in done.stdout
+    assert "negative breaks the promise 'range'" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clipseq-check=globel"], "no similarity named 'globel': did you mean 'global'?"),
+        (
+            ["--clipseq-check=global", "--clipseq-skip=rang=x"],
+            "no check named 'rang': did you mean 'range'?",
+        ),
+        (["--clipseq-check=global", "--clipseq-skip=range"], "skip['range'] must say why"),
+    ],
+)
+def test_the_command_explains_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run_pytest(tmp_path, *arguments)
+    assert done.returncode == 4
+    assert message in done.stderr
