@@ -117,7 +117,7 @@ class Similarity(nn.Module, ABC):
             x_tree, _, x_occupied, t = self._prepare(x, x_mask, "x")
             y_tree, _, y_occupied, length = self._prepare(y, y_mask, "y")
             scores = self.score_all(x_tree, y_tree, (t, length))
-            if scores.shape != (len(x), len(y)):
+            if scores.shape != (x.shape[0], y.shape[0]):
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
                     f"{(len(x), len(y))}; got {tuple(scores.shape)}"
@@ -164,7 +164,7 @@ class Similarity(nn.Module, ABC):
             tree = self.prepare_x(self.project_x(packed))
         else:
             tree = self.prepare_y(self.project_y(packed))
-        check_tree(tree, len(values), f"{type(self).__name__}.prepare_{side}")
+        check_tree(tree, values.shape[0], f"{type(self).__name__}.prepare_{side}")
         return tree, order, occupied, packed.values.shape[1]
 
     def _check(self, x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> None:

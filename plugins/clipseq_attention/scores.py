@@ -1,11 +1,11 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole.
 
 Both directions share one table of exponentials. With a head's logits ``p = s⟨x_t, y_l⟩``, as long
-as they may be exponentiated as they are (see `_LARGEST`), ``e = exp(p)`` (taken as a power of 2) divided by its sum over l
+as they may be exponentiated as they are (see `_LARGEST`), ``e = exp(p)`` divided by its sum over l
 is the attention of one direction, and over t that of the other. The products ``e·Y`` are what the
 steps attended to, but for that divisor, and their products with the steps are the numerators of
-the cosines. So the cells of a tile are written by one matrix product, exponentiated in place, and
-read by matrix products and sums.
+the cosines. So the cells of a tile are written by one matrix product, exponentiated in place (to
+base 2, a third of the time in torch), and read by matrix products and sums.
 
 Layout: one y against several x of like lengths. Heads come first, then x: a head of the tile is
 one (b·T, L) matrix, without padding along L. Padded t are left out by one more feature, 1 in y, 0
@@ -278,7 +278,6 @@ def _tiles(x: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor) -> It
         lengths = x_lengths[items]
         real = torch.arange(steps, device=x.device) < lengths[:, None]
         ones = torch.nn.functional.pad(values, (0, 1), value=1.0)
-        # Powers of two: torch takes those in a third of the time.
         logits = ones * (scale / math.log(2))
         logits[..., -1] = torch.where(real, 0.0, _NEVER)
         yield _Rows(values, logits, ones, real.to(x.dtype), lengths, items)

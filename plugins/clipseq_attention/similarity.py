@@ -27,10 +27,9 @@ class AttentionSimilarity(Similarity):
     After SCAN (arXiv:1803.08024), text-to-image and image-to-text averaged; SCAN has one head and
     normalises the attention over both sides.
 
-    ``⟨x_t, ŷ_t⟩`` is the attention-weighted sum of products that are there already. ``||ŷ_t||²``
-    comes from the tile's attended values, or, where a sequence has fewer steps than a head has
-    features, from ``aᵀ(Y Yᵀ)a`` with its Gram matrix, made once per sequence.
-    Cost: O(B·C·T·L·D), about three times the products themselves, and 2·H exponentials a cell.
+    ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in backward.
+    Cost: O(B·C·T·L·D), as many matrix products as twelve times those of the steps, and 2·H
+    exponentials a cell, forward and backward together.
 
     Args:
         num_heads: heads; features that do not divide evenly leave the last head zeros.

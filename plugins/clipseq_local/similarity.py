@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity, unit
+from clipseq_local.scores import local_scores
 
 
 class LocalSimilarity(Similarity):
@@ -56,13 +57,13 @@ class LocalSimilarity(Similarity):
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
     ) -> Float[Tensor, "b c"]:
         (u, _), (v, _) = x, y
-        # (b, U, c, V): one matrix product of everything with everything.
-        cosines = torch.tensordot(u.values, v.values, dims=([2], [2]))
-        # Excluded before the maximum, not multiplied by zero: a maximum may be negative.
-        cosines = cosines.masked_fill(~(u.mask[:, :, None, None] & v.mask), -torch.inf)
-        best_v = cosines.amax(3).masked_fill(~u.mask[:, :, None], 0.0).sum(1)
-        best_u = cosines.amax(1).masked_fill(~v.mask, 0.0).sum(2)
-        return (best_v / u.lengths[:, None] + best_u / v.lengths) / 2
+        return local_scores(u.values, v.values, u.lengths, v.lengths)
+
+    def score_all(
+        self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor], steps: tuple[int, int]
+    ) -> Float[Tensor, "B C"]:
+        """`score` of everything at once: the operator cuts its own tiles."""
+        return self.score(x, y)
 
     def align(
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
@@ -108,7 +109,9 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     counts = -(-(x.lengths - window).clamp(min=0) // stride) + 1
     counts = torch.minimum(counts, -(-x.lengths // stride))
     mask = torch.arange(count, device=means.device) < counts[:, None]
-    return Sequences(unit(means).masked_fill(~mask[..., None], 0.0), mask)
+    units = unit(means)
+    # Steps that are padding are zero, but windows that are may reach a real step.
+    return Sequences(units if window == 1 else units.masked_fill(~mask[..., None], 0.0), mask)
 
 
 def _membership(
