@@ -1,0 +1,226 @@
+"""The configuration of a run: what it trains on, which model, and how; read from TOML."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+
+from clipseq.config import structure, unstructure
+from clipseq.errors import ConfigError
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+def _at_least(low: int) -> Any:
+    def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+        if value is not None and value < low:
+            raise ConfigError(f"{attribute.name} must be at least {low}, got {value!r}")
+
+    return check
+
+
+def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ConfigError(f"{attribute.name} must be greater than 0, got {value!r}")
+
+
+@attrs.frozen
+class SimulatedData:
+    """A data set simulated at the start of the run, into the run folder."""
+
+    clips: int = attrs.field(default=600, validator=_at_least(2))
+    seed: int = 0
+    motion: Path | None = None
+
+
+@attrs.frozen
+class DataConfig:
+    """Where the clips come from: exactly one of the three.
+
+    Attributes:
+        path: a data set on disk (a folder or an .npz), as `clipseq simulate` writes it.
+        simulated: options of the simulator.
+        radhar: an .npz of real radar maps, spliced into ordered sequences.
+        seed: of the splicing of `radhar`.
+    """
+
+    path: Path | None = None
+    simulated: SimulatedData | None = None
+    radhar: Path | None = None
+    seed: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        given = [name for name in ("path", "simulated", "radhar") if getattr(self, name)]
+        if len(given) != 1:
+            raise ConfigError(
+                "give exactly one of data.path, data.simulated and data.radhar, "
+                f"got {' and '.join(given) or 'none'}"
+            )
+
+
+@attrs.frozen
+class TokenizerConfig:
+    """The tokenizer that is trained on the training captions, and saved with the model.
+
+    Attributes:
+        kind: "bpe" (pieces of words, any text), "word" (a token for each word), or "byte"
+            (nothing to train).
+        vocab_size: most token ids.
+    """
+
+    kind: Literal["bpe", "word", "byte"] = "bpe"
+    vocab_size: int = attrs.field(default=4096, validator=_at_least(3))
+
+
+@attrs.frozen
+class TrainingConfig:
+    """How a model is trained.
+
+    Attributes:
+        out: the run folder; it must not exist yet.
+        epochs: passes over the training clips; give either `epochs` or `max_steps`.
+        max_steps: optimizer steps.
+        batch_size: clips whose pairs are compared with each other. With `accumulate` > 1 the
+            gradients of several such batches are averaged; the negatives stay those of one batch.
+        accumulate: batches to one optimizer step.
+        learning_rate: the peak; reached after `warmup_steps`, then half a cosine down to zero.
+        weight_decay: of the matrices; norms, biases, scales and mixing weights never decay.
+        warmup_steps: optimizer steps of linear warm-up.
+        gradient_clip: largest gradient norm; 0 for none.
+        precision: "32-true", or autocast with "bf16-mixed" or "16-mixed" (with loss scaling).
+        accelerator: "auto", "cpu", "gpu", "mps": where to train; one device.
+        checkpoint_every: optimizer steps between two validations, each of which is followed by a
+            checkpoint; the last step always has both.
+        num_workers: processes that load batches; 0 loads them in the training process.
+        seed: of the initial weights, the order of the clips, and dropout.
+        log_norms: also log the norms of the features.
+    """
+
+    out: Path
+    epochs: int | None = attrs.field(default=None, validator=_at_least(1))
+    max_steps: int | None = attrs.field(default=None, validator=_at_least(1))
+    batch_size: int = attrs.field(default=64, validator=_at_least(2))
+    accumulate: int = attrs.field(default=1, validator=_at_least(1))
+    learning_rate: float = attrs.field(default=5e-4, validator=_above_zero)
+    weight_decay: float = attrs.field(default=0.1, validator=_at_least(0))
+    warmup_steps: int = attrs.field(default=50, validator=_at_least(0))
+    gradient_clip: float = attrs.field(default=1.0, validator=_at_least(0))
+    precision: Precision = "32-true"
+    accelerator: str = "auto"
+    checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
+    num_workers: int = attrs.field(default=0, validator=_at_least(0))
+    seed: int = attrs.field(default=0, validator=_at_least(0))
+    log_norms: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if (self.epochs is None) == (self.max_steps is None):
+            given = "neither" if self.epochs is None else "both"
+            raise ConfigError(f"give either training.epochs or training.max_steps, got {given}")
+
+    def steps(self, batches_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        if self.max_steps is not None:
+            return self.max_steps
+        assert self.epochs is not None
+        return max(1, self.epochs * batches_per_epoch // self.accumulate)
+
+
+@attrs.frozen
+class RunConfig:
+    """A whole run: the tables [data], [model], [tokenizer] and [training] of a TOML file.
+
+    `model` holds keyword arguments of `clipseq.CLIP`; what it leaves out has CLIP's defaults,
+    and the radar views, where not given, are those of the data.
+    """
+
+    data: DataConfig
+    training: TrainingConfig
+    model: dict[str, Any] = attrs.field(factory=dict)
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a run's configuration from a TOML file; relative paths in it start at the
+    current directory, as those of a command line do.
+
+    Raises:
+        ConfigError: no such file, no valid TOML, an unknown key (with the nearest known one), or
+            a value of the wrong type; the message names the file and the key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no config file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid TOML: {error}") from error
+    try:
+        config = structure(RunConfig, table)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return _absolute(config)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write `config` as TOML that `read_config` reads back as an equal configuration."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(_toml_lines(unstructure(config))) + "\n", encoding="utf-8")
+
+
+def _absolute(config: RunConfig) -> RunConfig:
+    # A run that is resumed from another directory must find the same files.
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().resolve()
+
+    simulated = config.data.simulated
+    if simulated is not None:
+        simulated = attrs.evolve(simulated, motion=at(simulated.motion))
+    return attrs.evolve(
+        config,
+        data=attrs.evolve(
+            config.data,
+            path=at(config.data.path),
+            radhar=at(config.data.radhar),
+            simulated=simulated,
+        ),
+        training=attrs.evolve(config.training, out=config.training.out.expanduser().resolve()),
+    )
+
+
+def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> list[str]:
+    # TOML has no null: a value of None is its key left out, which is also its default.
+    values = {key: value for key, value in table.items() if value is not None}
+    lines = [
+        f"{_toml_key(key)} = {_toml_value(value)}"
+        for key, value in values.items()
+        if not isinstance(value, Mapping)
+    ]
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            name = f"{prefix}{_toml_key(key)}"
+            lines += ["", f"[{name}]", *_toml_lines(value, f"{name}.")]
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else _toml_string(key)
+
+
+def _toml_string(text: str) -> str:
+    # JSON's escapes are TOML's, but for surrogate pairs (not ASCII only, then) and DEL.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _toml_string(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml_value(item) for item in value)}]"
+    return str(value)

@@ -1,0 +1,92 @@
+"""A progress bar on a terminal, a line now and then where the output is a file."""
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class ProgressBar:
+    """Shows steps, losses and the time left of one training run; a context manager.
+
+    On a terminal one line is redrawn; elsewhere (a file, CI) a plain line is written at the
+    start, at every tenth of the run, and at the end.
+    """
+
+    def __init__(self, label: str, *, stream: TextIO | None = None) -> None:
+        self.label = label
+        self.stream = sys.stderr if stream is None else stream
+        self._bar: Any = None
+        self._task: Any = None
+        self._began = time.monotonic()
+        self._first = 0
+        self._tenth = -1
+
+    def __enter__(self) -> "ProgressBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        """Report optimizer step `step` of `steps`."""
+        if self.stream.isatty():
+            self._draw(step, steps, metrics)
+        else:
+            self._write(step, steps, metrics)
+
+    def _draw(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[losses]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=Console(file=self.stream),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.label, total=steps, losses="")
+        self._bar.update(self._task, completed=step, losses=_losses(metrics))
+
+    def _write(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if self._tenth < 0:
+            self._began, self._first = time.monotonic(), step
+        tenth = 10 * step // steps
+        if tenth == self._tenth and step < steps:
+            return
+        self._tenth = tenth
+        done = step - self._first
+        left = ""
+        if done and step < steps:
+            left = f"  {(time.monotonic() - self._began) * (steps - step) / done:.0f} s left"
+        print(
+            f"{self.label}: {step}/{steps}  {_losses(metrics)}{left}".rstrip(),
+            file=self.stream,
+            flush=True,
+        )
+
+
+def _losses(metrics: Mapping[str, float]) -> str:
+    return "  ".join(
+        f"{name} {value:.3f}" for name, value in metrics.items() if name.startswith("loss_")
+    )

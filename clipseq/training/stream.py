@@ -1,0 +1,61 @@
+"""The order of the training clips: one stream of batches, the same whenever it is picked up."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class ShuffledBatches(Sampler[list[int]]):
+    """Batches of clip indices, epoch after epoch, each epoch shuffled anew.
+
+    Batch k depends on (`items`, `batch_size`, `seed`, k) alone, so a run that resumes at batch k
+    sees exactly what an uninterrupted run would have seen. An epoch leaves out the clips that do
+    not fill a batch (others each time): a contrastive loss over a smaller batch is another loss.
+    A set smaller than `batch_size` is one batch.
+
+    Args:
+        items: number of clips.
+        batch_size: clips in a batch.
+        batches: number of batches of the whole run; also the length, wherever it starts.
+        seed: of the shuffling.
+        start: the first batch to give.
+
+    Raises:
+        ValueError: fewer than two clips, or a size that is not positive.
+    """
+
+    def __init__(
+        self, items: int, batch_size: int, batches: int, *, seed: int, start: int = 0
+    ) -> None:
+        if items < 2:
+            raise ValueError(f"contrastive training needs at least two clips; got {items}")
+        if batch_size < 2:
+            raise ValueError(f"contrastive training needs batches of at least 2; got {batch_size}")
+        self.items = items
+        self.batch_size = min(batch_size, items)
+        self.batches = batches
+        self.seed = seed
+        self.start = start
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the clips."""
+        return self.items // self.batch_size
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shuffled_for, order = -1, torch.empty(0)
+        for batch in range(self.start, self.batches):
+            epoch, place = divmod(batch, self.per_epoch)
+            if epoch != shuffled_for:
+                order = torch.randperm(self.items, generator=_generator(self.seed, epoch))
+                shuffled_for = epoch
+            yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    # Not seed + epoch: run 0's second epoch would be run 1's first.
+    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (2**63))

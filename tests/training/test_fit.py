@@ -1,0 +1,271 @@
+"""A whole run: its folder, its numbers, its continuation, and its ends before the end."""
+
+import csv
+import signal
+import tomllib
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from clipseq import CLIP
+from clipseq.data import MapDataset, collate
+from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
+from clipseq.training import RunFolder, TrainingInterrupted, read_config, train
+from clipseq.training.module import NonFiniteLoss
+from clipseq.training.stream import ShuffledBatches
+
+
+def rows(config):
+    with RunFolder(config.training.out).metrics.open(newline="") as lines:
+        return [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def same_weights(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_a_run_leaves_its_folder(dataset, small_run):
+    config = small_run()
+    seen = []
+    model = train(config, dataset=dataset, progress=lambda step, steps, row: seen.append(step))
+    folder = RunFolder(config.training.out)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert read_config(folder.config) == attrs.evolve(
+        config, data=attrs.evolve(config.data, path=read_config(folder.config).data.path)
+    )
+    assert tomllib.loads(folder.config.read_text())["training"]["max_steps"] == 6
+    assert folder.last.exists()
+    assert folder.best.exists()
+    assert list(folder.tensorboard.glob("events*"))
+    table = rows(config)
+    assert [row["step"] for row in table] == [str(step) for step in range(1, 7)]
+    assert {
+        "loss_clip", "loss_seq", "loss_total", "scale", "seq_scale", "weight/temporal",
+        "learning_rate", "gradient_norm", "val_loss_clip", "val_loss_seq", "val_loss_total",
+    } <= table[0].keys()  # fmt: skip
+    assert [bool(row["val_loss_total"]) for row in table] == [False, True] * 3
+    assert not model.training
+    saved = CLIP.from_pretrained(folder.model)
+    assert same_weights(saved, model)
+    assert saved.tokenizer.encode("a person waves") == model.tokenizer.encode("a person waves")
+    text = ["a person waves"]
+    assert "person" in saved.tokenizer.tokens(text[0])
+
+
+def test_losses_are_those_of_a_plain_loop(dataset, small_run):
+    """The same steps by hand: AdamW, clipping, accumulation, warm-up and cosine."""
+    config = small_run(
+        accumulate=2, gradient_clip=0.5, seed=5, max_steps=4, checkpoint_every=9,
+        model={"encoder_cfg": {"patch_frames": 8}},
+    )  # fmt: skip
+    trained = train(config, dataset=dataset)
+
+    clips = dataset.subset("train")
+    torch.manual_seed(5)
+    model = CLIP(
+        {"views": dataset.views, "patch_frames": 8},
+        transformer_width=8,
+        transformer_layers=1,
+        transformer_heads=2,
+        context_length=48,
+        tokenizer=trained.tokenizer,
+    )
+    no_decay = [p for p in model.parameters() if p.ndim < 2]
+    decay = [p for p in model.parameters() if p.ndim >= 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    rates = [0.5, 1.0, 1.0, 0.5]  # of 5e-4: two steps of warm-up, then half a cosine over two
+    stream = iter(ShuffledBatches(len(clips), 4, 8, seed=5))
+    losses = []
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-4 * rate
+        step_losses = []
+        for _ in range(2):
+            loss = model.training_step(collate([clips[i] for i in next(stream)]))
+            (loss / 2).backward()
+            step_losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(sum(step_losses) / 2)
+    logged = rows(config)
+    np.testing.assert_allclose([float(r["loss_total"]) for r in logged], losses, rtol=1e-5)
+    np.testing.assert_allclose(
+        [float(r["learning_rate"]) for r in logged], [5e-4 * rate for rate in rates], rtol=1e-6
+    )
+    mine, theirs = model.state_dict(), trained.state_dict()
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_resumed_run_is_the_uninterrupted_one(dataset, small_run, stop_after):
+    """Ctrl-C between validations, at one, and in mid-epoch; dropout on, batches accumulated."""
+    whole = small_run("whole", accumulate=2)
+    expected = train(whole, dataset=dataset)
+
+    def press(step, steps, row):
+        if step == stop_after:
+            signal.raise_signal(signal.SIGINT)
+
+    cut = small_run("cut", accumulate=2)
+    with pytest.raises(TrainingInterrupted, match=r"clipseq train --resume .*cut"):
+        train(cut, dataset=dataset, progress=press)
+    resumed = train(cut, dataset=dataset, resume=True)
+    assert rows(cut) == rows(whole)
+    assert same_weights(resumed, expected)
+    best = [torch.load(RunFolder(c.training.out).best)["global_step"] for c in (whole, cut)]
+    assert best[0] == best[1]
+
+
+def test_a_run_that_is_done_is_only_saved_again(dataset, small_run):
+    config = small_run(max_steps=2)
+    model = train(config, dataset=dataset)
+    before = rows(config)
+    assert same_weights(train(config, dataset=dataset, resume=True), model)
+    assert rows(config) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(dataset, small_run):
+    config = small_run(max_steps=2)
+    expected = train(config, dataset=dataset)
+    folder = RunFolder(config.training.out)
+    folder.last.unlink()
+    assert same_weights(train(config, dataset=dataset, resume=True), expected)
+
+
+def test_ctrl_c_in_the_last_step_leaves_a_finished_run(dataset, small_run):
+    config = small_run(max_steps=2)
+
+    def press(step, steps, row):
+        if step == steps:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, dataset=dataset, progress=press)
+    assert RunFolder(config.training.out).model.exists()
+
+
+def test_nothing_is_overwritten(dataset, small_run):
+    config = small_run(max_steps=2)
+    train(config, dataset=dataset)
+    with pytest.raises(ClipseqError, match="would be overwritten; continue it with"):
+        train(config, dataset=dataset)
+    other = small_run("mine")
+    other.training.out.mkdir()
+    (other.training.out / "thesis.txt").write_text("mine")
+    with pytest.raises(ClipseqError, match="would be overwritten; choose another folder"):
+        train(other, dataset=dataset)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train(small_run("nowhere"), dataset=dataset, resume=True)
+
+
+def test_a_corrupt_checkpoint_is_named(dataset, small_run):
+    config = small_run(max_steps=2)
+    train(config, dataset=dataset)
+    RunFolder(config.training.out).last.write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read"):
+        train(config, dataset=dataset, resume=True)
+
+
+def test_nan_names_the_step_and_the_clips(dataset, small_run):
+    # A data set checks its files; a map that goes bad later is what training has to catch.
+    clips = [attrs.evolve(clip) for clip in dataset if clip.label is None]
+    broken = MapDataset.from_clips(clips)
+    bad = next(clip for clip in clips if clip.split == "train")
+    bad.radar["doppler_time"][3, 4] = np.nan
+    with pytest.raises(NonFiniteLoss, match=rf"doppler_time.*clips: {bad.id}$"):
+        train(small_run(), dataset=broken)
+
+
+def test_a_loss_that_explodes_names_the_step(dataset, small_run, monkeypatch):
+    steps = iter(range(1, 10))
+
+    def explode(self, batch, batch_idx=0):
+        bad = next(steps) == 3
+        self.metrics = {"loss_total": torch.tensor(1.0)}
+        return sum(p.sum() for p in self.parameters()) * (float("nan") if bad else 0.0)
+
+    monkeypatch.setattr(CLIP, "training_step", explode)
+    config = small_run(checkpoint_every=100)
+    with pytest.raises(NonFiniteLoss, match=r"loss of step 3 is nan .*train-0.*learning_rate"):
+        train(config, dataset=dataset)
+
+
+def test_mixed_precision_trains(dataset, small_run):
+    config = small_run(precision="bf16-mixed", max_steps=3)
+    model = train(config, dataset=dataset)
+    exact = small_run("exact", max_steps=3)
+    train(exact, dataset=dataset)
+    ours, theirs = ([float(r["loss_total"]) for r in rows(c)] for c in (config, exact))
+    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+    assert ours != theirs
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_warning_that_matters_comes_through(dataset, small_run):
+    with pytest.warns(UserWarning, match="fp16 is not supported on CPU"):
+        train(small_run(precision="16-mixed", max_steps=1), dataset=dataset)
+
+
+def test_workers_change_nothing(dataset, small_run):
+    train(small_run("none", max_steps=2), dataset=dataset)
+    train(small_run("two", max_steps=2, num_workers=2), dataset=dataset)
+    assert rows(small_run("none")) == rows(small_run("two"))
+
+
+def test_a_plain_model_trains_without_validation_and_on_some_views(dataset, small_run):
+    clips = [clip for clip in dataset if clip.split == "train"]
+    views = {"doppler_time": dataset.views["doppler_time"]}
+    config = small_run(
+        model={
+            "use_sequence_similarity": False,
+            "encoder_cfg": {"patch_frames": 8, "views": views},
+        },
+        max_steps=2,
+        log_norms=True,
+    )
+    model = train(config, dataset=MapDataset.from_clips(clips))
+    assert model.radar_encoder.config.views == views
+    table = rows(config)
+    assert not any("val_" in name and row[name] for row in table for name in row)
+    assert "norm/radar_pooled" in table[0]
+    assert "loss_seq" not in table[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"transformer_widht": 8}, "model.transformer_widht': did you mean 'transformer_width'?"),
+        ({"transformer_width": "8"}, "model.transformer_width: expected int, got '8'"),
+        ({"encoder_cfg": {"patchframes": 8}}, "model.encoder_cfg.patchframes': did you mean"),
+        ({"text_cfg": {"causal": 1}}, "model.text_cfg.causal"),
+        ({"encoder_cfg": {"views": {"dopler_time": 64}}}, "did you mean 'doppler_time'?"),
+        ({"encoder_cfg": {"views": {"doppler_time": 60}}}, "has 64 bins in the data, not 60"),
+    ],
+)
+def test_a_wrong_model_option_is_named(dataset, small_run, model, said):
+    with pytest.raises(ConfigError) as error:
+        train(small_run(model=model), dataset=dataset)
+    assert said in str(error.value)
+
+
+def test_one_clip_cannot_be_trained_on(dataset, small_run):
+    clips = [dataset.subset("train")[0], dataset.subset("test")[0]]
+    with pytest.raises(DataError, match="at least two clips in the split 'train', found 1"):
+        train(small_run(), dataset=MapDataset.from_clips(clips))
+
+
+def test_without_lightning_the_error_says_what_to_install(dataset, small_run, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ClipseqError, match=r"pip install 'clipseq\[train\]'"):
+        train(small_run(), dataset=dataset)

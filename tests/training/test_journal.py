@@ -1,0 +1,43 @@
+"""metrics.csv: a row per step, and no row of steps that a resumed run takes again."""
+
+import csv
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from clipseq.training.journal import Journal
+
+
+def rows(path):
+    with path.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_resumed_journal_forgets_what_did_not_happen(tmp_path):
+    path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
+    journal = Journal(path, events)
+    for step in (1, 2, 3):
+        journal.write(step, {"loss_total": step / 8, "seconds": 1.0})
+    journal.close()
+    journal = Journal(path, events, start=2)
+    journal.write(3, {"loss_total": 0.5, "seconds": 2.0, "val_loss_total": 0.75})
+    journal.close()
+    assert rows(path) == [
+        {"step": "1", "loss_total": "0.125", "seconds": "1", "val_loss_total": ""},
+        {"step": "2", "loss_total": "0.25", "seconds": "1", "val_loss_total": ""},
+        {"step": "3", "loss_total": "0.5", "seconds": "2", "val_loss_total": "0.75"},
+    ]
+    logged = EventAccumulator(str(events))
+    logged.Reload()
+    assert [(e.step, e.value) for e in logged.Scalars("train/loss_total")] == [
+        (1, 0.125),
+        (2, 0.25),
+        (3, 0.5),
+    ]
+    assert [e.step for e in logged.Scalars("validation/loss_total")] == [3]
+
+
+def test_a_new_run_starts_an_empty_table(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss_total\n1,2\n")
+    Journal(path, tmp_path / "tensorboard").close()
+    assert rows(path) == []
