@@ -1,0 +1,21 @@
+"""`clipseq` and `python -m clipseq`."""
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Run the command line, or say what it needs."""
+    missing = [name for name in ("typer", "rich") if find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"the command line needs {' and '.join(missing)}: pip install 'clipseq[train]' "
+            "(the library itself works without)"
+        )
+    from clipseq.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The command line as a user meets it: what it prints, what it leaves, its exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipseq import __main__ as entry
+from clipseq import registry
+
+CONFIG = """
+[data]
+path = "{data}"
+[model]
+transformer_width = 8
+transformer_layers = 1
+transformer_heads = 2
+context_length = 64
+encoder_cfg = {{patch_frames = 8}}
+[training]
+out = "{out}"
+max_steps = {steps}
+batch_size = 4
+accelerator = "cpu"
+"""
+
+
+@pytest.fixture
+def clipseq(monkeypatch, capsys):
+    """`clipseq("train", path)`: exit status, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["clipseq", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            entry.main()
+        out, err = capsys.readouterr()
+        status = end.value.code
+        return status or 0, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    from clipseq.data import simulate
+
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    shares = {"train": 0.5, "val": 0.2, "test": 0.2, "zeroshot": 0.1}
+    simulate(folder, 30, seconds=5.0, split_shares=shares)
+    return folder
+
+
+def write_config(folder: Path, data: Path, steps: int = 3) -> Path:
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(data=data, out=folder / "run", steps=steps))
+    return path
+
+
+def test_train_then_evaluate(clipseq, data, tmp_path):
+    status, out, err = clipseq("train", write_config(tmp_path, data))
+    assert status == 0
+    assert f"clipseq evaluate {tmp_path / 'run'}" in out
+    assert "training: 3/3  loss_clip" in err
+    assert "Warning" not in err
+
+    status, out, _ = clipseq("evaluate", tmp_path / "run", data)
+    assert status == 0
+    assert "radar to text R@1" in out
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    own = written["metrics"]["sequence"]
+    assert own["order accuracy"]["chance"] == 0.5
+    low, high = own["order accuracy"]["interval_95"]
+    assert low <= own["order accuracy"]["value"] <= high
+
+    status, out, _ = clipseq("evaluate", tmp_path / "run", "--json", "--split", "val")
+    assert status == 0
+    assert json.loads(out)["split"] == "val"
+
+
+def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
+    config = write_config(tmp_path, data)
+    assert clipseq("train", config)[0] == 0
+    status, _, err = clipseq("train", config)
+    assert status == 1
+    assert err.startswith("clipseq: ")
+    assert "clipseq train --resume" in err
+    assert clipseq("train", "--resume", tmp_path / "run")[0] == 0
+    assert clipseq("train", config, "--out", tmp_path / "other")[0] == 0
+    assert (tmp_path / "other" / "model").exists()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path):
+    config = write_config(tmp_path, data, steps=2000)
+    # A signal to a whole process, which is how a terminal sends it.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clipseq", "train", str(config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stderr:  # the first line of progress: it is training
+        if "loss_total" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"continue with: clipseq train --resume {tmp_path / 'run'}" in err
+    assert "Traceback" not in err
+    done = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
+    assert 1 <= done < 2000
+
+    written = tmp_path / "run" / "config.toml"
+    written.write_text(written.read_text().replace("max_steps = 2000", f"max_steps = {done + 2}"))
+    status, _, err = clipseq("train", "--resume", tmp_path / "run")
+    assert status == 0
+    assert f"training: {done + 1}/{done + 2}" in err
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == done + 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["train"], 2, "give either a CONFIG or --resume RUN"),
+        (["train", "none.toml"], 2, "there is no config file none.toml"),
+        (["train", "--resume", "none"], 2, "nothing to resume"),
+        (["evaluate", "none"], 1, "none is neither a run folder nor a saved model"),
+        (["simulate", "--out", "x", "--clips", "0"], 2, "--clips"),
+        (["trian"], 2, "trian"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    clipseq, tmp_path, monkeypatch, arguments, status, said
+):
+    monkeypatch.chdir(tmp_path)
+    got, _, err = clipseq(*arguments)
+    assert got == status
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_typo_in_the_config_names_the_nearest_key(clipseq, data, tmp_path):
+    config = write_config(tmp_path, data)
+    config.write_text(config.read_text().replace("batch_size", "bach_size"))
+    status, _, err = clipseq("train", config)
+    assert status == 2
+    assert "'training.bach_size': did you mean 'batch_size'?" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_debug_shows_the_traceback(clipseq):
+    status, _, err = clipseq("--debug", "train", "none.toml")
+    assert status == 2
+    assert "Traceback" in err
+
+
+def test_an_unfinished_run_cannot_be_evaluated(clipseq, data, tmp_path):
+    config = write_config(tmp_path, data)
+    (tmp_path / "run").mkdir()
+    config.rename(tmp_path / "run" / "config.toml")
+    status, _, err = clipseq("evaluate", tmp_path / "run")
+    assert status == 1
+    assert "clipseq train --resume" in err
+
+
+def test_similarities_lists_the_five(clipseq):
+    status, out, _ = clipseq("similarities", "--json")
+    assert status == 0
+    listed = {s["name"]: s for s in json.loads(out)["similarities"]}
+    assert {"global", "local", "attention", "temporal", "combined"} <= listed.keys()
+    assert listed["local"]["options"]["window"] == 16
+    assert listed["global"]["default_weight"] == 1.0
+    assert listed["combined"]["default_weight"] is None
+    assert listed["temporal"]["distribution"] == "clipseq"
+    status, out, _ = clipseq("similarities")
+    assert status == 0
+    assert "temporal" in out
+    assert "gamma=0.1" in out
+
+
+def test_similarities_tells_what_failed(clipseq, monkeypatch):
+    failed = registry.FailedPlugin("broken", "clipseq-broken", "1.2", "ImportError: no such thing")
+    monkeypatch.setattr(registry, "failed_plugins", lambda: (failed,))
+    _, out, _ = clipseq("similarities")
+    assert "could not be loaded: 'broken' of clipseq-broken 1.2: ImportError: no such thing" in out
+    _, out, _ = clipseq("similarities", "--json")
+    assert json.loads(out)["failed"][0]["cause"] == "ImportError: no such thing"
+
+
+def test_simulate_writes_a_data_set(clipseq, tmp_path):
+    status, out, _ = clipseq("simulate", "--out", tmp_path / "data", "--clips", "20")
+    assert status == 0
+    assert "15 train, 1 val, 2 test, 2 zeroshot" in out
+
+
+def test_without_typer_it_says_what_to_install(clipseq, monkeypatch):
+    monkeypatch.setattr(entry, "find_spec", lambda name: None if name == "typer" else object())
+    status, _, _ = clipseq("train")
+    assert str(status).startswith("the command line needs typer: pip install 'clipseq[train]'")
