@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -48,6 +49,26 @@ class SimilarityInfo:
 
 
 @attrs.frozen
+class LoadedPlugin:
+    """A plugin that was loaded.
+
+    Attributes:
+        name: of its entry point.
+        distribution: that it comes from.
+        version: of the distribution.
+        similarities: the names that it offers.
+        seconds: that its import and its hook took in this process. What an earlier plugin, or
+            anyone else, had imported already does not count again.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    similarities: tuple[str, ...]
+    seconds: float
+
+
+@attrs.frozen
 class FailedPlugin:
     """A plugin that could not be loaded: its entry point, its distribution, and the cause."""
 
@@ -70,6 +91,7 @@ class _Registry:
         self._found = False
         self._clashes: list[str] = []
         self.infos: dict[str, SimilarityInfo] = {}
+        self.loaded: list[LoadedPlugin] = []
         self.failed: list[FailedPlugin] = []
         self.disabled: list[str] = []
 
@@ -91,6 +113,7 @@ class _Registry:
 
     def _load(self, entry_point: EntryPoint, strict: bool) -> None:
         distribution, version = _origin(entry_point)
+        started = time.perf_counter()
         try:
             infos = list(self._offered(entry_point, distribution, version))
         except Exception as error:
@@ -104,6 +127,9 @@ class _Registry:
             self.failed.append(FailedPlugin(entry_point.name, distribution, version, cause))
             warnings.warn(message, PluginWarning, stacklevel=5)
             return
+        seconds = time.perf_counter() - started
+        names = tuple(info.name for info in infos)
+        self.loaded.append(LoadedPlugin(entry_point.name, distribution, version, names, seconds))
         for info in infos:
             self._add(info)
 

@@ -21,7 +21,14 @@ def environment(source, folder):
     lines = [f"{key} = {value}" for key, value in project["entry-points"]["clipseq"].items()]
     info.joinpath("entry_points.txt").write_text("\n".join(["[clipseq]", *lines, ""]))
     path = os.pathsep.join(filter(None, (str(folder), str(source), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        # Nothing is left in the source.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
+    }
 
 
 def run_its_tests(source, folder):

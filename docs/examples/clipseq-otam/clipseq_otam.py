@@ -1,0 +1,106 @@
+"""``otam``: one sequence found anywhere in the other, in order."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipseq import Sequences, Similarity, hookimpl
+
+
+class OTAMSimilarity(Similarity):
+    r"""Ordered alignment with a free start and a free end, mean of both directions.
+
+    .. math::
+        S(x \to y) = \frac{\gamma}{l} \log \frac{1}{N} \sum_p e^{\sum_j s_{p(j) j} / \gamma},
+        \qquad S = \tfrac12 \big( S(x \to y) + S(y \to x) \big)
+
+    over all walks p through x: one step of x for each of the l steps of y, from any step of x on,
+    staying or advancing by one, to wherever it ends. What lies before and after costs nothing:
+    a caption is found inside a long recording. N is the number of walks.
+
+    OTAM (Cao et al., arXiv:1906.11415) pads the costs of its soft-DTW so that start and end are
+    free; both directions are taken there too. We differ in the units: cosines, per step, and
+    dividing by N, without which long sequences gain by the number of their walks. A constant cosine
+    scores exactly itself, and S never leaves the range of the cosines.
+
+    Cost: O(B·C·T·L·D) for the cosines, then 2 transcendentals a cell for each direction, step by
+    step along one sequence and over everything else at once.
+
+    Args:
+        gamma: smoothing, in units of cost, positive. Small: the best walk alone counts.
+        embed_dim: see `clipseq.Similarity`.
+
+    Raises:
+        ValueError: gamma not positive.
+    """
+
+    default_weight = 0.2
+    # Autograd keeps some ten numbers a cell.
+    tile_elements = 2**18
+
+    def __init__(self, *, gamma: float = 0.1, embed_dim: int | None = None) -> None:
+        super().__init__(embed_dim=embed_dim)
+        if not 0 < gamma < math.inf:
+            raise ValueError(f"gamma must be positive, got {gamma!r}")
+        self.gamma = float(gamma)
+
+    def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
+        cosines = torch.einsum("btd,cld->bctl", x.values, y.values)
+        return _both_ways(cosines, x.lengths[:, None], y.lengths, self.gamma)
+
+    def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
+        """The gradient of S to the cosines: the expected walks, each of weight ½; the sum is 1."""
+        with torch.inference_mode(False), torch.enable_grad():
+            # Clones: what comes from inference mode cannot be differentiated through.
+            cosines = torch.bmm(x.values, y.values.mT).detach().clone().requires_grad_()
+            scores = _both_ways(cosines, x.lengths.clone(), y.lengths.clone(), self.gamma)
+            (weights,) = torch.autograd.grad(scores.sum(), cosines)
+        return weights
+
+
+def _both_ways(
+    cosines: Float[Tensor, "*n T L"], x_lengths: Tensor, y_lengths: Tensor, gamma: float
+) -> Float[Tensor, "*n"]:
+    rates = cosines / gamma
+    onto_x = _walks(rates, x_lengths, y_lengths) / y_lengths
+    onto_y = _walks(rates.mT, y_lengths, x_lengths) / x_lengths
+    return gamma * (onto_x + onto_y) / 2
+
+
+_NEVER = -1e30
+"""Log weight of a walk that there is not; finite, so that differences are never NaN."""
+
+
+def _walks(
+    rates: Float[Tensor, "*n T L"], lengths: Int[Tensor, "..."], others: Int[Tensor, "..."]
+) -> Float[Tensor, "*n"]:
+    """Log of the mean weight of the walks through the first `lengths` rows, a column at a time."""
+    shape = torch.broadcast_shapes(lengths.shape, others.shape)
+    others = others.expand(shape)[..., None]
+    # One tensor a column, its steps side by side.
+    columns = rates.movedim(-1, 0).contiguous().unbind(0)
+    weights, counts = columns[0], torch.zeros_like(columns[0])
+    for j, column in enumerate(columns[1:], start=1):
+        # A pair whose own columns are over keeps what it has.
+        over = others <= j
+        weights = torch.where(over, weights, torch.logaddexp(weights, _down(weights)) + column)
+        counts = torch.where(over, counts, torch.logaddexp(counts, _down(counts)))
+    steps = torch.arange(rates.shape[-2], device=rates.device)
+    outside = steps >= lengths.expand(shape)[..., None]
+    return _total(weights, outside) - _total(counts, outside)
+
+
+def _total(logs: Tensor, outside: Tensor) -> Tensor:
+    return logs.masked_fill(outside, _NEVER).logsumexp(-1)
+
+
+def _down(logs: Float[Tensor, "*n T"]) -> Float[Tensor, "*n T"]:
+    return torch.nn.functional.pad(logs[..., :-1], (1, 0), value=_NEVER)
+
+
+@hookimpl
+def clipseq_similarities() -> Mapping[str, type[Similarity]]:
+    return {"otam": OTAMSimilarity}
