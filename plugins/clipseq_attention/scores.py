@@ -170,8 +170,8 @@ class _Attended:
         along = torch.mul(self.queries, self.means, out=each).sum(3)
         squares = torch.linalg.vector_norm(self.means, dim=3).square_()
         squared = squares.sum(0)
-        # Where the values cancel to nothing, or are all zero, there is no direction.
-        nothing = squared <= torch.finfo(squared.dtype).eps
+        # Where the values cancel to rounding, or are all zero, there is no direction.
+        nothing = squared <= (4 * torch.finfo(squared.dtype).eps) ** 2
         return along, squares, squared.masked_fill_(nothing, torch.inf).rsqrt_()
 
     def cosines(self, room: _Room) -> Float[Tensor, "b Q"]:

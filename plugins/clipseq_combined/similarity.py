@@ -1,7 +1,7 @@
 """A learnable weighted mean of other similarities."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -72,7 +72,9 @@ class CombinedSimilarity(Similarity):
     @property
     def parts(self) -> dict[str, Similarity]:
         """The parts by name."""
-        return {name.removeprefix(_PREFIX): part for name, part in self._parts.items()}
+        return {
+            name.removeprefix(_PREFIX): cast(Similarity, part) for name, part in self._parts.items()
+        }
 
     @property
     def weights(self) -> dict[str, float]:

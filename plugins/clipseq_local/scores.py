@@ -2,7 +2,8 @@
 
 Forward keeps where each maximum was found, in the narrowest integers that hold it, and backward
 is a gather and a scatter of the few cells that were: no matrix product. Where the indices of all
-pairs would take more than `INDICES` bytes they are found again instead, so that memory is bounded.
+pairs would take more memory than the steps themselves they are found again instead, so that memory
+grows with the batch and not with its square.
 
 Padded steps are copies of the last real one: they change no maximum, so cells need no mask.
 """
@@ -18,9 +19,6 @@ from torch.nn.functional import embedding_bag
 CELLS = 2**19
 """Most cells (T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
 
-INDICES = 2**25
-"""Most bytes of indices kept for backward."""
-
 
 def local_scores(
     x: Float[Tensor, "B T D"],
@@ -35,7 +33,7 @@ def local_scores(
     (batch, steps, _), (others, length, _) = x.shape, y.shape
     size = _index_type(max(steps, length)).itemsize * batch * others * (steps + length)
     needed = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    keep = bool(needed and size <= INDICES)
+    keep = bool(needed and size <= x.element_size() * (x.numel() + y.numel()))
     return maxima(x, y, x_lengths, y_lengths, keep)[0]
 
 
@@ -245,5 +243,5 @@ def _filled(values: Tensor, lengths: Tensor, items: Tensor, steps: int) -> Tenso
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
-_ENTRIES = 2**19
+_ENTRIES = 2**17
 """Most indices that backward works on at once."""

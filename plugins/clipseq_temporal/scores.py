@@ -1,5 +1,6 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ def temporal_scores(
         paths = counts[tile.rows][:, tile.columns].to(x.dtype)
         mean = weight.view(paths.T.shape).T - paths
         lengths = x_lengths[tile.rows, None] + y_lengths[tile.columns]
-        scores[tile.rows[:, None], tile.columns] = gamma * mean / lengths
+        scores[tile.rows[:, None], tile.columns] = gamma * math.log(2) * mean / lengths
     return scores
 
 
@@ -44,10 +45,11 @@ def temporal_scores_backward(
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     grad = grad / (x_lengths[:, None] + y_lengths)
     for tile in _tiles(x, y, x_lengths, y_lengths):
-        rates, allowed, shares = tile.rates(gamma), tile.allowed(band), []
+        rates, allowed = tile.rates(gamma), tile.allowed(band)
+        shares: list[Tensor] = []
         forward(rates, tile.t, tile.l, allowed, shares)
         lanes = grad[tile.rows[:, None], tile.columns].T.reshape(-1)
-        # γ·weight has the gradient of the rates over γ: of s, once.
+        # γ·log 2 times the weight, and rates over γ·log 2: the gradient to s is that to the rates.
         alignment = backward(lanes, shares, rates, tile.t, tile.l, allowed)
         tile.add_products(alignment, grad_x, grad_y)
     return grad_x, grad_y
@@ -98,12 +100,12 @@ class _Tile:
     l: Tensor  # noqa: E741
 
     def rates(self, gamma: float) -> Tensor:
-        """(T, L, c·b): cosines over γ, less the growth of the number of paths."""
+        """(T, L, c·b): base 2 logarithms, cosines over γ less the growth of the number of paths."""
         products = torch.baddbmm(
             self.x.new_tensor(-GROWTH),
             self.y.expand(len(self.x), -1, -1),
             self.x.mT,
-            alpha=1 / gamma,
+            alpha=1 / (gamma * math.log(2)),
         )
         return products.view(len(self.x), len(self.y) // len(self.columns), -1)
 

@@ -1,5 +1,7 @@
 """Soft-DTW, normalised so that lengths do not matter."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -67,7 +69,8 @@ class TemporalSimilarity(Similarity):
         is the gradient of ``-(t + l)·S`` to the costs.
         """
         # (T, L, n)
-        rates = torch.einsum("ntd,nld->tln", x.values, y.values) / self.gamma - GROWTH
+        rates = torch.einsum("ntd,nld->tln", x.values, y.values)
+        rates = rates / (self.gamma * math.log(2)) - GROWTH
         rates = rates.contiguous()
         t, length = x.lengths, y.lengths
         allowed = None
