@@ -99,8 +99,13 @@ def train(
     if out is not None:
         options = attrs.evolve(settings.training, out=out.resolve())
         settings = attrs.evolve(settings, training=options)
-    with ProgressBar("training") as progress:
-        training.train(settings, resume=resume is not None, progress=progress)
+    with ProgressBar("simulating") as simulating, ProgressBar("training") as progress:
+        training.train(
+            settings,
+            resume=resume is not None,
+            progress=progress,
+            data_progress=lambda done, clips: simulating(done, clips, {}),
+        )
     folder = training.RunFolder(settings.training.out)
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
     print(f"evaluate it with: clipseq evaluate {folder.root}")

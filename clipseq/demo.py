@@ -28,6 +28,7 @@ from clipseq.evaluation.metrics import Estimate, mean_estimate, resamples
 from clipseq.model import CLIP
 from clipseq.training import RunConfig, RunFolder, TrainingInterrupted, read_config, train
 from clipseq.training.progress import ProgressBar
+from clipseq.training.threads import cpu_threads
 
 PLAIN, COMBINED = "plain CLIP", "CLIP + combined"
 
@@ -42,7 +43,7 @@ class Size:
     width: int
 
 
-FULL = Size(clips=3000, steps=400, batch_size=64, width=96)
+FULL = Size(clips=3000, steps=320, batch_size=64, width=96)
 SMALL = Size(clips=160, steps=20, batch_size=16, width=32)
 
 
@@ -76,6 +77,7 @@ def demo_configs(out: Path, size: Size, *, seed: int = 0) -> dict[str, RunConfig
         "learning_rate": 1e-3,
         "warmup_steps": max(1, size.steps // 10),
         "checkpoint_every": max(1, size.steps // 10),
+        "threads": 1,
         "seed": seed,
     }
 
@@ -125,19 +127,22 @@ def run_demo(
             f"{out} exists and would be overwritten; continue an interrupted demo with: {again}; "
             "or choose another folder with --out"
         )
-    clock = _Clock(tell)
-    with _continued_by(again):
-        with clock.part(f"simulating {size.clips} clips"), ProgressBar("simulating") as progress:
-            dataset = simulate(
-                out / "data",
-                clips=size.clips,
-                seed=seed,
-                progress=lambda done, clips: progress(done, clips, {}),
-            )
-        models = {}
-        for name, config in demo_configs(out, size, seed=seed).items():
-            with clock.part(f"training {name}: {size.steps} steps of {size.batch_size} clips"):
-                models[name] = _trained(name, config, dataset, resume=resume)
+    with _continued_by(again), cpu_threads(1):
+        return _run(out, size, seed, resume, _Clock(tell))
+
+
+def _run(out: Path, size: Size, seed: int, resume: bool, clock: "_Clock") -> str:
+    with clock.part(f"simulating {size.clips} clips"), ProgressBar("simulating") as progress:
+        dataset = simulate(
+            out / "data",
+            clips=size.clips,
+            seed=seed,
+            progress=lambda done, clips: progress(done, clips, {}),
+        )
+    models = {}
+    for name, config in demo_configs(out, size, seed=seed).items():
+        with clock.part(f"training {name}: {size.steps} steps of {size.batch_size} clips"):
+            models[name] = _trained(name, config, dataset, resume=resume)
     with clock.part(f"evaluating both on {len(dataset.subset('test'))} test clips"):
         evaluations = {name: evaluate(model, dataset) for name, model in models.items()}
         alignments = align_clips(models[COMBINED], dataset.subset("test"))

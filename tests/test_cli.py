@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from clipseq import __main__ as entry
-from clipseq import registry
 
 CONFIG = """
 [data]
@@ -185,13 +184,22 @@ def test_similarities_lists_the_five(clipseq):
     assert "gamma=0.1" in out
 
 
-def test_similarities_tells_what_failed(clipseq, monkeypatch):
-    failed = registry.FailedPlugin("broken", "clipseq-broken", "1.2", "ImportError: no such thing")
-    monkeypatch.setattr(registry, "failed_plugins", lambda: (failed,))
-    _, out, _ = clipseq("similarities")
-    assert "could not be loaded: 'broken' of clipseq-broken 1.2: ImportError: no such thing" in out
-    _, out, _ = clipseq("similarities", "--json")
-    assert json.loads(out)["failed"][0]["cause"] == "ImportError: no such thing"
+@pytest.mark.usefixtures("fresh_registry")
+def test_similarities_tells_what_failed(clipseq, tmp_path, monkeypatch):
+    """A distribution is installed whose plugin does not import."""
+    info = tmp_path / "clipseq_broken-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clipseq-broken\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text("[clipseq]\nbroken = clipseq_broken\n")
+    (tmp_path / "clipseq_broken.py").write_text("raise RuntimeError('no such radar')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, out, err = clipseq("similarities")
+    assert status == 0
+    assert "could not be loaded: 'broken' of clipseq-broken 1.2: RuntimeError: no such radar" in out
+    assert "temporal" in out
+    assert err == ""
+    failed = json.loads(clipseq("similarities", "--json")[1])["failed"]
+    assert [plugin["distribution"] for plugin in failed] == ["clipseq-broken"]
 
 
 def test_simulate_writes_a_data_set(clipseq, tmp_path):

@@ -94,6 +94,7 @@ class TrainingConfig:
         accelerator: "auto", "cpu", "gpu", "mps": where to train; one device.
         checkpoint_every: optimizer steps between two validations, each of which is followed by a
             checkpoint; the last step always has both.
+        threads: CPU threads to compute with; None: torch's choice. One is best for small models.
         num_workers: processes that load batches; 0 loads them in the training process.
         seed: of the initial weights, the order of the clips, and dropout.
         log_norms: also log the norms of the features.
@@ -111,6 +112,7 @@ class TrainingConfig:
     precision: Precision = "32-true"
     accelerator: str = "auto"
     checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
+    threads: int | None = attrs.field(default=None, validator=_at_least(1))
     num_workers: int = attrs.field(default=0, validator=_at_least(0))
     seed: int = attrs.field(default=0, validator=_at_least(0))
     log_norms: bool = False

@@ -1,6 +1,7 @@
 """From [data] of a run's configuration to clips."""
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from clipseq.data import MapDataset, radhar, radhar_dataset, simulate
@@ -8,8 +9,13 @@ from clipseq.training.config import DataConfig
 from clipseq.training.folder import RunFolder
 
 
-def open_dataset(config: DataConfig, folder: RunFolder) -> MapDataset:
-    """The clips that `config` describes.
+def open_dataset(
+    config: DataConfig,
+    folder: RunFolder,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> MapDataset:
+    """The clips that `config` describes; `progress` is told of simulated clips as they are done.
 
     A simulated set is written into the run folder, and read from there when it is complete
     already, as it is on resume.
@@ -24,7 +30,11 @@ def open_dataset(config: DataConfig, folder: RunFolder) -> MapDataset:
     assert config.simulated is not None
     simulated = config.simulated
     return simulate(
-        folder.data, clips=simulated.clips, seed=simulated.seed, motion=simulated.motion
+        folder.data,
+        clips=simulated.clips,
+        seed=simulated.seed,
+        motion=simulated.motion,
+        progress=progress,
     )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from clipseq.evaluation.encoding import collate_for
 from clipseq.training.config import RunConfig, write_config
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
-from clipseq.training.interruption import Interruption
+from clipseq.training.interruption import Interruption, TrainingInterrupted
 from clipseq.training.models import build_model, check_model_config, run_tokenizer
 from clipseq.training.stream import ShuffledBatches
+from clipseq.training.threads import cpu_threads
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -33,6 +34,7 @@ def train(
     resume: bool = False,
     dataset: MapDataset | None = None,
     progress: "Progress | None" = None,
+    data_progress: Callable[[int, int], None] | None = None,
 ) -> "CLIP":
     """Train a CLIP as `config` says and leave a run folder.
 
@@ -43,6 +45,7 @@ def train(
         dataset: the clips, where the caller already has them open (the `MapDataset` that
             `config.data` describes).
         progress: called after each optimizer step.
+        data_progress: called with the simulated clips so far, and all, where some are simulated.
 
     Returns:
         The trained model, in eval mode. The folder then holds config.toml, model/ (for
@@ -70,7 +73,7 @@ def train(
     check_model_config(config.model)
     options = config.training
     if dataset is None:
-        dataset = open_dataset(config.data, folder)
+        dataset = _open(config, folder, data_progress)
     training = dataset.subset("train")
     validation = dataset.subset("val") if "val" in dataset.splits else None
     if len(training) < 2:
@@ -102,7 +105,7 @@ def train(
     module = ClipTraining(model, options, steps)
     try:
         # Ctrl-C at the very last step: all is saved, and only then does the interrupt go on.
-        with Interruption() as interruption, _quiet():
+        with Interruption() as interruption, _quiet(), cpu_threads(options.threads):
             recorder = Recorder(
                 folder,
                 journal,
@@ -134,6 +137,21 @@ def train(
     finally:
         journal.close()
     return model
+
+
+def _open(
+    config: RunConfig, folder: RunFolder, progress: Callable[[int, int], None] | None
+) -> MapDataset:
+    if config.data.simulated is None:
+        return open_dataset(config.data, folder)
+    # The clips go into the run folder: with its config beside them, what is done is not lost.
+    write_config(config, folder.config)
+    try:
+        return open_dataset(config.data, folder, progress=progress)
+    except KeyboardInterrupt:
+        raise TrainingInterrupted(
+            f"stopped while simulating; continue with: clipseq train --resume {folder.root}"
+        ) from None
 
 
 def refuse_existing(folder: RunFolder) -> None:

@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Mapping
+from io import TextIOBase
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 
 class ProgressBar:
@@ -14,9 +15,9 @@ class ProgressBar:
     start, at every tenth of the run, and at the end.
     """
 
-    def __init__(self, label: str, *, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, *, stream: TextIOBase | None = None) -> None:
         self.label = label
-        self.stream = sys.stderr if stream is None else stream
+        self.stream: Any = sys.stderr if stream is None else stream
         self._bar: Any = None
         self._task: Any = None
         self._began = time.monotonic()

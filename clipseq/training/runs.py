@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from clipseq.errors import CheckpointError
 from clipseq.evaluation import Evaluation, evaluate
 from clipseq.model import CLIP
@@ -36,7 +38,7 @@ def evaluate_run(
     `data` may be a data set or a radhar .npz file, which is spliced as in training. Returns the
     evaluation and where it was written.
     """
-    model = load_model(run)
+    model = load_model(run).to("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(run)
     if data is not None:
         dataset = open_path(data)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +103,29 @@ def test_steps_come_from_epochs_or_are_given():
     training = TrainingConfig(out=Path("r"), epochs=3, accumulate=2)
     assert training.steps(batches_per_epoch=5) == 7
     assert TrainingConfig(out=Path("r"), max_steps=9).steps(5) == 9
+
+
+@pytest.mark.parametrize("name", ["simulated", "radhar"])
+def test_the_example_configs_are_valid(name):
+    from clipseq.training.models import build_model, check_model_config
+
+    path = Path(__file__).parents[2] / "docs" / "configs" / f"{name}.toml"
+    if not path.exists():
+        pytest.skip("tests run without the docs")
+    config = read_config(path)
+    check_model_config(config.model)
+    model = build_model(config.model, {"doppler_time": 16}, None)
+    assert model.sequence_similarity_weight == config.model["sequence_similarity_weight"]
+
+
+def test_simulated_example_is_the_demo():
+    from clipseq.demo import COMBINED, FULL, demo_configs
+
+    path = Path(__file__).parents[2] / "docs" / "configs" / "simulated.toml"
+    if not path.exists():
+        pytest.skip("tests run without the docs")
+    config, demo = read_config(path), demo_configs(Path("runs"), FULL)[COMBINED]
+    assert config.model == demo.model
+    assert config.tokenizer == demo.tokenizer
+    assert config.data.simulated == SimulatedData(clips=FULL.clips)
+    assert config.training == attrs.evolve(demo.training, out=config.training.out)

@@ -12,7 +12,14 @@ import torch
 from clipseq import CLIP
 from clipseq.data import MapDataset, collate
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
-from clipseq.training import RunFolder, TrainingInterrupted, read_config, train
+from clipseq.training import (
+    DataConfig,
+    RunFolder,
+    SimulatedData,
+    TrainingInterrupted,
+    read_config,
+    train,
+)
 from clipseq.training.module import NonFiniteLoss
 from clipseq.training.stream import ShuffledBatches
 
@@ -269,3 +276,20 @@ def test_without_lightning_the_error_says_what_to_install(dataset, small_run, mo
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ClipseqError, match=r"pip install 'clipseq\[train\]'"):
         train(small_run(), dataset=dataset)
+
+
+def test_ctrl_c_while_simulating_loses_nothing(small_run, monkeypatch):
+    config = small_run(max_steps=2)
+    config = attrs.evolve(config, data=DataConfig(simulated=SimulatedData(clips=80)))
+
+    def press(done, clips):
+        assert clips == 80
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match=r"stopped while simulating.*--resume"):
+        train(config, data_progress=press)
+    folder = RunFolder(config.training.out)
+    assert not folder.last.exists()
+    train(read_config(folder.config), resume=True)
+    assert folder.model.exists()
+    assert MapDataset(folder.data).splits["train"] == 60
