@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/clipseq demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
