@@ -129,17 +129,17 @@ def similarity_matrices(
     sorted_names = [names[i] for i in order]
     starts = [i for i, name in enumerate(sorted_names) if i == 0 or name != sorted_names[i - 1]]
     stops = [*starts[1:], len(sorted_names)]
-    figure = _figure(6.4 * len(matrices) + 0.8, 6.4)
+    figure = _figure(6.4 * len(matrices) + 0.8, 6.9)
     panels: Any = figure.subplots(1, len(matrices), squeeze=False)[0]
     image: Any = None
     for panel, (name, matrix) in zip(panels, matrices.items(), strict=True):
         scores = matrix[np.ix_(order, order)]
         spread = scores.std(axis=1, keepdims=True)
         relative = (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-12)
-        image = panel.imshow(relative, vmin=-2.5, vmax=2.5, cmap="RdBu_r", interpolation="nearest")
+        image = panel.imshow(relative, vmin=0.0, vmax=3.5, cmap="magma_r", interpolation="nearest")
         for start in starts[1:]:
-            panel.axhline(start - 0.5, color="white", linewidth=0.8)
-            panel.axvline(start - 0.5, color="white", linewidth=0.8)
+            panel.axhline(start - 0.5, color="#bbbbbb", linewidth=0.4)
+            panel.axvline(start - 0.5, color="#bbbbbb", linewidth=0.4)
         centres = [(a + b - 1) / 2 for a, b in zip(starts, stops, strict=True)]
         labels = [sorted_names[start] for start in starts]
         panel.set_yticks(centres, labels, fontsize=8)

@@ -105,12 +105,14 @@ class Recorder(Callback):
         self.seconds = time.monotonic() - self._began
         row["seconds"] = self.seconds
         self.journal.write(self._step, row)
-        if due or self.interruption.requested:
-            self.journal.flush()
-            self._save(trainer, best)
         if self.progress is not None:
             self.progress(self._step, steps, row)
-        if self.interruption.requested and self._step < steps:
+        # Asked once: a Ctrl-C that comes after this is met after the next step, not half met now.
+        stopping = self.interruption.requested
+        if due or stopping:
+            self.journal.flush()
+            self._save(trainer, best)
+        if stopping and self._step < steps:
             raise TrainingInterrupted(
                 f"stopped after step {self._step} of {steps}; continue with: "
                 f"clipseq train --resume {self.folder.root}"

@@ -243,5 +243,5 @@ def _filled(values: Tensor, lengths: Tensor, items: Tensor, steps: int) -> Tenso
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
-_ENTRIES = 2**17
+_ENTRIES = 2**16
 """Most indices that backward works on at once."""

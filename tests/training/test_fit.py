@@ -127,6 +127,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(dataset, small_run, stop_after):
     cut = small_run("cut", accumulate=2)
     with pytest.raises(TrainingInterrupted, match=r"clipseq train --resume .*cut"):
         train(cut, dataset=dataset, progress=press)
+    assert torch.load(RunFolder(cut.training.out).last)["global_step"] == stop_after
     resumed = train(cut, dataset=dataset, resume=True)
     assert rows(cut) == rows(whole)
     assert same_weights(resumed, expected)
