@@ -177,6 +177,11 @@ def tile_size(subject: Subject) -> None:
     def all_of_it(pair: PairOfBatches, elements: int) -> None:
         compare(pair, elements, True)
 
+    # Three rows and five columns of 16 cells a pair: in tiles of two columns the last is narrower.
+    x, y = (
+        Sequences.from_tensor(dense(count, 4, subject.features, seed=count)) for count in (3, 5)
+    )
+    subject.for_each(all_of_it, ({"pair": (x, y), "elements": n} for n in (96, 80, 16, 1)))
     sizes = st.sampled_from((40, 100, 13, 1))
     for holds, kinds in ((scores, TAME), (all_of_it, DENSE)):
         pairs = sequence_pairs(batch=(1, 4), steps=(1, 4), features=subject.features, kinds=kinds)
