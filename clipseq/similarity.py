@@ -34,7 +34,8 @@ class Similarity(nn.Module, ABC):
     Attributes:
         default_weight: the weight that ``combined`` gives it unless told otherwise.
         composite: True for a similarity made of others; ``combined`` leaves those out.
-        tile_elements: most cells (b·c·T·L) that one tile may have. Memory grows with it.
+        tile_elements: most cells (b·c·T·L) that one tile of `score_all` may have. Memory grows
+            with it. A similarity with a `score_all` of its own sizes its tiles itself.
     """
 
     default_weight: ClassVar[float] = 0.1
@@ -60,7 +61,7 @@ class Similarity(nn.Module, ABC):
     def prepare_x(self, x: Sequences) -> Tree:
         """What is computed once per sequence: a tree of tensors, each with the batch first.
 
-        Default: every step L2-normalised.
+        Default: every step L2-normalised. `x` may be the caller's own tensor: do not write to it.
         """
         return Sequences(unit(x.values), x.mask)
 

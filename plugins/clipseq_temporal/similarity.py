@@ -21,8 +21,8 @@ class TemporalSimilarity(Similarity):
     Soft-DTW is that of Cuturi and Blondel (arXiv:1703.01541). We differ in three ways. The step
     pattern is symmetric2 (Sakoe and Chiba 1978): a diagonal step and the first cell count their
     cost twice, so that every path weighs t + l. N is the number of paths: dividing the sum by it
-    makes it a mean, where plain soft-DTW gives long sequences γ·log N for nothing. And the sum
-    over t + l makes it cosine units: a constant cost c gives exactly 1 - c at any lengths, and
+    makes it a mean, where plain soft-DTW gives long sequences γ·log N for nothing. And dividing
+    by t + l makes it cosine units: a constant cost c gives exactly 1 - c at any lengths, and
     γ → 0 gives 1 minus normalised DTW.
 
     Computed in log space, anti-diagonal by anti-diagonal over all pairs of a tile at once, each
