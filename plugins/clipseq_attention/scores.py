@@ -28,6 +28,9 @@ _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied
 with and divided by stays in range."""
 
+_NOTHING = 1e-6
+"""Norm of what was attended to (of unit vectors) that has no direction; float32 rounds below it."""
+
 _NEVER = -1e30
 """Logit of a padded step; finite, so that differences are never NaN."""
 
@@ -171,7 +174,7 @@ class _Attended:
         squares = torch.linalg.vector_norm(self.means, dim=3).square_()
         squared = squares.sum(0)
         # Where the values cancel to rounding, or are all zero, there is no direction.
-        nothing = squared <= (4 * torch.finfo(squared.dtype).eps) ** 2
+        nothing = squared <= _NOTHING**2
         return along, squares, squared.masked_fill_(nothing, torch.inf).rsqrt_()
 
     def cosines(self, room: _Room) -> Float[Tensor, "b Q"]:
