@@ -69,13 +69,28 @@ class Similarity(nn.Module, ABC):
         """As `prepare_x`, for y. Default: `prepare_x`."""
         return self.prepare_x(y)
 
+    def prepare_align_x(self, x: Sequences) -> Tree:
+        """What `align` is given of x. Default: `prepare_x`.
+
+        For an alignment that needs more than the scores do: what `prepare_x` makes is what
+        travels between processes.
+        """
+        return self.prepare_x(x)
+
+    def prepare_align_y(self, y: Sequences) -> Tree:
+        """As `prepare_align_x`, for y. Default: `prepare_y`."""
+        return self.prepare_y(y)
+
     @abstractmethod
     def score(self, x: Tree, y: Tree) -> Float[Tensor, "b c"]:
         """Every pair of one tile, from what `prepare_x` and `prepare_y` made: the mathematics."""
 
     @abstractmethod
     def align(self, x: Tree, y: Tree) -> Float[Tensor, "n t l"]:
-        """For matched pairs, how much each step of x answered to each step of y; never negative."""
+        """For matched pairs, how much each step of x answered to each step of y; never negative.
+
+        From what `prepare_align_x` and `prepare_align_y` made.
+        """
 
     def score_all(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """Every pair of two prepared batches: `score`, tile by tile, recomputed in backward.
@@ -115,9 +130,10 @@ class Similarity(nn.Module, ABC):
         """
         self._check(x, y, x_mask, y_mask)
         with torch.autocast(x.device.type, enabled=False):
-            x_tree, _, x_occupied, t = self._prepare(x, x_mask, "x")
-            y_tree, _, y_occupied, length = self._prepare(y, y_mask, "y")
-            scores = self.score_all(x_tree, y_tree, (t, length))
+            xs, _, x_occupied = self._packed(x, x_mask, "x")
+            ys, _, y_occupied = self._packed(y, y_mask, "y")
+            x_tree, y_tree = self._prepared(xs, "x"), self._prepared(ys, "y")
+            scores = self.score_all(x_tree, y_tree, (xs.values.shape[1], ys.values.shape[1]))
             if scores.shape != (x.shape[0], y.shape[0]):
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
@@ -142,31 +158,36 @@ class Similarity(nn.Module, ABC):
                 f"got {len(x)} and {len(y)}"
             )
         with torch.autocast(x.device.type, enabled=False):
-            x_tree, x_order, x_occupied, t = self._prepare(x, x_mask, "x")
-            y_tree, y_order, y_occupied, length = self._prepare(y, y_mask, "y")
+            xs, x_order, x_occupied = self._packed(x, x_mask, "x")
+            ys, y_order, y_occupied = self._packed(y, y_mask, "y")
             occupied = x_occupied & y_occupied
-            pairs = zip(split_tree(x_tree, 1), split_tree(y_tree, 1), strict=True)
-            scores = torch.cat([self.score_all(a, b, (t, length)).view(1) for a, b in pairs])
+            steps = xs.values.shape[1], ys.values.shape[1]
+            x_trees = split_tree(self._prepared(xs, "x"), 1)
+            y_trees = split_tree(self._prepared(ys, "y"), 1)
+            pairs = zip(x_trees, y_trees, strict=True)
+            scores = torch.cat([self.score_all(a, b, steps).view(1) for a, b in pairs])
             scores = _within_bounds(scores).masked_fill(~occupied, -1.0)
-            weights = self.align(x_tree, y_tree)
+            weights = self.align(self.prepare_align_x(xs), self.prepare_align_y(ys))
         weights = unpack_pairs(weights.to(scores.dtype), x_order, y_order)
         x_real = _mask_or_all(x, x_mask)
         y_real = _mask_or_all(y, y_mask)
         mask = x_real[:, :, None] & y_real[:, None, :]
         return Alignment(scores, weights.masked_fill(~mask, 0.0), mask)
 
-    def _prepare(
+    def _packed(
         self, values: Tensor, mask: Tensor | None, side: str
-    ) -> tuple[Tree, Int[Tensor, "B T"], Bool[Tensor, "B"], int]:
+    ) -> tuple[Sequences, Int[Tensor, "B T"], Bool[Tensor, "B"]]:
+        """The real steps in front, behind the projection; and what else `pack` tells."""
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
         packed, order, occupied = pack(values, _mask_or_all(values, mask))
-        if side == "x":
-            tree = self.prepare_x(self.project_x(packed))
-        else:
-            tree = self.prepare_y(self.project_y(packed))
-        check_tree(tree, values.shape[0], f"{type(self).__name__}.prepare_{side}")
-        return tree, order, occupied, packed.values.shape[1]
+        packed = self.project_x(packed) if side == "x" else self.project_y(packed)
+        return packed, order, occupied
+
+    def _prepared(self, packed: Sequences, side: str) -> Tree:
+        tree = self.prepare_x(packed) if side == "x" else self.prepare_y(packed)
+        check_tree(tree, packed.values.shape[0], f"{type(self).__name__}.prepare_{side}")
+        return tree
 
     def _check(self, x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> None:
         for name, values, mask, shape in (

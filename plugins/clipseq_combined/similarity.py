@@ -92,6 +92,14 @@ class CombinedSimilarity(Similarity):
         """What each part makes of y."""
         return {name: part.prepare_y(part.project_y(y)) for name, part in self.parts.items()}
 
+    def prepare_align_x(self, x: Sequences) -> dict[str, Any]:
+        """What the alignment of each part needs of x."""
+        return {name: part.prepare_align_x(part.project_x(x)) for name, part in self.parts.items()}
+
+    def prepare_align_y(self, y: Sequences) -> dict[str, Any]:
+        """What the alignment of each part needs of y."""
+        return {name: part.prepare_align_y(part.project_y(y)) for name, part in self.parts.items()}
+
     def score(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "b c"]:
         return self._mean({name: part.score(x[name], y[name]) for name, part in self.parts.items()})
 

@@ -38,9 +38,17 @@ class GlobalSimilarity(Similarity):
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
         self.pool = pool
 
-    def prepare_x(self, x: Sequences) -> tuple[Float[Tensor, "B D"], Sequences]:
-        """The unit pooled vector, and the steps themselves for `align`."""
-        return unit(self._pooled(x)), x
+    def prepare_x(self, x: Sequences) -> Float[Tensor, "B D"]:
+        """The unit pooled vector."""
+        return unit(self._pooled(x))
+
+    def prepare_align_x(self, x: Sequences) -> Sequences:
+        """The steps themselves."""
+        return x
+
+    def prepare_align_y(self, y: Sequences) -> Sequences:
+        """The steps themselves."""
+        return y
 
     def _pooled(self, x: Sequences) -> Float[Tensor, "B D"]:
         if self.pool == "mean":
@@ -53,38 +61,33 @@ class GlobalSimilarity(Similarity):
         last = (x.lengths - 1)[:, None, None].expand(-1, 1, x.values.shape[2])
         return x.values.gather(1, last).squeeze(1)
 
-    def score(
-        self, x: tuple[Tensor, Sequences], y: tuple[Tensor, Sequences]
-    ) -> Float[Tensor, "b c"]:
-        return x[0] @ y[0].T
+    def score(self, x: Float[Tensor, "b D"], y: Float[Tensor, "c D"]) -> Float[Tensor, "b c"]:
+        return x @ y.T
 
     def score_all(
-        self, x: tuple[Tensor, Sequences], y: tuple[Tensor, Sequences], steps: tuple[int, int]
+        self, x: Float[Tensor, "B D"], y: Float[Tensor, "C D"], steps: tuple[int, int]
     ) -> Float[Tensor, "B C"]:
         """One matrix product; there is nothing to tile."""
         return self.score(x, y)
 
-    def align(
-        self, x: tuple[Tensor, Sequences], y: tuple[Tensor, Sequences]
-    ) -> Float[Tensor, "n t l"]:
+    def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         r"""Each pair of steps by its part in ``⟨pool(x), pool(y)⟩``, where that is positive.
 
         mean: ``relu(cos(x_t, y_l)) / (t·l)``; the steps' lengths are left out, so that loud steps
         do not drown the rest. max: the sum of the products of the features that x has from step t
         and y from step l. first, last: 1 at the one pair of steps that counts.
         """
-        (_, xs), (_, ys) = x, y
         if self.pool == "mean":
-            cosines = torch.bmm(unit(xs.values), unit(ys.values).mT).clamp(min=0.0)
-            return cosines / (xs.lengths * ys.lengths)[:, None, None]
+            cosines = torch.bmm(unit(x.values), unit(y.values).mT).clamp(min=0.0)
+            return cosines / (x.lengths * y.lengths)[:, None, None]
         if self.pool == "max":
-            share_x, share_y = _winners(xs), _winners(ys)
-            products = (unit(self._pooled(xs)) * unit(self._pooled(ys))).clamp(min=0.0)
+            share_x, share_y = _winners(x), _winners(y)
+            products = (unit(self._pooled(x)) * unit(self._pooled(y))).clamp(min=0.0)
             return torch.einsum("ntd,nld,nd->ntl", share_x, share_y, products)
-        weights = xs.values.new_zeros(len(xs.values), xs.values.shape[1], ys.values.shape[1])
-        at_x, at_y = torch.zeros_like(xs.lengths), torch.zeros_like(ys.lengths)
+        weights = x.values.new_zeros(len(x.values), x.values.shape[1], y.values.shape[1])
+        at_x, at_y = torch.zeros_like(x.lengths), torch.zeros_like(y.lengths)
         if self.pool == "last":
-            at_x, at_y = xs.lengths - 1, ys.lengths - 1
+            at_x, at_y = x.lengths - 1, y.lengths - 1
         weights[torch.arange(len(weights), device=weights.device), at_x, at_y] = 1.0
         return weights
 

@@ -45,23 +45,26 @@ class LocalSimilarity(Similarity):
         self.window = _pair("window", window)
         self.stride = _pair("stride", stride)
 
-    def prepare_x(self, x: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
+    def prepare_x(self, x: Sequences) -> Sequences:
+        """The unit windows of x."""
+        return _windows(x, self.window[0], self.stride[0])
+
+    def prepare_y(self, y: Sequences) -> Sequences:
+        """The unit windows of y."""
+        return _windows(y, self.window[1], self.stride[1])
+
+    def prepare_align_x(self, x: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
         """The unit windows of x, and which of its steps are real."""
-        return _windows(x, self.window[0], self.stride[0]), x.mask
+        return self.prepare_x(x), x.mask
 
-    def prepare_y(self, y: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
+    def prepare_align_y(self, y: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
         """The unit windows of y, and which of its steps are real."""
-        return _windows(y, self.window[1], self.stride[1]), y.mask
+        return self.prepare_y(y), y.mask
 
-    def score(
-        self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
-    ) -> Float[Tensor, "b c"]:
-        (u, _), (v, _) = x, y
-        return local_scores(u.values, v.values, u.lengths, v.lengths)
+    def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
+        return local_scores(x.values, y.values, x.lengths, y.lengths)
 
-    def score_all(
-        self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor], steps: tuple[int, int]
-    ) -> Float[Tensor, "B C"]:
+    def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """`score` of everything at once: the operator cuts its own tiles."""
         return self.score(x, y)
 
