@@ -86,11 +86,25 @@ class CombinedSimilarity(Similarity):
 
     def prepare_x(self, x: Sequences) -> dict[str, Any]:
         """What each part makes of x."""
-        return {name: part.prepare_x(part.project_x(x)) for name, part in self.parts.items()}
+        return self._prepared(x, "x")
 
     def prepare_y(self, y: Sequences) -> dict[str, Any]:
         """What each part makes of y."""
-        return {name: part.prepare_y(part.project_y(y)) for name, part in self.parts.items()}
+        return self._prepared(y, "y")
+
+    def _prepared(self, side: Sequences, which: str) -> dict[str, Any]:
+        # Parts that compare the L2-normalised steps themselves share one tensor of them: it is
+        # made once, and travels once between processes.
+        trees: dict[str, Any] = {}
+        common = None
+        for name, part in self.parts.items():
+            projected = getattr(part, f"project_{which}")(side)
+            prepare = getattr(part, f"prepare_{which}")
+            if projected is side and _is_default(part, which):
+                common = trees[name] = prepare(side) if common is None else common
+            else:
+                trees[name] = prepare(projected)
+        return trees
 
     def prepare_align_x(self, x: Sequences) -> dict[str, Any]:
         """What the alignment of each part needs of x."""
@@ -142,3 +156,10 @@ class CombinedSimilarity(Similarity):
                 f"the checkpoint's combined similarity has the part {name!r}, which is not a part "
                 f"here (it {installed}); this one has {', '.join(self.parts)}"
             )
+
+
+def _is_default(part: Similarity, which: str) -> bool:
+    """Whether `part` prepares a side as `Similarity` does."""
+    cls = type(part)
+    default = cls.prepare_x is Similarity.prepare_x
+    return default and (which == "x" or cls.prepare_y is Similarity.prepare_y)
