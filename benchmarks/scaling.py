@@ -1,4 +1,4 @@
-"""What one training step sends and scores on each rank, counted, beside the formulas of docs/scaling.
+"""What a training step sends and scores on a rank, counted, beside the formulas of docs/scaling.
 
     python benchmarks/scaling.py
 

@@ -1,12 +1,14 @@
 """The scores of this process's x with everybody's y, each pair of the batch once in the world."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from clipseq.distributed import traffic
@@ -75,6 +77,7 @@ class _Scores(torch.autograd.Function):
     def forward(ctx: Any, job: _Job, *tensors: Tensor) -> Tensor:
         ctx.job = job
         ctx.save_for_backward(*tensors)
+        ctx.random = _random_state(tensors[0].device)
         x = tree_unflatten(list(tensors[: job.x_count]), job.x_spec)
         parts: dict[int, Tensor] = {}
 
@@ -86,6 +89,7 @@ class _Scores(torch.autograd.Function):
         return torch.cat([parts[owner] for owner in range(job.world.size)], dim=1)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         job: _Job = ctx.job
         y_end = job.x_count + len(job.blocks.tensors)
@@ -131,10 +135,12 @@ class _Scores(torch.autograd.Function):
             ]
 
         y_gradients: list[Tensor] = []
-        if job.blocks.wanted:
-            y_gradients = job.carrier.collect(differentiate)
-        else:
-            job.carrier.visit(differentiate)
+        # Blocks come in the order of forward: dropout draws what it drew there.
+        with _random_state_of(ctx.random, grad.device):
+            if job.blocks.wanted:
+                y_gradients = job.carrier.collect(differentiate)
+            else:
+                job.carrier.visit(differentiate)
         ours_left, theirs_left = iter(totals), iter(y_gradients)
         result: list[Tensor | None] = []
         for k, wanted in enumerate(needed):
@@ -148,3 +154,19 @@ class _Scores(torch.autograd.Function):
             else:
                 result.append(next(ours_left) if wanted else None)
         return None, *result
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(
+        device
+    ) if device.type == "cuda" else None
+
+
+@contextmanager
+def _random_state_of(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    cpu, cuda = state
+    with torch.random.fork_rng([device] if cuda is not None else []):
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+        yield

@@ -196,6 +196,28 @@ class Counting(clipseq.Similarity):
         raise NotImplementedError
 
 
+class Dropping(Counting):
+    """Mean cosine with dropout, which remembers how many features it kept, call by call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[int] = []
+
+    def score(self, x: Any, y: Any) -> Tensor:
+        values = nn.functional.dropout(y.values, 0.5, self.training)
+        self.kept.append(int(values.count_nonzero()))
+        return super().score(x, y._replace(values=values / 2))
+
+
+def dropouts(ranks: int, rank: int) -> list[int]:
+    """How many features were kept in forward, block by block; and then in backward."""
+    part = part_of(batch(torch.float32), SIZES[ranks], rank)
+    similarity = Dropping()
+    loss = clipseq.SequenceLoss(similarity)
+    loss(part["x"].requires_grad_(), part["y"]).backward()
+    return similarity.kept
+
+
 def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
     """What is scored and sent for one loss, by a counter in the similarity and by ours."""
     part = part_of(batch(torch.float32), SIZES[ranks], rank)
@@ -251,6 +273,7 @@ def main(folder: Path, rank: int, ranks: int) -> None:
         {
             "outcomes": outcomes,
             "clips": clips,
+            "dropouts": dropouts(ranks, rank),
             "counts": {gather: counts(ranks, rank, gather) for gather in ("ring", "all")},
             "disagreements": disagreements() if ranks > 1 else [],
         },

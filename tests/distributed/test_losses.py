@@ -111,6 +111,15 @@ def _aligned(size):
     return -(-size // 64) * 64
 
 
+def test_dropout_is_the_same_when_pairs_are_scored_again(world):
+    if len(world) == 1:
+        pytest.skip("one process scores them once")
+    for found in world:
+        forward, backward = found["dropouts"][: len(world)], found["dropouts"][len(world) :]
+        assert forward == backward
+        assert len(set(forward)) > 1
+
+
 def test_processes_that_do_not_do_the_same_are_told_so(world):
     if len(world) == 1:
         pytest.skip("one process agrees with itself")
