@@ -89,7 +89,7 @@ class _Scores(torch.autograd.Function):
         return torch.cat([parts[owner] for owner in range(job.world.size)], dim=1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         job: _Job = ctx.job
         y_end = job.x_count + len(job.blocks.tensors)

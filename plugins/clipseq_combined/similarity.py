@@ -86,13 +86,13 @@ class CombinedSimilarity(Similarity):
 
     def prepare_x(self, x: Sequences) -> dict[str, Any]:
         """What each part makes of x."""
-        return self._prepared(x, "x")
+        return self._of_parts(x, "x")
 
     def prepare_y(self, y: Sequences) -> dict[str, Any]:
         """What each part makes of y."""
-        return self._prepared(y, "y")
+        return self._of_parts(y, "y")
 
-    def _prepared(self, side: Sequences, which: str) -> dict[str, Any]:
+    def _of_parts(self, side: Sequences, which: str) -> dict[str, Any]:
         # Parts that compare the L2-normalised steps themselves share one tensor of them: it is
         # made once, and travels once between processes.
         trees: dict[str, Any] = {}
