@@ -28,7 +28,7 @@ myst_heading_anchors = 3
 
 default_role = "name"
 html_math_renderer = "mathml"
-autodoc_default_options = {"members": True, "show-inheritance": True, "no-value": True}
+autodoc_default_options = {"members": True, "no-value": True}
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 toc_object_entries_show_parents = "hide"
@@ -39,6 +39,8 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"collections\.abc\..*|PluginManager.*")]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = "clipseq"
 html_show_sourcelink = False
 html_show_copyright = False

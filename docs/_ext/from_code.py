@@ -12,6 +12,7 @@ Each writes MyST, which is then parsed as if it stood on the page. Names, types 
 from signatures, meanings from the docstrings' sections; a key without a meaning is a warning.
 """
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -77,7 +78,13 @@ def readable_type(kind: Any) -> str:
 
 
 def shown_default(default: Any) -> str:
-    """A default as it would be written; "" for none at all."""
+    """A default as it would be written in a configuration."""
+    if type(default).__name__ == "DefaultValue":
+        # autodoc, if it has been here before, has left the default as it is written.
+        try:
+            default = ast.literal_eval(default.name)
+        except ValueError:
+            return f"`{default.name}`"
     if default in (inspect.Parameter.empty, attrs.NOTHING):
         return "none: it must be given"
     if default is None:
@@ -134,7 +141,7 @@ class _Generated(SphinxDirective):
             logger.warning("%s has no meaning in a docstring", name, location=self.get_location())
         return (
             f"````{{confval}} {name}\n:type: {readable_type(key.kind)}\n"
-            f":default: {shown_default(key.default)}\n\n{_markdown(key.meaning)}\n````\n"
+            f":default: {shown_default(key.default)}\n\n{_sentence(_markdown(key.meaning))}\n````\n"
         )
 
 
@@ -224,7 +231,7 @@ def _option(signature: str, parameter: Any) -> str:
     notes = []
     if parameter.required:
         notes.append("Required.")
-    elif parameter.default not in (None, False):
+    elif parameter.default is not None and parameter.default is not False:
         notes.append(f"Default: `{parameter.default}`.")
     return f"````{{option}} {signature}\n{parameter.help or ''} {' '.join(notes)}\n````"
 

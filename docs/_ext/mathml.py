@@ -11,8 +11,14 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-# What docutils does not read: sizes (delimiters stretch by themselves) and one way to write dots.
-_UNREAD = ((r"\\[bB]ig(?![a-zA-Z])", ""), (r"\\dots(?![a-zA-Z])", r"\\ldots"))
+# What docutils does not read as LaTeX does.
+_UNREAD = (
+    (r"\\(big|Big)(?=[(\[/])", r"\\\1l"),
+    (r"\\(big|Big)(?=[)\]])", r"\\\1r"),
+    (r"\\dots(?![a-zA-Z])", r"\\ldots"),
+    (r"\\([td]?frac)(\d)(\d)", r"\\\1{\2}{\3}"),
+    (r"\\hat (\w)(_\w)", r"\\hat{\1\2}"),  # it puts what follows an accent below it
+)
 
 
 def mathml(formula: str, *, block: bool) -> str:
@@ -26,24 +32,24 @@ def mathml(formula: str, *, block: bool) -> str:
     return tex2mathml(formula, as_block=block)
 
 
-def _write(translator: Any, node: nodes.Node, *, block: bool) -> None:
+def _write(translator: Any, node: nodes.Node, formula: str, *, block: bool) -> None:
     try:
-        translator.body.append(mathml(node.astext(), block=block))
+        translator.body.append(mathml(formula, block=block))
     except MathError as error:
-        logger.warning("%s: %s", error, node.astext(), location=node)
-    raise nodes.SkipNode
+        logger.warning("%s: %s", error, formula, location=node)
 
 
 def _inline(translator: Any, node: nodes.math) -> None:
-    _write(translator, node, block=False)
+    _write(translator, node, node.astext(), block=False)
+    raise nodes.SkipNode
 
 
 def _block(translator: Any, node: nodes.math_block) -> None:
     translator.body.append(translator.starttag(node, "div", CLASS="math"))
-    try:
-        _write(translator, node, block=True)
-    finally:
-        translator.body.append("</div>\n")
+    for formula in re.split(r"\n\s*\n", node.astext()):  # a blank line starts a new one
+        _write(translator, node, formula, block=True)
+    translator.body.append("</div>\n")
+    raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
