@@ -88,7 +88,7 @@ def draw(name: str) -> "Figure":
         (panels[1], weights, f"what {name} matched (explain)", (0, 1)),
     ):
         panel.imshow(
-            values.T,
+            values.T.numpy(),
             aspect="auto",
             cmap="RdBu_r" if limits[0] < 0 else "Blues",
             vmin=limits[0],
@@ -98,7 +98,9 @@ def draw(name: str) -> "Figure":
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_yticks(range(len(CAPTIONS[caption])), CAPTIONS[caption])
         stops = list(accumulate(ACTIONS.values()))
-        middles = [stop - (count + 1) / 2 for stop, count in zip(stops, ACTIONS.values(), strict=True)]
+        middles = [
+            stop - (count + 1) / 2 for stop, count in zip(stops, ACTIONS.values(), strict=True)
+        ]
         panel.set_xticks(middles, ACTIONS)
         panel.tick_params(length=0)
         panel.set_xlabel(f"{stops[-1]} steps of the recording")

@@ -1,9 +1,9 @@
 """Docstrings as the house writes them, for autodoc.
 
-Sections are Google's. A name in single backticks is a link where it names something that is on the
-site, and code where it does not: arguments, values of options and names of the API stand in the same
-backticks. The same holds for types in signatures, where other libraries' and private ones occur. So
-nothing is said about a name that is not found there; in the text of a page it is a warning.
+Sections are Google's. A name in single backticks is a link where it names something that is on
+the site, and code where it does not: arguments, values of options and names of the API stand in the
+same backticks. The same holds for types in signatures, where other libraries' and private ones
+occur. So nothing is said about a name that is not found there; in a page's text it is a warning.
 """
 
 from typing import Any

@@ -18,16 +18,18 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
 
 import attrs
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -154,7 +156,10 @@ class ConfigKeys(_Generated):
     """The keys of one table, from an attrs class or from a class's keyword arguments."""
 
     required_arguments = 1
-    option_spec = {"table": directives.unchanged_required, "leave-out": directives.unchanged}
+    option_spec: ClassVar = {
+        "table": directives.unchanged_required,
+        "leave-out": directives.unchanged,
+    }
 
     def markdown(self) -> str:
         module, _, name = self.arguments[0].rpartition(".")
@@ -240,8 +245,9 @@ class PytestOptions(_Generated):
     """What ``pytest`` can be told once clipseq is installed."""
 
     def markdown(self) -> str:
-        import pytest_clipseq
         from _pytest.config.argparsing import Parser
+
+        import pytest_clipseq
 
         parser = Parser(_ispytest=True)
         pytest_clipseq.pytest_addoption(parser)
@@ -260,7 +266,7 @@ class Checks(_Generated):
         from clipseq.testing import CHECKS
 
         rows = [
-            f"| `{check.name}` | {_cell(_sentence(check.promise))} | {_cell(_sentence(check.look_at))} |"
+            f"| `{check.name}` | {_cell(check.promise)} | {_cell(check.look_at)} |"
             for check in CHECKS.values()
         ]
         head = ["| check | promise | where to look when it breaks |", "|---|---|---|"]
@@ -281,13 +287,29 @@ class PublicPackages(_Generated):
             # What the root offers too is documented there.
             left_out = [n for n in module.__all__ if any(getattr(module, n) is o for o in at_root)]
             excluded = f"   :exclude-members: {', '.join(left_out)}\n" if left_out else ""
+            data = "".join(_data(module, n) for n in module.__all__ if n not in left_out)
             parts.append(
-                f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{excluded}```\n"
+                f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{excluded}\n{data}```\n"
             )
         return "\n".join(parts)
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
+
+
+def _data(module: ModuleType, name: str) -> str:
+    """A constant with the string below its definition; autodoc looks where it is offered."""
+    value = getattr(module, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return ""
+    for other, defining in list(sys.modules.items()):
+        if other.startswith(module.__name__) and getattr(defining, name, None) is value:
+            meaning = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", name))
+            if meaning:
+                text = textwrap.indent("\n".join(meaning), "   ")
+                return f"\n.. py:data:: {name}\n   :module: {module.__name__}\n\n{text}\n"
+    logger.warning("%s.%s has no string below it that says what it is", module.__name__, name)
+    return ""
 
 
 def _with_all(root: ModuleType) -> Iterator[str]:
@@ -299,11 +321,17 @@ def _with_all(root: ModuleType) -> Iterator[str]:
 
 
 def _sentence(text: str) -> str:
-    return text if text.startswith("torch") else text[:1].upper() + text[1:]
+    # A name stays as it is: torch.compile, or the w of a formula.
+    return text if re.match(r"torch|[a-z],", text) else text[:1].upper() + text[1:]
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", r"\|").replace("*args", r"\*args").replace("**kwargs", r"\*\*kwargs")
+    return (
+        _sentence(text)
+        .replace("|", r"\|")
+        .replace("*args", r"\*args")
+        .replace("**kwargs", r"\*\*kwargs")
+    )
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
