@@ -326,12 +326,9 @@ def _sentence(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return (
-        _sentence(text)
-        .replace("|", r"\|")
-        .replace("*args", r"\*args")
-        .replace("**kwargs", r"\*\*kwargs")
-    )
+    # What stands between backticks is code already.
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([|*_])", r"\\\1", p) for p in parts)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -7,6 +7,7 @@ that they call, and those of clipseq that are quick run as well.
 import doctest
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -29,6 +30,7 @@ PAGES = sorted(
     if path.exists() and "_build" not in path.parts
 )
 QUICK = ("similarities", "doctor", "bench", "new-plugin")
+SHELL = ("sh", "bash", "console")
 PROGRAMS = ("clipseq", "torchrun", "pip", "pytest", "make", "python", "cd")
 
 pytestmark = pytest.mark.skipif(len(PAGES) < 2, reason="the tests were copied without the docs")
@@ -53,7 +55,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def test_every_block_is_of_a_kind_that_is_tested():
-    known = ("python", "sh", "toml", "text")
+    known = ("python", *SHELL, "toml", "json", "text")
     unknown = [
         f"{page}:{block.line}: {block.language or 'no language'}"
         for page in PAGES
@@ -107,6 +109,13 @@ def test_the_python_runs_top_to_bottom(page, namespace):
         CHECKS["range"].run("mean")
 
 
+def test_json_is_json():
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.language == "json":
+                json.loads(block.text)
+
+
 def test_there_is_python_to_run():
     guides = ["README.md", *(f"docs/{name}.md" for name in ("start", "similarities", "plugins"))]
     assert all(sum(b.language == "python" for b in blocks_of(page)) >= 2 for page in guides)
@@ -144,12 +153,14 @@ def test_a_configuration_is_read_and_its_model_built(text, tmp_path, fresh_regis
 def commands():
     for page in PAGES:
         for block in blocks_of(page):
-            if block.language not in ("sh", ""):
+            if block.language not in (*SHELL, ""):
                 continue
             for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                program = [word for word in words if not re.match(r"[A-Z_]+=", word)][:1]
-                if block.language == "sh" or (program[:1] and program[0] in PROGRAMS):
+                if block.language == "console" and not line.startswith("$ "):
+                    continue  # what the command printed
+                words = shlex.split(line.removeprefix("$ "), comments=True)
+                program = next((w for w in words if not re.match(r"[A-Z_]+=", w)), None)
+                if program in PROGRAMS or (program and block.language):
                     yield pytest.param(words, id=f"{page}:{block.line}: {' '.join(words)}")
 
 
@@ -165,8 +176,10 @@ def test_a_command_is_one(words, monkeypatch, tmp_path, fresh_registry):
         from torch.distributed.run import get_args_parser
 
         parsed = get_args_parser().parse_args(arguments)
-        assert parsed.module
-        program, arguments = parsed.training_script, parsed.training_script_args
+        rest = [parsed.training_script, *parsed.training_script_args]
+        program, arguments = "python", ["-m", *rest] if parsed.module else rest
+    if program == "python" and arguments[:2] == ["-m", "clipseq"]:
+        program, arguments = "clipseq", arguments[2:]
     if program == "clipseq":
         run_or_parse(arguments)
     elif program == "pip":
@@ -174,6 +187,8 @@ def test_a_command_is_one(words, monkeypatch, tmp_path, fresh_registry):
         offered = {re.search(r"extra == ['\"](\w+)", r or "") for r in requires("clipseq")}
         known = {found[1] for found in offered if found}
         assert {name for extra in extras for name in extra.split(",")} <= known
+    elif program == "python":
+        assert all((ROOT / word).exists() for word in arguments if word.endswith(".py"))
     elif program == "pytest":
         plugin = (ROOT / "plugins" / "pytest_clipseq.py").read_text(encoding="utf-8")
         assert all(f'"{w}"' in plugin for w in arguments if w.startswith("--clipseq"))
