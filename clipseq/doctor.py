@@ -155,8 +155,8 @@ def _extras() -> dict[str, dict[str, str | None]]:
     for requirement in requirements:
         package = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        # Development's packages are no user's, and `all` says nothing new.
-        if package and extra and extra[1] not in ("dev", "all") and package[0] != "clipseq":
+        # Packages of development and of its docs are no user's, and `all` says nothing new.
+        if package and extra and extra[1] not in ("dev", "docs", "all") and package[0] != "clipseq":
             try:
                 version: str | None = metadata.version(package[0])
             except metadata.PackageNotFoundError:

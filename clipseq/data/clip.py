@@ -12,15 +12,18 @@ SPLITS = ("train", "val", "test", "zeroshot")
 class Clip:
     """A radar clip with its caption.
 
-    radar     maps by view name, each (F, T): F bins, T frames, the same T in every view
-    caption   what happens, told in order
-    actions   names of the actions in order, `()` where unknown
-    spans     (start, stop) frame of each action, stop excluded, `()` where unknown
-    permuted  the caption's own wording with its actions in every other order, `()` where unknown
-    sources   the recordings (subjects, simulated persons, ...) the clip was made from: no source
-              lies in two of train, val and test
-    split     one of `SPLITS`
-    label     class name of a one-action clip, a key of the dataset's `class_captions`, else None
+    Attributes:
+        id: its name, given once in a dataset.
+        radar: maps by view name, each (F, T): F bins, T frames, the same T in every view.
+        caption: what happens, told in order.
+        actions: names of the actions in order, `()` where unknown.
+        spans: (start, stop) frame of each action, stop excluded, `()` where unknown.
+        permuted: the caption's own wording with its actions in every other order, `()` where
+            unknown.
+        sources: the recordings (subjects, simulated persons, ...) the clip was made from: no
+            source lies in two of train, val and test.
+        split: one of `SPLITS`.
+        label: class name of a one-action clip, a key of the dataset's `class_captions`, else None.
     """
 
     id: str

@@ -56,13 +56,19 @@ UNFINISHED = "unfinished.json"
 class MapDataset(Dataset[Clip]):
     """Radar clips with captions: `MapDataset(path)` reads a folder or an .npz (see this module).
 
-    dataset[i]      a `Clip`, its maps float32
-    views           bins of each view;  frame_rate  frames a second, None if unknown
-    class_captions  caption of each class that a clip's `label` may name
-    splits          how many clips each split has
+    ``dataset[i]`` is a `Clip`, its maps float32. All maps are held in memory, as they are on disk
+    (float16 costs two bytes a cell).
 
-    All maps are held in memory, as they are on disk (float16 costs two bytes a cell).
-    Raises DataError, naming the file and the clip, for anything missing, corrupt or inconsistent.
+    Args:
+        path: the folder or the file.
+
+    Attributes:
+        views: bins of each view.
+        frame_rate: frames a second, None if unknown.
+        class_captions: caption of each class that a clip's `label` may name.
+
+    Raises:
+        DataError: naming the file and the clip, for anything missing, corrupt or inconsistent.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -45,8 +45,18 @@ class Radar:
     Defaults: 64 range bins of 0.15 m, 64 Doppler bins of 0.195 m/s up to +-6.2 m/s, 32 bins of
     sin(bearing), 16 frames/s.
 
-    noise        variance of the complex thermal noise of one IF sample, in units of the echo of
-                 1 m^2 at 1 m; 0 for none
+    Attributes:
+        carrier_hz: carrier frequency.
+        bandwidth_hz: swept by a chirp; a range bin is c / 2 bandwidth_hz.
+        samples: complex samples of a chirp, and range bins.
+        chirps: of a frame, and Doppler bins.
+        chirp_interval_s: from one chirp's start to the next.
+        antennas: of the array, half a wavelength apart.
+        azimuth_bins: bins of sin(bearing).
+        frame_rate: frames a second.
+        height_m: over the floor.
+        noise: variance of the complex thermal noise of one IF sample, in units of the echo of
+            1 m^2 at 1 m; 0 for none.
     """
 
     carrier_hz: float = attrs.field(default=77e9, validator=_positive)

@@ -49,14 +49,20 @@ def radhar_dataset(
 ) -> MapDataset:
     """Ordered sequences of two to four activities, spliced from `radhar_maps.npz`.
 
-    clips           number of clips of each split, by default train 1200, val 150, test 300
-    window_seconds  shortest and longest window cut from a recording
-
     A clip takes windows of different activities from different recordings of one block and of
     one split of the file (test = block 3). zeroshot holds every test recording cut into four
     windows of one activity each. A byte v of the file is v/6 dB; a map holds (v/6 - mean) / scale
     with the constants in `DECIBELS`.
-    Raises DataError where the file is missing, corrupt or of another form.
+
+    Args:
+        path: the file.
+        seed: of what is drawn.
+        clips: number of clips of each split, by default train 1200, val 150, test 300.
+        window_seconds: shortest and longest window cut from a recording.
+
+    Raises:
+        DataError: the file is missing, corrupt or of another form.
+        ValueError: an unknown split, or windows that are longer than the recordings.
     """
     path = Path(path)
     arrays = load_arrays(path)

@@ -49,17 +49,25 @@ def simulate(
     zeroshot shows a single action for as long as it takes and carries it as its label. Every
     person is a new one, with their own measures, place, pace and manner.
 
-    motion        a recording (`uiprmd_points.npz`) to move the persons by instead of clipseq's own
-                  motions; a split then only has recordings of the subjects that the file gives it
-    radar         by default `Radar()`: range_time 64 x T, doppler_time 64 x T, azimuth_time 32 x T,
-                  16 frames/s
-    clutter       number of things at rest in each clip's room, at random places, of 0.1 to 1 m^2
-    split_shares  share of each split, by default 75 % train, 5 % val, 10 % test, 10 % zeroshot
-    progress      called as progress(done, clips) after every file written
-
     Clip i depends on (seed, i) and the arguments alone. Interrupted, nothing is lost: called
     again with the same arguments, `simulate` completes the folder; a complete one it only opens.
-    Raises DataError where the folder holds something else.
+
+    Args:
+        out: the folder.
+        clips: how many.
+        seed: the same seed gives the same clips.
+        seconds: length of a clip of train, val and test.
+        motion: a recording (`uiprmd_points.npz`) to move the persons by instead of clipseq's own
+            motions; a split then only has recordings of the subjects that the file gives it.
+        radar: by default `Radar()`: range_time 64 x T, doppler_time 64 x T, azimuth_time 32 x T,
+            16 frames/s.
+        clutter: number of things at rest in each clip's room, at random places, of 0.1 to 1 m^2.
+        split_shares: share of each split, by default 75 % train, 5 % val, 10 % test, 10 % zeroshot.
+        progress: called as progress(done, clips) after every file written.
+
+    Raises:
+        DataError: the folder holds something else.
+        ValueError: a number out of its range.
     """
     out = Path(out)
     radar = radar or Radar()

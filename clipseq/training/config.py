@@ -29,7 +29,13 @@ def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: float |
 
 @attrs.frozen
 class SimulatedData:
-    """A data set simulated at the start of the run, into the run folder."""
+    """A data set simulated at the start of the run, into the run folder.
+
+    Attributes:
+        clips: how many.
+        seed: the same seed gives the same clips.
+        motion: recorded motion (.npz) to drive the body with; None: the simulator's own.
+    """
 
     clips: int = attrs.field(default=600, validator=_at_least(2))
     seed: int = 0
@@ -134,8 +140,12 @@ class TrainingConfig:
 class RunConfig:
     """A whole run: the tables [data], [model], [tokenizer] and [training] of a TOML file.
 
-    `model` holds keyword arguments of `clipseq.CLIP`; what it leaves out has CLIP's defaults,
-    and the radar views, where not given, are those of the data.
+    Attributes:
+        data: where the clips come from.
+        training: how to train.
+        model: keyword arguments of `clipseq.CLIP`; what it leaves out has CLIP's defaults, and
+            the radar views, where not given, are those of the data.
+        tokenizer: what turns captions into token ids.
     """
 
     data: DataConfig

@@ -1,0 +1,343 @@
+"""Directives whose content is the code's: what is added there is on the page at the next build.
+
+- ``{config-keys} CLASS`` with ``:table: training``: every key of a table of the configuration.
+- ``{similarity-options} NAME``: every option of a registered similarity.
+- ``{cost} NAME``: what a similarity's docstring says of its cost.
+- ``{command} NAME``: usage, arguments and options of a command.
+- ``{pytest-options}``: the options that clipseq adds to pytest.
+- ``{public-packages} ROOT``: a section for every package that says what is public in it.
+- ``{checks}``: every check of `clipseq.testing`.
+
+Each writes MyST, which is then parsed as if it stood on the page. Names, types and defaults come
+from signatures, meanings from the docstrings' sections; a key without a meaning is a warning.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin
+
+import attrs
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+logger = logging.getLogger(__name__)
+
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")
+_ENTRY = re.compile(r"^    (\w+): ")
+
+
+def described(docstring: str | None) -> dict[str, str]:
+    """Name -> meaning, of the sections Args and Attributes of a docstring."""
+    found: dict[str, str] = {}
+    section, name = "", ""
+    for line in inspect.cleandoc(docstring or "").splitlines():
+        if line and not line.startswith(" "):
+            heading = _SECTION.match(line)
+            section, name = (heading[1] if heading else ""), ""
+        elif section in ("Args", "Attributes"):
+            entry = _ENTRY.match(line)
+            if entry:
+                name = entry[1]
+                found[name] = line[entry.end() :]
+            elif name:
+                found[name] += "\n" + line.strip()
+    return found
+
+
+def readable_type(kind: Any) -> str:
+    """A type as the author of a file thinks of it: "whole number", "path", "table"."""
+    if get_origin(kind) is Literal:
+        return " or ".join(f'`"{choice}"`' for choice in get_args(kind))
+    if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
+        members = [member for member in get_args(kind) if member is not type(None)]
+        return " or ".join(dict.fromkeys(readable_type(member) for member in members))
+    if get_origin(kind) is tuple:
+        return f"list of {len(get_args(kind))}"
+    if attrs.has(kind) or get_origin(kind) in (dict, Mapping) or kind in (dict, Mapping):
+        return "table"
+    plain = {
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        str: "string",
+    }
+    if kind in plain:
+        return plain[kind]
+    return kind.__name__.lower() if isinstance(kind, type) else str(kind)
+
+
+def shown_default(default: Any) -> str:
+    """A default as it would be written in a configuration."""
+    if type(default).__name__ == "DefaultValue":
+        # autodoc, if it has been here before, has left the default as it is written.
+        try:
+            default = ast.literal_eval(default.name)
+        except ValueError:
+            return f"`{default.name}`"
+    if default in (inspect.Parameter.empty, attrs.NOTHING):
+        return "none: it must be given"
+    if default is None:
+        return "not set"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, str):
+        return f'`"{default}"`'
+    if isinstance(default, Mapping):
+        return "`{" + ", ".join(f"{key} = {value!r}" for key, value in default.items()) + "}`"
+    return f"`{default!r}`"
+
+
+@attrs.frozen
+class Key:
+    """One key of a configuration, or one option."""
+
+    name: str
+    kind: Any
+    default: Any
+    meaning: str
+
+
+def keys_of(cls: type, *, leave_out: tuple[str, ...] = ()) -> Iterator[Key]:
+    """The fields of an attrs class, or the keyword arguments of any other class."""
+    if attrs.has(cls):
+        meanings = described(cls.__doc__)
+        for field in attrs.fields(cls):
+            default = field.default
+            if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+                default = default.factory()
+            elif attrs.has(type(default)):
+                default = {}
+            if field.name not in leave_out:
+                yield Key(field.name, field.type, default, meanings.get(field.name, ""))
+        return
+    meanings = described(cls.__doc__)
+    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
+        if name not in leave_out:
+            yield Key(name, parameter.annotation, parameter.default, meanings.get(name, ""))
+
+
+class _Generated(SphinxDirective):
+    """A directive that writes MyST."""
+
+    def markdown(self) -> str:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(self.markdown())
+
+    def entry(self, key: Key, name: str) -> str:
+        if not key.meaning:
+            logger.warning("%s has no meaning in a docstring", name, location=self.get_location())
+        return (
+            f"````{{confval}} {name}\n:type: {readable_type(key.kind)}\n"
+            f":default: {shown_default(key.default)}\n\n{_sentence(_markdown(key.meaning))}\n````\n"
+        )
+
+
+def _markdown(text: str) -> str:
+    # Docstrings' double backticks are code in both; a dangling pointer to a docstring is a link.
+    return re.sub(r"^see `([\w.]+)`\.?$", r"See {py:class}`\1`.", text)
+
+
+class ConfigKeys(_Generated):
+    """The keys of one table, from an attrs class or from a class's keyword arguments."""
+
+    required_arguments = 1
+    option_spec: ClassVar = {
+        "table": directives.unchanged_required,
+        "leave-out": directives.unchanged,
+    }
+
+    def markdown(self) -> str:
+        module, _, name = self.arguments[0].rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        prefix = self.options["table"] + "." if self.options.get("table") else ""
+        leave_out = tuple(self.options.get("leave-out", "").split())
+        return "\n".join(
+            self.entry(key, prefix + key.name) for key in keys_of(cls, leave_out=leave_out)
+        )
+
+
+class SimilarityOptions(_Generated):
+    """The options of a registered similarity, but for `embed_dim`, which all have."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        from clipseq import available_similarities
+
+        info = available_similarities()[self.arguments[0]]
+        return "\n".join(self.entry(key, f"{info.name}.{key.name}") for key in keys_of(info.cls))
+
+
+class Cost(_Generated):
+    """What the docstring of a registered similarity says of its cost."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        from clipseq import available_similarities
+
+        docstring = inspect.getdoc(available_similarities()[self.arguments[0]].cls) or ""
+        found = re.search(r"\bCost: (.*?)(?=\n\n|\Z)", docstring, re.DOTALL)
+        if found is None:
+            logger.warning("no cost in the docstring", location=self.get_location())
+            return ""
+        return f"**Cost.** {_sentence(found[1])}"
+
+
+class Command(_Generated):
+    """Usage, arguments and options of a command; without a name, those of ``clipseq`` itself."""
+
+    optional_arguments = 1
+
+    def markdown(self) -> str:
+        from typer.main import get_command
+
+        from clipseq.cli import app
+
+        group: Any = get_command(app)
+        command: Any = group.commands[self.arguments[0]] if self.arguments else group
+        program = " ".join(["clipseq", *self.arguments])
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = [p for p in command.params if p.param_type_name == "option"]
+        names = [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments]
+        usage = [program, *(["[OPTIONS]"] if options else []), *names]
+        if not self.arguments:
+            usage.append("COMMAND ...")
+        parts = [
+            textwrap.dedent(command.help or "").strip(),
+            f"```text\n{' '.join(usage)}\n```",
+            f"```{{program}} {program}\n```",
+            *(_option(p.name, p) for p in arguments),
+            *(_option(", ".join(_with_value(name, p) for name in p.opts), p) for p in options),
+        ]
+        return "\n\n".join(parts)
+
+
+def _with_value(name: str, parameter: Any) -> str:
+    return name if parameter.is_flag else f"{name} {parameter.name.upper()}"
+
+
+def _option(signature: str, parameter: Any) -> str:
+    notes = []
+    if parameter.required:
+        notes.append("Required.")
+    elif parameter.default is not None and parameter.default is not False:
+        notes.append(f"Default: `{parameter.default}`.")
+    return f"````{{option}} {signature}\n{parameter.help or ''} {' '.join(notes)}\n````"
+
+
+class PytestOptions(_Generated):
+    """What ``pytest`` can be told once clipseq is installed."""
+
+    def markdown(self) -> str:
+        from _pytest.config.argparsing import Parser
+
+        import pytest_clipseq
+
+        parser = Parser(_ispytest=True)
+        pytest_clipseq.pytest_addoption(parser)
+        parts = ["```{program} pytest\n```"]
+        for option in parser.getgroup("clipseq").options:
+            shown = option.attrs()
+            signature = f"{option.names()[0]} {shown['metavar']}"
+            parts.append(f"````{{option}} {signature}\n{_sentence(shown['help'])}\n````")
+        return "\n\n".join(parts)
+
+
+class Checks(_Generated):
+    """Every check, its promise, and where its author says to look first."""
+
+    def markdown(self) -> str:
+        from clipseq.testing import CHECKS
+
+        rows = [
+            f"| `{check.name}` | {_cell(check.promise)} | {_cell(check.look_at)} |"
+            for check in CHECKS.values()
+        ]
+        head = ["| check | promise | where to look when it breaks |", "|---|---|---|"]
+        return "\n".join([*head, *rows])
+
+
+class PublicPackages(_Generated):
+    """Every package and module below one that says in ``__all__`` what is public."""
+
+    required_arguments = 1
+
+    def markdown(self) -> str:
+        root = importlib.import_module(self.arguments[0])
+        at_root = [getattr(root, name) for name in root.__all__]
+        parts = []
+        for name in sorted(_with_all(root)):
+            module = importlib.import_module(name)
+            # What the root offers too is documented there.
+            left_out = [n for n in module.__all__ if any(getattr(module, n) is o for o in at_root)]
+            excluded = f"   :exclude-members: {', '.join(left_out)}\n" if left_out else ""
+            data = "".join(_data(module, n) for n in module.__all__ if n not in left_out)
+            parts.append(
+                f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{excluded}\n{data}```\n"
+            )
+        return "\n".join(parts)
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
+
+
+def _data(module: ModuleType, name: str) -> str:
+    """A constant with the string below its definition; autodoc looks where it is offered."""
+    value = getattr(module, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return ""
+    for other, defining in list(sys.modules.items()):
+        if other.startswith(module.__name__) and getattr(defining, name, None) is value:
+            meaning = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", name))
+            if meaning:
+                text = textwrap.indent("\n".join(meaning), "   ")
+                return f"\n.. py:data:: {name}\n   :module: {module.__name__}\n\n{text}\n"
+    logger.warning("%s.%s has no string below it that says what it is", module.__name__, name)
+    return ""
+
+
+def _with_all(root: ModuleType) -> Iterator[str]:
+    for found in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+        spec = importlib.util.find_spec(found.name)
+        # Read, not imported: what is not public may need what is not installed.
+        if spec and spec.origin and "\n__all__ = " in Path(spec.origin).read_text("utf-8"):
+            yield found.name
+
+
+def _sentence(text: str) -> str:
+    # A name stays as it is: torch.compile, or the w of a formula.
+    return text if re.match(r"torch|[a-z],", text) else text[:1].upper() + text[1:]
+
+
+def _cell(text: str) -> str:
+    # What stands between backticks is code already.
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([|*_])", r"\\\1", p) for p in parts)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directives."""
+    app.add_directive("config-keys", ConfigKeys)
+    app.add_directive("similarity-options", SimilarityOptions)
+    app.add_directive("cost", Cost)
+    app.add_directive("command", Command)
+    app.add_directive("pytest-options", PytestOptions)
+    app.add_directive("checks", Checks)
+    app.add_directive("public-packages", PublicPackages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
