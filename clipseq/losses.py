@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipseq.cosine import unit
-from clipseq.distributed import GATHERS, Gather, World, scores_of_all
+from clipseq.distributed import Gather, World, scores_of_all
+from clipseq.distributed.scores import GATHERS
 from clipseq.similarity import Prepared, Similarity
 
 

@@ -5,8 +5,8 @@ processes' y arrives in blocks, and gradients of y travel back the same way. The
 `clipseq.losses` use this by themselves once torch.distributed is initialised.
 """
 
-from clipseq.distributed.scores import GATHERS, Gather, scores_of_all
+from clipseq.distributed.scores import Gather, scores_of_all
 from clipseq.distributed.traffic import Traffic, count_traffic
 from clipseq.distributed.world import World
 
-__all__ = ["GATHERS", "Gather", "Traffic", "World", "count_traffic", "scores_of_all"]
+__all__ = ["Gather", "Traffic", "World", "count_traffic", "scores_of_all"]
