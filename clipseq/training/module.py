@@ -28,8 +28,8 @@ class ClipTraining(LightningModule):
         self.steps = steps
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        # Dropout of a step depends on the seed and the step alone: a resumed run draws the same.
-        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx)
+        # Dropout of a step depends on seed, step and rank alone: a resumed run draws the same.
+        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx + (self.global_rank << 48))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """loss_total of one batch; `self.clip.metrics` then holds its parts.
