@@ -1,52 +1,82 @@
-"""Contrastive losses, for pooled features and for whatever a similarity makes of two sequences."""
+"""Contrastive losses, for pooled features and for whatever a similarity makes of two sequences.
+
+With torch.distributed initialised they are the loss of the whole batch, the items of all processes
+together: each process has the rows of its own x, and the same value comes out in all of them.
+"""
 
 import math
 from typing import Any, Literal
 
+import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipseq.cosine import unit
-from clipseq.similarity import Similarity
+from clipseq.distributed import GATHERS, Gather, World, scores_of_all
+from clipseq.similarity import Prepared, Similarity
 
 
-def positive_pairs(x_groups: Int[Tensor, "B"], y_groups: Int[Tensor, "C"]) -> Bool[Tensor, "B C"]:
-    """True where x[i] and y[j] belong together: their groups are equal."""
-    return x_groups[:, None] == y_groups[None, :]
+@attrs.frozen(eq=False)
+class Positives:
+    """Which pairs belong together, for the rows of one process.
+
+    Attributes:
+        mask: True where row i and column j do.
+        per_column: rows that belong to column j, in all processes.
+        world: whose rows they are.
+    """
+
+    mask: Bool[Tensor, "B N"]
+    per_column: Int[Tensor, "N"]
+    world: World
+
+    @classmethod
+    def of(cls, world: World, groups: Int[Tensor, "B"] | None, device: torch.device) -> "Positives":
+        """Those of one group; without groups, x[i] belongs to y[i] alone."""
+        own = world.span(world.rank)
+        if groups is None:
+            numbers = torch.arange(world.total, device=device)
+            mask = numbers[own, None] == numbers
+            return cls(mask, torch.ones_like(numbers), world)
+        groups = groups.to(device)
+        numbers = world.gathered(groups)
+        _, where, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
+        return cls(groups[:, None] == numbers, counts[where], world)
 
 
-def info_nce(
-    logits: Float[Tensor, "B B"], positives: Bool[Tensor, "B B"] | None = None
-) -> Float[Tensor, ""]:
+def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -> Float[Tensor, ""]:
     r"""InfoNCE in both directions, the mean of the two.
 
     .. math::
-        L = \frac{1}{2B} \sum_i \Big( \mathrm{lse}_j z_{ij} - \frac{1}{|P_i|}\sum_{j \in P_i} z_{ij}
+        L = \frac{1}{2N} \sum_i \Big( \mathrm{lse}_j z_{ij} - \frac{1}{|P_i|}\sum_{j \in P_i} z_{ij}
             \Big) + \text{the same over columns}
 
     With one positive a row (the diagonal, or None) this is the loss of CLIP (arXiv:2103.00020);
     with several it is the supervised contrastive loss, L_out of arXiv:2004.11362: each positive
     of an item has the same share of the target.
+
+    Over many processes the log-sum-exp of a column is a reduction over their rows.
     """
     if positives is None:
-        positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    rows = _cross_entropy(logits, positives)
-    columns = _cross_entropy(logits.T, positives.T)
-    return (rows + columns) / 2
+        positives = Positives.of(World.alone(len(logits)), None, logits.device)
+    # The differences are taken before the sums, so that a large common offset cancels.
+    rows = torch.logsumexp(logits, dim=1, keepdim=True) - logits
+    columns = positives.world.logsumexp(logits) - logits
+    shares = rows / positives.mask.sum(1, keepdim=True) + columns / positives.per_column
+    own = shares.masked_fill(~positives.mask, 0.0).sum()
+    return positives.world.summed(own) / (2 * positives.world.total)
 
 
-def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
-    # The difference is taken before the mean, so that a large common offset cancels.
-    gaps = torch.logsumexp(logits, dim=1, keepdim=True) - logits
-    share = gaps.masked_fill(~positives, 0.0).sum(1) / positives.sum(1)
-    return share.mean()
-
-
-def sigmoid_loss(logits: Float[Tensor, "B C"], positives: Bool[Tensor, "B C"]) -> Float[Tensor, ""]:
-    r"""SigLIP's loss (arXiv:2303.15343), ``-1/B · sum_ij log sigmoid(±z_ij)``, + at positives."""
-    signed = torch.where(positives, logits, -logits)
-    return -nn.functional.logsigmoid(signed).sum() / len(logits)
+def sigmoid_loss(
+    logits: Float[Tensor, "B N"], positives: Positives | None = None
+) -> Float[Tensor, ""]:
+    r"""SigLIP's loss (arXiv:2303.15343), ``-1/N · sum_ij log sigmoid(±z_ij)``, + at positives."""
+    if positives is None:
+        positives = Positives.of(World.alone(len(logits)), None, logits.device)
+    signed = torch.where(positives.mask, logits, -logits)
+    own = -nn.functional.logsigmoid(signed).sum()
+    return positives.world.summed(own) / positives.world.total
 
 
 class _UpperBound(torch.autograd.Function):
@@ -76,13 +106,26 @@ class PairLoss(nn.Module):
     Args of a call:
         groups: (B,) integers; items of one group (the same caption, say) are positives of one
             another. None: each item belongs to its own counterpart alone.
+
+    With torch.distributed initialised the batch is that of all processes, each of which passes
+    its own items, as many as it has, and must call the loss as often and in the same order as the
+    others. The value is the same in all. Gradients, of inputs too, carry a factor of the number of
+    processes: averaged over them, as DDP and FSDP do, those of parameters are exactly the ones of
+    a single process with the whole batch.
+
+    Attributes:
+        gather: how the others' y arrive, "ring" (one block after the other), "all" (at once), or
+            None: not at all, and the loss is that of this process's own items.
     """
 
-    def __init__(self, *, init_scale: float, max_scale: float) -> None:
+    def __init__(self, *, init_scale: float, max_scale: float, gather: Gather = "ring") -> None:
         super().__init__()
         if not 0 < init_scale <= max_scale:
             raise ValueError(f"init_scale must lie in (0, max_scale={max_scale}], got {init_scale}")
+        if gather not in GATHERS:
+            raise ValueError(f"gather must be one of {GATHERS}, got {gather!r}")
         self.max_scale = float(max_scale)
+        self.gather: Gather = gather
         self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
 
     @property
@@ -99,28 +142,73 @@ class PairLoss(nn.Module):
             )
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-            return self.from_scores(unit(x.to(dtype)) @ unit(y.to(dtype)).T, groups)
+            x, y = unit(x.to(dtype)), unit(y.to(dtype))
+            world = self._world(len(x), groups, x.device)
+            if world.size == 1 or self.gather is None:
+                scores = x @ y.T
+            else:
+                scores = scores_of_all(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
+            return self._from_rows(scores, groups, world)
 
     def from_scores(self, scores: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
-        """The loss of scores (B, B) in cosine units; the diagonal holds the true pairs."""
-        batch = len(scores)
-        if scores.ndim != 2 or scores.shape[1] != batch or batch == 0:
+        """The loss of scores (B, B) in cosine units; the diagonal holds the true pairs.
+
+        Of these scores alone, whatever other processes do.
+        """
+        if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
             raise ValueError(f"scores must be (B, B) with B >= 1, got {tuple(scores.shape)}")
-        if groups is None:
-            positives = torch.eye(batch, dtype=torch.bool, device=scores.device)
-        elif groups.shape != (batch,) or groups.is_floating_point():
+        self._check_groups(groups, len(scores))
+        return self._from_rows(scores, groups, World.alone(len(scores)))
+
+    def of_sequences(
+        self,
+        similarity: Similarity,
+        x: Tensor,
+        y: Tensor,
+        x_mask: Tensor | None,
+        y_mask: Tensor | None,
+        groups: Tensor | None,
+    ) -> Float[Tensor, ""]:
+        """The loss of sequences as `similarity` scores them; see `SequenceLoss`."""
+        world = self._world(len(x), groups, x.device)
+        if world.size == 1 or self.gather is None:
+            return self._from_rows(similarity(x, y, x_mask, y_mask), groups, world)
+        own, theirs = similarity.prepare(x, y, x_mask, y_mask)
+
+        def compare(x: Any, y: Any, steps: int) -> Tensor:
+            return similarity.compare(Prepared(x[0], x[1], own.steps), Prepared(y[0], y[1], steps))
+
+        scores = scores_of_all(
+            compare,
+            own[:2],
+            theirs[:2],
+            world,
+            steps=theirs.steps,
+            gather=self.gather,
+            parameters=tuple(similarity.parameters()),
+        )
+        return self._from_rows(scores, groups, world)
+
+    def _world(self, items: int, groups: Tensor | None, device: torch.device) -> World:
+        self._check_groups(groups, items)
+        if self.gather is None:
+            return World.alone(items)
+        return World.meet(items, device, grouped=groups is not None)
+
+    @staticmethod
+    def _check_groups(groups: Tensor | None, items: int) -> None:
+        if groups is not None and (groups.shape != (items,) or groups.is_floating_point()):
             raise ValueError(
-                f"groups must be {batch} integers, got {groups.dtype} {tuple(groups.shape)}"
+                f"groups must be {items} integers, got {groups.dtype} {tuple(groups.shape)}"
             )
-        else:
-            groups = groups.to(scores.device)
-            positives = positive_pairs(groups, groups)
+
+    def _from_rows(self, scores: Tensor, groups: Tensor | None, world: World) -> Tensor:
         with torch.autocast(scores.device.type, enabled=False):
             if scores.dtype != torch.float64:
                 scores = scores.float()
-            return self._loss(scores, positives)
+            return self._loss(scores, Positives.of(world, groups, scores.device))
 
-    def _loss(self, scores: Tensor, positives: Tensor) -> Tensor:
+    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
         raise NotImplementedError
 
 
@@ -133,12 +221,19 @@ class ClipLoss(PairLoss):
     Args:
         init_scale: where the learnable scale starts; 1/0.07 as in CLIP.
         max_scale: its upper bound; 100 as in CLIP.
+        gather: how other processes' items arrive; see `PairLoss`.
     """
 
-    def __init__(self, *, init_scale: float = 1 / 0.07, max_scale: float = 100.0) -> None:
-        super().__init__(init_scale=init_scale, max_scale=max_scale)
+    def __init__(
+        self,
+        *,
+        init_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        gather: Gather = "ring",
+    ) -> None:
+        super().__init__(init_scale=init_scale, max_scale=max_scale, gather=gather)
 
-    def _loss(self, scores: Tensor, positives: Tensor) -> Tensor:
+    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
         return info_nce(self.scale * scores, positives)
 
 
@@ -151,6 +246,7 @@ class SigLipLoss(PairLoss):
             is a learnable offset, which starts at 0, minus log(B - 1): the log-odds of a positive
             among B items, so that a small batch does not start from a bias meant for 32k.
         max_scale: upper bound of the scale.
+        gather: how other processes' items arrive; see `PairLoss`.
     """
 
     def __init__(
@@ -159,8 +255,9 @@ class SigLipLoss(PairLoss):
         init_scale: float = 10.0,
         init_bias: float | Literal["batch_size"] = -10.0,
         max_scale: float = 100.0,
+        gather: Gather = "ring",
     ) -> None:
-        super().__init__(init_scale=init_scale, max_scale=max_scale)
+        super().__init__(init_scale=init_scale, max_scale=max_scale, gather=gather)
         if isinstance(init_bias, str) and init_bias != "batch_size":
             raise ValueError(f"init_bias must be a number or 'batch_size', got {init_bias!r}")
         self.bias_from_batch = init_bias == "batch_size"
@@ -172,8 +269,9 @@ class SigLipLoss(PairLoss):
         prior = -math.log(max(batch - 1, 1)) if self.bias_from_batch else 0.0
         return self.bias_offset + prior
 
-    def _loss(self, scores: Tensor, positives: Tensor) -> Tensor:
-        return sigmoid_loss(self.scale * scores + self.bias(len(scores)), positives)
+    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
+        bias = self.bias(positives.world.total)
+        return sigmoid_loss(self.scale * scores + bias, positives)
 
 
 class SequenceLoss(nn.Module):
@@ -182,7 +280,7 @@ class SequenceLoss(nn.Module):
     Args:
         similarity_fn: a `Similarity`; scores in cosine units.
         kind: "clip" (`ClipLoss`) or "siglip" (`SigLipLoss`).
-        loss_options: options of that loss, e.g. ``init_scale=20.0``.
+        loss_options: options of that loss, e.g. ``init_scale=20.0`` or ``gather="all"``.
 
     Attributes:
         similarity_fn: the similarity.
@@ -212,8 +310,10 @@ class SequenceLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         """The loss of x (B, T, D) and y (B, L, D), where x[i] belongs to y[i].
 
-        Masks are those of `Similarity`, groups those of `PairLoss`.
+        Masks are those of `Similarity`, groups those of `PairLoss`, and so is what many processes
+        do together: each scores its own x with the y of all, T and L may differ between them, and
+        what travels is what the similarity's `prepare_y` made.
         """
         if len(x) != len(y):
             raise ValueError(f"x[i] belongs to y[i]: got batches of {len(x)} and {len(y)}")
-        return self.pair_loss.from_scores(self.similarity_fn(x, y, x_mask, y_mask), groups)
+        return self.pair_loss.of_sequences(self.similarity_fn, x, y, x_mask, y_mask, groups)

@@ -215,7 +215,7 @@ def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> 
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(cls.__abstractmethods__))
         raise PluginError(f"{name!r}: {_path(cls)} does not define {missing}")
-    for method in ("forward", "explain"):
+    for method in ("forward", "prepare", "compare", "explain"):
         if getattr(cls, method) is not getattr(Similarity, method):
             raise PluginError(f"{name!r}: {_path(cls)} overrides {method}, which is final")
     options = {}

@@ -1,7 +1,7 @@
 """The contract that every similarity keeps, and the part of it that no plugin has to write."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,20 @@ from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
 from clipseq.tiling import Tree, check_tree, score_tiles, split_tree
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Prepared(NamedTuple):
+    """One side of a comparison.
+
+    Attributes:
+        tree: what `prepare_x` or `prepare_y` made.
+        occupied: (B,) whether the sequence has a real step.
+        steps: T or L, before `prepare_x` or `prepare_y`.
+    """
+
+    tree: Tree
+    occupied: Bool[Tensor, "B"]
+    steps: int
 
 
 class Similarity(nn.Module, ABC):
@@ -128,19 +142,42 @@ class Similarity(nn.Module, ABC):
             ValueError: wrong rank, empty batch, no step, different D, a mask of another shape,
                 different devices.
         """
+        return self.compare(*self.prepare(x, y, x_mask, y_mask))
+
+    @final
+    def prepare(
+        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
+    ) -> tuple[Prepared, Prepared]:
+        """The first half of `forward`: all that is done once for each sequence.
+
+        Arguments and errors are those of `forward`.
+        """
         self._check(x, y, x_mask, y_mask)
         with torch.autocast(x.device.type, enabled=False):
             xs, _, x_occupied = self._packed(x, x_mask, "x")
             ys, _, y_occupied = self._packed(y, y_mask, "y")
-            x_tree, y_tree = self._prepared(xs, "x"), self._prepared(ys, "y")
-            scores = self.score_all(x_tree, y_tree, (xs.values.shape[1], ys.values.shape[1]))
-            if scores.shape != (x.shape[0], y.shape[0]):
+            return (
+                Prepared(self._prepared(xs, "x"), x_occupied, xs.values.shape[1]),
+                Prepared(self._prepared(ys, "y"), y_occupied, ys.values.shape[1]),
+            )
+
+    @final
+    def compare(self, x: Prepared, y: Prepared) -> Float[Tensor, "B C"]:
+        """The second half of `forward`: every pair of two prepared batches.
+
+        They need not come from one call of `prepare`: the loss over many processes compares its
+        own x with the y of others.
+        """
+        with torch.autocast(x.occupied.device.type, enabled=False):
+            scores = self.score_all(x.tree, y.tree, (x.steps, y.steps))
+            shape = len(x.occupied), len(y.occupied)
+            if scores.shape != shape:
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
-                    f"{(len(x), len(y))}; got {tuple(scores.shape)}"
+                    f"{shape}; got {tuple(scores.shape)}"
                 )
             scores = _within_bounds(scores)
-            return scores.masked_fill(~(x_occupied[:, None] & y_occupied[None, :]), -1.0)
+            return scores.masked_fill(~(x.occupied[:, None] & y.occupied[None, :]), -1.0)
 
     @final
     def explain(
@@ -160,13 +197,15 @@ class Similarity(nn.Module, ABC):
         with torch.autocast(x.device.type, enabled=False):
             xs, x_order, x_occupied = self._packed(x, x_mask, "x")
             ys, y_order, y_occupied = self._packed(y, y_mask, "y")
-            occupied = x_occupied & y_occupied
-            steps = xs.values.shape[1], ys.values.shape[1]
-            x_trees = split_tree(self._prepared(xs, "x"), 1)
-            y_trees = split_tree(self._prepared(ys, "y"), 1)
-            pairs = zip(x_trees, y_trees, strict=True)
-            scores = torch.cat([self.score_all(a, b, steps).view(1) for a, b in pairs])
-            scores = _within_bounds(scores).masked_fill(~occupied, -1.0)
+            x_ones = split_tree((self._prepared(xs, "x"), x_occupied), 1)
+            y_ones = split_tree((self._prepared(ys, "y"), y_occupied), 1)
+            t, length = xs.values.shape[1], ys.values.shape[1]
+            scores = torch.cat(
+                [
+                    self.compare(Prepared(a, a_real, t), Prepared(b, b_real, length)).view(1)
+                    for (a, a_real), (b, b_real) in zip(x_ones, y_ones, strict=True)
+                ]
+            )
             weights = self.align(self.prepare_align_x(xs), self.prepare_align_y(ys))
         weights = unpack_pairs(weights.to(scores.dtype), x_order, y_order)
         x_real = _mask_or_all(x, x_mask)

@@ -6,8 +6,6 @@
 Each check is a plain function with a name and a promise, in `CHECKS`. `check_similarity` runs
 them all; `parametrize_with_checks` makes a pytest test of each; ``pytest --clipseq-check NAME``
 needs no test file. Needs the extra `testing`: ``pip install "clipseq[testing]"``.
-
-Equality over several processes is not among the checks.
 """
 
 try:

@@ -319,6 +319,19 @@ class LosesCountOfLongOnes(Pooled):
 # Tiles and memory
 
 
+@caught_by("two_processes")
+class RemembersItsLengths(Pooled):
+    """The lengths of y are those that prepare_y last saw, and all pairs are scored at once."""
+
+    def prepare_y(self, y: Sequences) -> tuple[Tensor, Sequences]:
+        self._lengths = y.lengths.tolist()
+        return self.prepare_x(y)
+
+    def score_all(self, x: tuple, y: tuple, steps: tuple[int, int]) -> Tensor:
+        lengths = torch.tensor(self._lengths, dtype=x[0].dtype)
+        return self.score(x, y) * (1 - lengths / 100)
+
+
 @caught_by("tile_size")
 class NormalisesTheTile(Pooled):
     """`score` takes what it sees for the whole batch."""

@@ -11,6 +11,7 @@ from clipseq.testing.checks import (
     modules,
     padding,
     precision,
+    processes,
     scores,
 )
 from clipseq.testing.conformance import Check
@@ -18,7 +19,17 @@ from clipseq.testing.conformance import Check
 CHECKS: Mapping[str, Check] = MappingProxyType(
     {
         check.name: check
-        for part in (modules, scores, batches, padding, gradients, precision, alignment, memory)
+        for part in (
+            modules,
+            scores,
+            batches,
+            padding,
+            gradients,
+            precision,
+            alignment,
+            processes,
+            memory,
+        )
         for check in part.CHECKS
     }
 )

@@ -37,7 +37,7 @@ def options(subject: Subject) -> None:
 
 def final_methods(subject: Subject) -> None:
     similarity = subject.make()
-    for name in ("forward", "explain", "__call__"):
+    for name in ("forward", "prepare", "compare", "explain", "__call__"):
         if getattr(type(similarity), name) is not getattr(Similarity, name):
             raise Broken(f"{type(similarity).__qualname__} overrides {name}")
         if name in vars(similarity):
@@ -156,7 +156,7 @@ CHECKS = (
     ),
     Check(
         "final_methods",
-        "forward and explain are those of clipseq.Similarity",
+        "forward, prepare, compare and explain are those of clipseq.Similarity",
         final_methods,
         "write `score`, `align`, `prepare_x`, or `score_all` for kernels of your own, instead",
     ),

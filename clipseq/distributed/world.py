@@ -1,0 +1,140 @@
+"""The processes whose batches make one, and what they find out together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from clipseq.errors import ClipseqError
+
+
+def processes() -> int:
+    """How many processes share the batch; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@attrs.frozen(eq=False)
+class World:
+    """Whose items make up the batch: rank by rank, each rank's in its own order.
+
+    Attributes:
+        sizes: number of items of each rank.
+        rank: this process.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int
+
+    @classmethod
+    def alone(cls, items: int) -> "World":
+        """This process's batch is the whole batch."""
+        return cls((items,), 0)
+
+    @classmethod
+    def meet(cls, items: int, device: torch.device, *, grouped: bool) -> "World":
+        """All processes of the default group; each says how many items it has.
+
+        Raises:
+            ClipseqError: in all of them, where some have `groups` and others do not.
+        """
+        if processes() == 1:
+            return cls.alone(items)
+        rows = share([items, int(grouped)], device)
+        require_agreement([row[1] for row in rows], "whether there are groups (1) or not (0)")
+        return cls(tuple(row[0] for row in rows), dist.get_rank())
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+        return len(self.sizes)
+
+    @property
+    def total(self) -> int:
+        """N, the number of items of the whole batch."""
+        return sum(self.sizes)
+
+    def span(self, rank: int) -> slice:
+        """Where a rank's items are in the batch."""
+        start = sum(self.sizes[:rank])
+        return slice(start, start + self.sizes[rank])
+
+    def gathered(self, numbers: Int[Tensor, "B"]) -> Int[Tensor, "N"]:
+        """Everybody's integers, one for each item of the batch."""
+        if self.size == 1:
+            return numbers
+        longest = max(self.sizes)
+        mine = numbers.new_zeros(longest)
+        mine[: len(numbers)] = numbers
+        rows = [torch.empty_like(mine) for _ in self.sizes]
+        dist.all_gather(rows, mine)
+        return torch.cat([row[:size] for row, size in zip(rows, self.sizes, strict=True)])
+
+    def logsumexp(self, logits: Float[Tensor, "B N"]) -> Float[Tensor, "N"]:
+        """Over the rows of all processes, column by column.
+
+        The gradient is that of whatever all processes make of it, added up.
+        """
+        if self.size == 1:
+            return torch.logsumexp(logits, dim=0)
+        return _ColumnLogSumExp.apply(logits)
+
+    def summed(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The sum over processes, the same in each, for a loss.
+
+        Its gradient is multiplied by the number of processes: averaged over them, as DDP and FSDP
+        do, gradients are then those of one process that has the whole batch.
+        """
+        return value if self.size == 1 else _Sum.apply(value, self.size)
+
+
+def share(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Some integers of every rank, as many from each."""
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    rows = [torch.empty_like(mine) for _ in range(processes())]
+    dist.all_gather(rows, mine)
+    return torch.stack(rows).tolist()
+
+
+def require_agreement(numbers: list[int], what: str) -> None:
+    """Raise, in every process, unless all gave the same number."""
+    if len(set(numbers)) > 1:
+        raise ClipseqError(
+            f"the processes disagree about {what}, by rank: {numbers}; every process must make "
+            "the same calls with the same options"
+        )
+
+
+class _ColumnLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        top = logits.amax(0)
+        dist.all_reduce(top, dist.ReduceOp.MAX)
+        sums = (logits - top).exp_().sum(0)
+        dist.all_reduce(sums)
+        result = sums.log_().add_(top)
+        ctx.save_for_backward(logits, result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        logits, result = ctx.saved_tensors
+        grad = grad.contiguous().clone()
+        dist.all_reduce(grad)
+        return (logits - result).exp_().mul_(grad)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, size: int) -> Tensor:
+        ctx.size = size
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.size, None

@@ -1,0 +1,264 @@
+"""One batch, whole or as the ranks have it; and what a loss makes of it. Run as a script: a rank.
+
+    python one_batch.py FOLDER RANK RANKS
+
+computes every case as one of several processes, and saves what came out in FOLDER.
+"""
+
+import datetime
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import clipseq
+from clipseq.distributed import count_traffic
+
+FEATURES = 6
+
+# Items of each rank: unequal, for 1 to 4 ranks; the same 9 in all.
+SIZES = {1: (9,), 2: (5, 4), 3: (2, 4, 3), 4: (3, 1, 4, 1)}
+
+SIMILARITIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "global": ("global", {"embed_dim": FEATURES}),
+    "local": ("local", {"window": 2, "embed_dim": FEATURES}),
+    "attention": ("attention", {"num_heads": 2}),
+    "temporal": ("temporal", {"gamma": 0.2, "embed_dim": FEATURES}),
+    "combined": ("combined", {}),
+}
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """Name -> which loss of what."""
+    found: dict[str, dict[str, Any]] = {}
+    for dtype in ("float64", "float32"):
+        for gather in ("ring", "all"):
+            for kind in ("clip", "siglip"):
+                for of in ("pooled", *SIMILARITIES):
+                    # Groups in half of the cases of each kind.
+                    grouped = (len(found) // 2) % 2 == 0
+                    name = f"{kind} of {of}, {gather}, {dtype}" + ", grouped" * grouped
+                    found[name] = {
+                        "kind": kind,
+                        "of": of,
+                        "gather": gather,
+                        "dtype": getattr(torch, dtype),
+                        "grouped": grouped,
+                    }
+    return found
+
+
+def batch(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Nine items, ragged; masks are not prefixes; captions come several times."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(9, 7, FEATURES, generator=generator, dtype=torch.float64)
+    y = torch.randn(9, 5, FEATURES, generator=generator, dtype=torch.float64)
+    x_mask = torch.rand(9, 7, generator=generator) < 0.7
+    y_mask = torch.rand(9, 5, generator=generator) < 0.7
+    x_mask[:, 2], y_mask[:, 1] = True, True
+    # Each rank's own longest: the first items are short, the last long.
+    x_mask[:4, 4:], y_mask[:6, 3:] = False, False
+    x_mask[8, 6], y_mask[7, 4] = True, True
+    y_mask[3] = False  # a caption without a token
+    return {
+        "x": x.to(dtype),
+        "y": y.to(dtype),
+        "x_mask": x_mask,
+        "y_mask": y_mask,
+        "groups": torch.tensor([5, 8, 5, 2, -3, 8, 5, 1, 2]),
+    }
+
+
+def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict[str, Tensor]:
+    """What a rank has of it: its items, padded to its own longest."""
+    start = sum(sizes[:rank])
+    part = {name: value[start : start + sizes[rank]] for name, value in whole.items()}
+    for side in "xy":
+        real = part[f"{side}_mask"].any(0).nonzero()
+        steps = int(real.max()) + 1 if len(real) else 1
+        part[side] = part[side][:, :steps]
+        part[f"{side}_mask"] = part[f"{side}_mask"][:, :steps]
+    return part
+
+
+def loss_of(case: dict[str, Any]) -> nn.Module:
+    """The loss module of a case, its parameters moved from where they start."""
+    torch.manual_seed(3)
+    options = {"gather": case["gather"], "init_scale": 5.0}
+    if case["kind"] == "siglip":
+        options["init_bias"] = "batch_size"
+    loss: nn.Module
+    if case["of"] == "pooled":
+        loss = (clipseq.ClipLoss if case["kind"] == "clip" else clipseq.SigLipLoss)(**options)
+    else:
+        name, similarity_options = SIMILARITIES[case["of"]]
+        similarity = clipseq.get_similarity(name, **similarity_options)
+        loss = clipseq.SequenceLoss(similarity, case["kind"], **options)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return loss.to(case["dtype"])
+
+
+def outcome(loss: nn.Module, case: dict[str, Any], part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The loss, and the gradient of every parameter and input."""
+    x, y = (part[side].clone().requires_grad_() for side in "xy")
+    groups = part["groups"] if case["grouped"] else None
+    if case["of"] == "pooled":
+        value = loss(x[:, 0], y[:, 0], groups)
+    else:
+        value = loss(x, y, part["x_mask"], part["y_mask"], groups)
+    value.backward()
+    found = {"loss": value.detach(), "x": x.grad, "y": y.grad}
+    for name, parameter in loss.named_parameters():
+        found[name.removeprefix("module.")] = parameter.grad
+    return found
+
+
+CAPTIONS = [
+    "sits, then walks",
+    "waves",
+    "sits, then walks",
+    "jumps",
+    "a",
+    "waves",
+    "bows",
+    "a",
+    "b",
+]
+
+
+def clip_batch(dtype: torch.dtype) -> dict[str, Any]:
+    """Nine recordings of their own lengths, and captions that come several times."""
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.tensor([8, 12, 3, 5, 20, 17, 4, 9, 11])
+    maps = torch.randn(9, 4, 20, generator=generator, dtype=torch.float64)
+    maps = maps * (torch.arange(20) < lengths[:, None])[:, None]
+    return {"radar": maps.to(dtype), "radar_lengths": lengths, "text": CAPTIONS}
+
+
+def clip_part(whole: dict[str, Any], sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
+    """A rank's recordings, cut to its own longest, and its captions."""
+    start = sum(sizes[:rank])
+    part = {name: value[start : start + sizes[rank]] for name, value in whole.items()}
+    part["radar"] = part["radar"][:, :, : int(part["radar_lengths"].max())]
+    return part
+
+
+class TrainingStep(nn.Module):
+    """A CLIP whose forward is its training step, as DDP wants it."""
+
+    def __init__(self, use_siglip: bool, dtype: torch.dtype, gather: str | None = "ring") -> None:
+        super().__init__()
+        torch.manual_seed(11)
+        self.clip = clipseq.CLIP(
+            {"views": {"map": 4}, "patch_frames": 3},
+            transformer_width=8,
+            transformer_layers=1,
+            transformer_heads=2,
+            context_length=20,
+            use_siglip=use_siglip,
+        ).to(dtype)
+        self.clip.clip_loss_fn.gather = gather
+        self.clip.sequence_loss_fn.pair_loss.gather = gather
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        return self.clip.training_step(batch)
+
+
+def clip_outcome(step: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """The total loss and its parts, and the gradient of every parameter."""
+    value = step(batch)
+    value.backward()
+    module = getattr(step, "module", step)
+    found = {"loss": value.detach(), **module.clip.metrics}
+    return found | {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+CLIPS = [(siglip, dtype) for siglip in (False, True) for dtype in (torch.float64, torch.float32)]
+
+
+class Counting(clipseq.Similarity):
+    """Mean cosine of all pairs of steps, which counts the pairs that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs = 0
+
+    def score(self, x: Any, y: Any) -> Tensor:
+        self.pairs += len(x.values) * len(y.values)
+        return x.values.sum(1) @ y.values.sum(1).T / (x.lengths[:, None] * y.lengths)
+
+    def align(self, x: Any, y: Any) -> Tensor:
+        raise NotImplementedError
+
+
+def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
+    """What is scored and sent for one loss, by a counter in the similarity and by ours."""
+    part = part_of(batch(torch.float32), SIZES[ranks], rank)
+    found: dict[str, Any] = {"items": SIZES[ranks][rank]}
+    for name in ("counting", "global"):
+        similarity = Counting() if name == "counting" else clipseq.get_similarity("global")
+        loss = clipseq.SequenceLoss(similarity, gather=gather)
+        x, y = (part[side].clone().requires_grad_() for side in "xy")
+        with count_traffic() as traffic:
+            value = loss(x, y, part["x_mask"], part["y_mask"])
+            if name == "counting":
+                found["scored"] = similarity.pairs
+            value.backward()
+        found[name] = {key: getattr(traffic, key) for key in traffic.__slots__ if key[0] != "_"}
+    return found
+
+
+def disagreements() -> list[str]:
+    """What a rank is told when the ranks do not do the same."""
+    messages = []
+    x, y = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
+    name = ("global", "temporal")[dist.get_rank() % 2]
+    groups = None if dist.get_rank() else torch.tensor([0, 1])
+    for attempt in (
+        lambda: clipseq.SequenceLoss(clipseq.get_similarity(name))(x, y),
+        lambda: clipseq.ClipLoss()(x[:, 0], y[:, 0], groups),
+    ):
+        try:
+            attempt()
+        except clipseq.ClipseqError as error:
+            messages.append(str(error))
+    return messages
+
+
+def main(folder: Path, rank: int, ranks: int) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'store'}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    outcomes = {}
+    for name, case in cases().items():
+        loss = nn.parallel.DistributedDataParallel(loss_of(case))
+        part = part_of(batch(case["dtype"]), SIZES[ranks], rank)
+        outcomes[name] = outcome(loss, case, part)
+    clips = []
+    for siglip, dtype in CLIPS:
+        step = nn.parallel.DistributedDataParallel(TrainingStep(siglip, dtype))
+        clips.append(clip_outcome(step, clip_part(clip_batch(dtype), SIZES[ranks], rank)))
+    torch.save(
+        {
+            "outcomes": outcomes,
+            "clips": clips,
+            "counts": {gather: counts(ranks, rank, gather) for gather in ("ring", "all")},
+            "disagreements": disagreements() if ranks > 1 else [],
+        },
+        folder / f"{rank}.pt",
+    )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,120 @@
+"""Many processes, one batch: loss and gradients are those of one process with all of it."""
+
+from pathlib import Path
+
+import one_batch
+import pytest
+import torch
+from processes import run_ranks
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def world(request, tmp_path_factory):
+    """What each rank of a world of that size found."""
+    folder = tmp_path_factory.mktemp(f"world{request.param}")
+    run_ranks(Path(one_batch.__file__), folder, request.param)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def by_one_process(case):
+    whole = one_batch.batch(case["dtype"])
+    return one_batch.outcome(one_batch.loss_of(case | {"gather": None}), case, whole)
+
+
+@pytest.mark.parametrize("of", ["pooled", *one_batch.SIMILARITIES])
+def test_loss_and_gradients_are_those_of_one_process(world, of):
+    sizes = one_batch.SIZES[len(world)]
+    for name, case in one_batch.cases().items():
+        if case["of"] != of:
+            continue
+        expected = by_one_process(case)
+        tolerance = TOLERANCE[case["dtype"]]
+        for rank, found in enumerate(world):
+            found = found["outcomes"][name]
+            assert found.keys() == expected.keys()
+            start = sum(sizes[:rank])
+            for what, value in found.items():
+                wanted = expected[what]
+                if what in ("x", "y"):
+                    # An input is one rank's: averaging over ranks divides it by their number.
+                    value = value / len(world)
+                    wanted = wanted[start : start + sizes[rank]]
+                    assert wanted[:, value.shape[1] :].count_nonzero() == 0
+                    wanted = wanted[:, : value.shape[1]]
+                scale = max(1.0, expected[what].abs().max().item())
+                apart = (value - wanted).abs().max().item()
+                assert apart <= tolerance * scale, f"{name}, rank {rank}: {what} is off by {apart}"
+
+
+@pytest.mark.parametrize("which", range(len(one_batch.CLIPS)))
+def test_so_are_the_total_loss_of_clip_and_every_gradient_of_it(world, which):
+    siglip, dtype = one_batch.CLIPS[which]
+    step = one_batch.TrainingStep(siglip, dtype, gather=None)
+    expected = one_batch.clip_outcome(step, one_batch.clip_batch(dtype))
+    assert {"loss_clip", "loss_seq", "loss_total"} < expected.keys()
+    for rank, found in enumerate(world):
+        found = found["clips"][which]
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            scale = max(1.0, expected[name].abs().max().item())
+            apart = (value - expected[name]).abs().max().item()
+            assert apart <= TOLERANCE[dtype] * scale, f"rank {rank}: {name} is off by {apart}"
+
+
+@pytest.mark.parametrize("gather", ["ring", "all"])
+def test_every_pair_is_scored_once_in_the_world(world, gather):
+    scored = [found["counts"][gather]["scored"] for found in world]
+    total = sum(one_batch.SIZES[len(world)])
+    assert sum(scored) == total * total
+    for found in world:
+        counts = found["counts"][gather]
+        assert counts["scored"] == counts["items"] * total
+        if len(world) > 1:
+            assert counts["counting"]["pairs"] == counts["scored"]
+            assert counts["counting"]["pairs_again"] == counts["scored"]
+
+
+def test_no_process_of_a_ring_holds_all_sequences(world):
+    if len(world) < 3:
+        pytest.skip("two processes hold one's own and the other's: that is all there is")
+    sizes = one_batch.SIZES[len(world)]
+    for rank, found in enumerate(world):
+        # What it works on, and what is arriving meanwhile.
+        most = max(sizes[k] + sizes[k - 1] for k in range(len(sizes)) if k - 1 != rank)
+        held = found["counts"]["ring"]["counting"]["held"]
+        assert held <= max(most, sizes[rank] + sizes[rank - 1]) < sum(sizes)
+        assert found["counts"]["all"]["counting"]["held"] == sum(sizes)
+
+
+def test_what_travels_is_what_was_prepared(world):
+    """``global`` sends one vector (and a flag) an item, whatever the length of its sequence."""
+    sizes = one_batch.SIZES[len(world)]
+    for rank, found in enumerate(world):
+        traffic = found["counts"]["ring"]["global"]
+        # A block passes this rank unless it is the next one's own: that one has it already.
+        passing = [k for k in range(len(sizes)) if k != (rank + 1) % len(sizes)]
+        if len(sizes) == 1:
+            passing = []
+        vectors = sum(_aligned(sizes[k] * one_batch.FEATURES * 4) for k in passing)
+        flags = sum(_aligned(sizes[k]) for k in passing)
+        assert traffic["blocks"] == 2 * (vectors + flags)  # in forward, and again in backward
+        # Gradients: of every block but one's own, after this rank's part.
+        others = [k for k in range(len(sizes)) if k != rank]
+        assert traffic["gradients"] == sum(
+            _aligned(sizes[k] * one_batch.FEATURES * 4) for k in others
+        )
+
+
+def _aligned(size):
+    return -(-size // 64) * 64
+
+
+def test_processes_that_do_not_do_the_same_are_told_so(world):
+    if len(world) == 1:
+        pytest.skip("one process agrees with itself")
+    for found in world:
+        structure, groups = found["disagreements"]
+        assert "disagree about the structure of what is compared, by rank" in structure
+        assert "disagree about whether there are groups" in groups
