@@ -13,7 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSample
 
 from clipseq.data import Clip, MapDataset
 from clipseq.encoders import HuggingFaceTextTower
-from clipseq.encoders.tokenizer import Tokenizer
 from clipseq.errors import CheckpointError, ClipseqError, DataError
 from clipseq.evaluation.encoding import collate_for
 from clipseq.training.config import RunConfig, write_config
@@ -63,7 +62,8 @@ def train(
     Raises:
         ClipseqError: lightning is not installed; the run folder exists (or, on resume, does not).
         ConfigError: a model or data option that does not exist or does not fit.
-        TrainingInterrupted: after Ctrl-C; a checkpoint was left, the message says how to go on.
+        TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint was
+            left, the message says how to go on.
         NonFiniteLoss: the loss became NaN or infinite; the message names the step and the clips.
         ProcessLost: another process of the run ended or does not answer; the message says which,
             at which step, why if it left word, and how to go on.
@@ -88,9 +88,9 @@ def train(
 class _Prepared:
     """What a run is made from, the same in each of its processes."""
 
-    dataset: MapDataset
     training: MapDataset
-    tokenizer: Tokenizer | None
+    validation: MapDataset | None
+    model: "CLIP"
     finished: int  # steps
 
 
@@ -103,10 +103,12 @@ def _prepare(
     dataset: MapDataset | None,
     progress: Callable[[int, int], None] | None,
 ) -> _Prepared:
-    """Check everything that can be checked, and find or make clips and tokenizer.
+    """Check everything that can be checked, and find or make clips, tokenizer and model.
 
-    The first process makes them, in the run folder; the others come later, and find them there.
+    The first process makes what goes into the run folder; the others come later, and find it.
     """
+    from lightning.pytorch import seed_everything
+
     if processes.first:
         if not resume:
             refuse_existing(folder)
@@ -120,20 +122,24 @@ def _prepare(
         raise DataError(
             f"training needs at least two clips in the split 'train', found {len(training)}"
         )
-    for split in ("train", "val"):
-        clips = dataset.splits.get(split, 0)
-        if 2 <= clips < processes.size:
+    validation = dataset.subset("val") if "val" in dataset.splits else None
+    if validation is not None and len(validation) < 2:
+        validation = None  # nothing to be told apart
+    for split, clips in (("train", training), ("val", validation)):
+        if clips is not None and len(clips) < processes.size:
             raise DataError(
-                f"the split {split!r} has {clips} clips for {processes.size} processes: each "
+                f"the split {split!r} has {len(clips)} clips for {processes.size} processes: each "
                 "needs at least one; start fewer"
             )
+    seed_everything(config.training.seed, verbose=False)
     if processes.first:
         write_config(config, folder.config)
     tokenizer = run_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )
+    model = build_model(config.model, dataset.views, tokenizer)
     finished = _finished_steps(folder.last) if resume else 0
-    return _Prepared(dataset, training, tokenizer, finished)
+    return _Prepared(training, validation, model, finished)
 
 
 def _fit(
@@ -143,16 +149,14 @@ def _fit(
     prepared: _Prepared,
     progress: "Progress | None",
 ) -> "CLIP":
-    from lightning.pytorch import Trainer, seed_everything
+    from lightning.pytorch import Trainer
 
     from clipseq.training.journal import Journal
     from clipseq.training.module import ClipTraining
     from clipseq.training.recorder import Recorder
 
     options, training, start = config.training, prepared.training, prepared.finished
-    dataset = prepared.dataset
-    seed_everything(options.seed, verbose=False)
-    model = build_model(config.model, dataset.views, prepared.tokenizer)
+    model = prepared.model
     per_epoch = ShuffledBatches(len(training), options.batch_size, 0, seed=0).per_epoch
     steps = options.steps(per_epoch)
     stream = ShuffledBatches(
@@ -175,7 +179,7 @@ def _fit(
                 folder,
                 processes,
                 journal,
-                _validation_batches(dataset, model, options.batch_size, processes),
+                _validation_batches(prepared.validation, model, options.batch_size, processes),
                 every=options.checkpoint_every,
                 interruption=interruption,
                 progress=progress,
@@ -222,7 +226,8 @@ def _strategy(processes: Processes, model: "CLIP") -> Any:
     # DDP waits for the gradient of every parameter unless it looks for those without one: of a
     # similarity whose weight is 0, and, who knows, in a pretrained tower.
     idle = model.sequence_loss_fn is not None and not model.compares_sequences
-    pretrained = isinstance(model.text_encoder, HuggingFaceTextTower)
+    tower = model.text_encoder
+    pretrained = isinstance(tower, HuggingFaceTextTower) and not tower.config.freeze
     return DDPStrategy(find_unused_parameters=idle or pretrained)
 
 
@@ -282,10 +287,9 @@ class _Batches(DataLoader[Clip]):
 
 
 def _validation_batches(
-    dataset: MapDataset, model: "CLIP", batch_size: int, processes: Processes
+    clips: MapDataset | None, model: "CLIP", batch_size: int, processes: Processes
 ) -> "DataLoader[Clip] | None":
-    clips = dataset.subset("val") if "val" in dataset.splits else None
-    if clips is None or len(clips) < 2:
+    if clips is None:
         return None
     # Whole batches only: the loss depends on how many there are to be told apart.
     size = min(batch_size, len(clips))
@@ -328,6 +332,8 @@ def _need_lightning() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without lightning's advice; its warnings about what may be wrong still come through."""
+    import lightning.pytorch  # noqa: F401  (which sets the levels of its loggers)
+
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -221,6 +221,12 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
         ProcessLost: instead of the RuntimeError of a collective, in the block as well.
     """
     devices, nodes = layout(config)
+    joined_before = dist.is_available() and dist.is_initialized()
+    if joined_before and dist.get_world_size() != devices * nodes:
+        raise ConfigError(
+            f"torch.distributed has {dist.get_world_size()} processes here, and the run "
+            f"{devices * nodes}: let torchrun start them, or train start them by training.devices"
+        )
     if devices * nodes == 1:
         yield Processes()
         return
@@ -229,7 +235,6 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
             f"training.batch_size = {config.batch_size} is the batch of all processes together: "
             f"of {devices * nodes}, each needs at least one clip"
         )
-    joined_before = dist.is_initialized()
     children = _connect(config, devices, nodes)
     with contextlib.ExitStack() as stack:
         if not joined_before:
