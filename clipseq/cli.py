@@ -113,7 +113,7 @@ def train(
         )
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:  # one process tells it
         return
     folder = training.RunFolder(settings.training.out)
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")

@@ -29,7 +29,9 @@ class ClipTraining(LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         # Dropout of a step depends on seed, step and rank alone: a resumed run draws the same.
-        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx + (self.global_rank << 48))
+        # Torch's CPU generator takes 32 bits of it: ranks are spread over those.
+        apart = self.global_rank * 2_654_435_761
+        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx + apart)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """loss_total of one batch; `self.clip.metrics` then holds its parts.

@@ -106,18 +106,19 @@ class _Many(Processes):
 
     def _together(self, work: Callable[[], Result] | None) -> Any:
         """Do the work, or none; then hear from all how it went."""
-        result, failure = None, None
+        result: Any = None
+        failure: BaseException | None = None
         try:
             result = None if work is None else work()
         except (Exception, KeyboardInterrupt) as error:
             failure = error
-        heard = self._from_all(_portable(failure))
+        heard: list[BaseException | None] = self._from_all(_portable(failure))
         for rank, told in enumerate(heard):
             if told is not None:
                 here = rank == self.rank
-                error = failure if here and failure is not None else told
-                set_origin(error, rank, here=here)
-                raise error
+                raised = failure if here and failure is not None else told
+                set_origin(raised, rank, here=here)
+                raise raised
         return result
 
     def any(self, mine: bool) -> bool:

@@ -19,6 +19,7 @@ from clipseq.errors import ConfigError
 from clipseq.training import RunFolder, read_config, train
 from clipseq.training.config import TrainingConfig
 from clipseq.training.mailbox import Letter, Mailbox, post, refused
+from clipseq.training.module import ClipTraining
 from clipseq.training.processes import joined, layout
 
 PATIENCE = 150
@@ -180,12 +181,12 @@ def test_a_run_is_the_same_run_in_any_number_of_processes(config, start, tmp_pat
             torch.testing.assert_close(saved[name], value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["sequence_similarity_weight = 0.0", "use_siglip = true"])
-def test_other_losses_are_the_same_too(config, start_ranks, tmp_path, model):
-    """With a weight of 0, the parameters of the similarity have no gradient."""
-    path = config("two", steps=3, dropout=0.0, model=model)
-    assert [ended(rank)[0] for rank in start_ranks(2, ["train", path])] == [0, 0]
-    train(read_config(config("one", steps=3, dropout=0.0, model=model)))
+def test_a_similarity_that_does_not_count_changes_nothing(config, start_ranks, tmp_path):
+    """With a weight of 0 its parameters have no gradient, for which DDP would wait."""
+    idle = "sequence_similarity_weight = 0.0"
+    ranks = start_ranks(2, ["train", config("two", steps=3, dropout=0.0, model=idle)])
+    assert [ended(rank)[0] for rank in ranks] == [0, 0]
+    train(read_config(config("one", steps=3, dropout=0.0, model=idle)))
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
@@ -265,12 +266,11 @@ def test_a_process_that_hangs_ends_the_others_by_the_time_out(config, start_rank
     assert "in step" in told
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_all_stop_after_the_same_step_whoever_is_asked(config, start_ranks, tmp_path, signum):
-    """Resumed in another number of processes, it is the run that was not stopped."""
+def test_all_stop_after_the_same_step_whoever_is_asked(config, start_ranks, tmp_path):
+    """And resumed in more processes, it is the run that was not stopped."""
     ranks = start_ranks(2, ["train", config("cut", steps=20, dropout=0.0)])
     wait_for_step(ranks[0], 1)
-    ranks[1].send_signal(signum)
+    ranks[1].send_signal(signal.SIGINT)
     first, second = map(ended, ranks)
     assert first[0] == second[0] == 130
     assert "clipseq: stopped after step" in first[1]
@@ -284,14 +284,18 @@ def test_all_stop_after_the_same_step_whoever_is_asked(config, start_ranks, tmp_
     assert_close(tmp_path / "cut", tmp_path / "whole")
 
 
-def test_ctrl_c_ends_lightnings_processes_too(config, start):
-    run = start([*CLIPSEQ, "train", config(steps=2000, training="devices = 2")])
+def test_a_signal_to_all_ends_lightnings_processes_with_a_checkpoint(config, start, tmp_path):
+    """SIGTERM, as clusters send it: lightning's own handler would mix up the processes."""
+    run = start([*CLIPSEQ, "train", config(steps=2000, training="devices = 2\ntimeout = 100")])
     wait_for_step(run, 1)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    began = time.monotonic()
+    os.killpg(run.pid, signal.SIGTERM)
     status, told = ended(run)
+    assert time.monotonic() - began < 60
     assert status == 130
     assert told.count("clipseq: stopped after step") == 1
     assert "Traceback" not in told
+    assert RunFolder(tmp_path / "run").last.exists()
 
 
 FAILS_IN_RANK_1 = """
@@ -309,13 +313,11 @@ cli.run()
 
 def test_an_error_of_one_process_ends_all_and_all_know_it(config, start_ranks):
     culprit = [sys.executable, "-c", FAILS_IN_RANK_1]
-    ranks = start_ranks(3, ["train", config(steps=2000)], culprit)
-    ends = [ended(rank) for rank in ranks]
-    assert [status for status, _ in ends] == [1, 1, 1]
-    assert ends[1][1] == "clipseq: rank 1: the culprit's own words\n"
-    for other in (0, 2):
-        assert "rank 1 stopped: the culprit's own words" in ends[other][1]
-        assert "in step 3 of 2000" in ends[other][1]
+    first, second = map(ended, start_ranks(2, ["train", config(steps=2000)], culprit))
+    assert first[0] == second[0] == 1
+    assert second[1] == "clipseq: rank 1: the culprit's own words\n"
+    assert "rank 1 stopped: the culprit's own words" in first[1]
+    assert "in step 3 of 2000" in first[1]
 
 
 def test_an_error_before_the_first_step_is_told_once(config, start_ranks, tmp_path):
@@ -328,12 +330,26 @@ def test_an_error_before_the_first_step_is_told_once(config, start_ranks, tmp_pa
 
 
 def test_processes_that_do_not_come_together_are_an_error(config, start_ranks):
-    path = config(training="timeout = 3")
-    first, second = start_ranks(2, ["train", path])
+    first, second = start_ranks(2, ["train", config(training="timeout = 3")])
     second.kill()
     status, told = ended(first)
     assert status == 1
     assert "not all of the 2 processes came together within training.timeout = 3 s" in told
+
+
+def test_each_rank_draws_its_own_dropout_which_depends_on_seed_and_step(monkeypatch):
+    tower = {"views": {"doppler_time": 8}, "patch_frames": 2}
+    clip = CLIP(tower, transformer_width=8, transformer_layers=1, transformer_heads=2)
+
+    def drawn(rank, step, seed=3):
+        monkeypatch.setattr(ClipTraining, "global_rank", rank)
+        ClipTraining(clip, options(seed=seed), 1).on_train_batch_start({}, step)
+        return torch.rand(1).item()
+
+    draws = [drawn(rank, step) for rank in (0, 1, 2) for step in (5, 6)]
+    assert len(set(draws)) == 6
+    assert draws == [drawn(rank, step) for rank in (0, 1, 2) for step in (5, 6)]
+    assert drawn(0, 5, seed=4) != drawn(0, 5)
 
 
 def options(**changes):
