@@ -90,7 +90,11 @@ class _Many(Processes):
         self.mailbox = mailbox
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
         self._patient = dist.new_group(backend="gloo", timeout=PREPARATION)
-        self.addresses: list[Address] = self._from_all(mailbox.address)
+        self.addresses: list[Address] = []
+
+    def meet(self) -> None:
+        """Find out where each of the others has its mailbox."""
+        self.addresses = self._from_all(self.mailbox.address)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         if self.first:
@@ -164,7 +168,7 @@ class _Many(Processes):
         elif gone:
             what = (
                 f"{_ranks(gone)} gone, without a word: killed, perhaps, for want of memory; "
-                f"what was printed there may tell"
+                "what was printed there may tell"
             )
         elif _timed_out(error):
             what = (
@@ -183,7 +187,6 @@ class _Many(Processes):
 
     def _ask_around(self, patience: float = 3.0) -> tuple[list[Letter], list[int]]:
         """Letters that say who was lost, or else which processes have ended."""
-        others = [rank for rank in range(self.size) if rank != self.rank]
         until = time.monotonic() + patience
         letters: list[Letter] = []
         while True:
@@ -191,7 +194,7 @@ class _Many(Processes):
             if letters:
                 # Who left because another was lost is not the one to name.
                 return letters, sorted({rank for letter in letters for rank in letter.gone})
-            gone = [rank for rank in others if refused(self.addresses[rank])]
+            gone = [rank for rank, address in enumerate(self.addresses) if refused(address)]
             if gone or time.monotonic() > until:
                 return self.mailbox.letters(), gone
             time.sleep(0.1)
@@ -244,6 +247,7 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
         stack.callback(mailbox.close)
         processes = _Many(config, mailbox)
         try:
+            processes.meet()
             yield processes
         except BaseException as error:
             if _of_a_connection(error):
