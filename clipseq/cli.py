@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from clipseq.errors import ClipseqError, ConfigError, DataError
+from clipseq.errors import ClipseqError, ConfigError, DataError, origin
 
 app = typer.Typer(
     name="clipseq",
@@ -44,17 +44,18 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except KeyboardInterrupt:
-            raise _failed("interrupted", INTERRUPTED) from None
+        except KeyboardInterrupt as error:
+            error.args = ("interrupted",)
+            raise _failed(error, INTERRUPTED) from None
         except (ConfigError, DataError) as error:
-            raise _failed(str(error), 2) from error
+            raise _failed(error, 2) from error
         except ClipseqError as error:
             from clipseq.training.interruption import TrainingInterrupted
 
             status = INTERRUPTED if isinstance(error, TrainingInterrupted) else 1
-            raise _failed(str(error), status) from error
+            raise _failed(error, status) from error
         except (ValueError, TypeError, OSError, ImportError) as error:
-            raise _failed(str(error) or type(error).__name__, 2) from error
+            raise _failed(error, 2) from error
 
     return wrapper
 
@@ -80,7 +81,11 @@ def train(
         Path | None, typer.Option(help="The run folder, instead of training.out.")
     ] = None,
 ) -> None:
-    """Train a model, as CONFIG says, and leave a run folder."""
+    """Train a model, as CONFIG says, and leave a run folder.
+
+    In several processes: torchrun --nproc-per-node N -m clipseq train CONFIG, or with
+    training.devices in CONFIG.
+    """
     from clipseq import training
     from clipseq.training.progress import ProgressBar
 
@@ -106,6 +111,10 @@ def train(
             progress=progress,
             data_progress=lambda done, clips: simulating(done, clips, {}),
         )
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) != 0:  # one process tells it
+        return
     folder = training.RunFolder(settings.training.out)
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
     print(f"evaluate it with: clipseq evaluate {folder.root}")
@@ -299,10 +308,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else repr(value)
 
 
-def _failed(message: str, status: int) -> typer.Exit:
+def _failed(error: BaseException, status: int) -> typer.Exit:
     if "--debug" in sys.argv[1:]:
         traceback.print_exc()
-    print(f"clipseq: {message}", file=sys.stderr)
+    place = origin(error)
+    if place is None or place.here:  # else another process tells it
+        rank = f"rank {place.rank}: " if place is not None and place.rank else ""
+        # One write: several processes may have something to say at once.
+        sys.stderr.write(f"clipseq: {rank}{str(error) or type(error).__name__}\n")
+        sys.stderr.flush()
     return typer.Exit(status)
 
 

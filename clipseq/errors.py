@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class ClipseqError(Exception):
@@ -30,6 +31,24 @@ class DataError(ClipseqError, ValueError):
 
 class CheckpointError(ClipseqError, RuntimeError):
     """A saved model is incomplete, corrupt, or does not fit what is installed."""
+
+
+class Origin(NamedTuple):
+    """In a run of several processes: which one an error comes from, and whether that is this."""
+
+    rank: int
+    here: bool
+
+
+def set_origin(error: BaseException, rank: int, *, here: bool) -> None:
+    """Note on `error` the process it comes from; what is noted already stays."""
+    if origin(error) is None:
+        error.__dict__["_origin"] = Origin(rank, here)
+
+
+def origin(error: BaseException) -> Origin | None:
+    """The process that `error` comes from; None: there is one process only."""
+    return error.__dict__.get("_origin")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -11,9 +11,11 @@ from clipseq.training.config import (
 from clipseq.training.fit import train
 from clipseq.training.folder import RunFolder
 from clipseq.training.interruption import TrainingInterrupted
+from clipseq.training.processes import ProcessLost
 
 __all__ = [
     "DataConfig",
+    "ProcessLost",
     "RunConfig",
     "RunFolder",
     "SimulatedData",

@@ -89,21 +89,31 @@ class TrainingConfig:
         out: the run folder; it must not exist yet.
         epochs: passes over the training clips; give either `epochs` or `max_steps`.
         max_steps: optimizer steps.
-        batch_size: clips whose pairs are compared with each other. With `accumulate` > 1 the
-            gradients of several such batches are averaged; the negatives stay those of one batch.
+        batch_size: clips whose pairs are compared with each other, of all processes together:
+            each takes its share of them. With `accumulate` > 1 the gradients of several such
+            batches are averaged; the negatives stay those of one batch.
         accumulate: batches to one optimizer step.
         learning_rate: the peak; reached after `warmup_steps`, then half a cosine down to zero.
         weight_decay: of the matrices; norms, biases, scales and mixing weights never decay.
         warmup_steps: optimizer steps of linear warm-up.
         gradient_clip: largest gradient norm; 0 for none.
         precision: "32-true", or autocast with "bf16-mixed" or "16-mixed" (with loss scaling).
-        accelerator: "auto", "cpu", "gpu", "mps": where to train; one device.
+        accelerator: "auto", "cpu", "gpu", "mps": where to train.
+        devices: processes on each machine, each with a GPU of its own, or sharing the CPU. Their
+            number changes the speed and, but for rounding and the draws of dropout, nothing else;
+            a run may be resumed with another. Under torchrun its --nproc-per-node counts.
+        nodes: machines. On each the same command is started, with MASTER_ADDR, MASTER_PORT and
+            NODE_RANK in the environment or by SLURM; the run folder is on a disk that all share.
+            Under torchrun its --nnodes counts.
+        timeout: seconds after which a process that waits for another in vain gives up. What
+            breaks a connection, such as the end of a process, is noticed at once.
         checkpoint_every: optimizer steps between two validations, each of which is followed by a
             checkpoint; the last step always has both.
         threads: CPU threads to compute with; None: torch's choice. One is best for small models.
         num_workers: processes that load batches; 0 loads them in the training process.
         seed: of the initial weights, the order of the clips, and dropout.
-        log_norms: also log the norms of the features.
+        log_norms: also log the norms of the features (with several processes: the mean of theirs,
+            weighted by their clips).
     """
 
     out: Path
@@ -117,6 +127,9 @@ class TrainingConfig:
     gradient_clip: float = attrs.field(default=1.0, validator=_at_least(0))
     precision: Precision = "32-true"
     accelerator: str = "auto"
+    devices: int = attrs.field(default=1, validator=_at_least(1))
+    nodes: int = attrs.field(default=1, validator=_at_least(1))
+    timeout: int = attrs.field(default=600, validator=_at_least(1))
     checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
     threads: int | None = attrs.field(default=None, validator=_at_least(1))
     num_workers: int = attrs.field(default=0, validator=_at_least(0))

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from clipseq.data import Clip, MapDataset
+from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import CheckpointError, ClipseqError, DataError
 from clipseq.evaluation.encoding import collate_for
 from clipseq.training.config import RunConfig, write_config
@@ -18,7 +20,8 @@ from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.interruption import Interruption, TrainingInterrupted
 from clipseq.training.models import build_model, check_model_config, run_tokenizer
-from clipseq.training.stream import ShuffledBatches
+from clipseq.training.processes import Processes, cluster, joined, layout
+from clipseq.training.stream import OwnRows, ShuffledBatches
 from clipseq.training.threads import cpu_threads
 
 if TYPE_CHECKING:
@@ -38,14 +41,19 @@ def train(
 ) -> "CLIP":
     """Train a CLIP as `config` says and leave a run folder.
 
+    With several processes (torchrun's, or `config.training.devices` of them) each calls this and
+    gets the model; the first one writes the folder. Where torchrun has not started them, the
+    command that this process was started with is started again for each of the others.
+
     Args:
         config: the run; `config.training.out` is its folder.
         resume: continue the run in that folder from its last checkpoint. The continuation is the
             one of an uninterrupted run: same batches, optimizer, schedule and dropout.
         dataset: the clips, where the caller already has them open (the `MapDataset` that
             `config.data` describes).
-        progress: called after each optimizer step.
-        data_progress: called with the simulated clips so far, and all, where some are simulated.
+        progress: called after each optimizer step, in the first process only.
+        data_progress: called with the simulated clips so far, and all, where some are simulated;
+            in the first process only.
 
     Returns:
         The trained model, in eval mode. The folder then holds config.toml, model/ (for
@@ -54,69 +62,135 @@ def train(
     Raises:
         ClipseqError: lightning is not installed; the run folder exists (or, on resume, does not).
         ConfigError: a model or data option that does not exist or does not fit.
-        TrainingInterrupted: after Ctrl-C; a checkpoint was left, the message says how to go on.
+        TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint was
+            left, the message says how to go on.
         NonFiniteLoss: the loss became NaN or infinite; the message names the step and the clips.
+        ProcessLost: another process of the run ended or does not answer; the message says which,
+            at which step, why if it left word, and how to go on.
     """
     _need_lightning()
-    from lightning.pytorch import Trainer, seed_everything
+    with _quiet(), joined(config.training) as processes:
+        folder = RunFolder(config.training.out)
+        prepared = processes.in_turn(
+            lambda: _prepare(
+                config,
+                folder,
+                processes,
+                resume=resume,
+                dataset=dataset,
+                progress=data_progress if processes.first else None,
+            )
+        )
+        return _fit(config, folder, processes, prepared, progress if processes.first else None)
+
+
+@attrs.frozen(eq=False)
+class _Prepared:
+    """What a run is made from, the same in each of its processes."""
+
+    training: MapDataset
+    validation: MapDataset | None
+    model: "CLIP"
+    finished: int  # steps
+
+
+def _prepare(
+    config: RunConfig,
+    folder: RunFolder,
+    processes: Processes,
+    *,
+    resume: bool,
+    dataset: MapDataset | None,
+    progress: Callable[[int, int], None] | None,
+) -> _Prepared:
+    """Check everything that can be checked, and find or make clips, tokenizer and model.
+
+    The first process makes what goes into the run folder; the others come later, and find it.
+    """
+    from lightning.pytorch import seed_everything
+
+    if processes.first:
+        if not resume:
+            refuse_existing(folder)
+        elif not folder.config.exists():
+            raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
+    check_model_config(config.model)
+    if dataset is None:
+        dataset = _open(config, folder, progress, write=processes.first)
+    training = dataset.subset("train")
+    if len(training) < 2:
+        raise DataError(
+            f"training needs at least two clips in the split 'train', found {len(training)}"
+        )
+    validation = dataset.subset("val") if "val" in dataset.splits else None
+    if validation is not None and len(validation) < 2:
+        validation = None  # nothing to be told apart
+    for split, clips in (("train", training), ("val", validation)):
+        if clips is not None and len(clips) < processes.size:
+            raise DataError(
+                f"the split {split!r} has {len(clips)} clips for {processes.size} processes: each "
+                "needs at least one; start fewer"
+            )
+    seed_everything(config.training.seed, verbose=False)
+    if processes.first:
+        write_config(config, folder.config)
+    tokenizer = run_tokenizer(
+        config, training.captions, folder, resume=resume or not processes.first
+    )
+    model = build_model(config.model, dataset.views, tokenizer)
+    finished = _finished_steps(folder.last) if resume else 0
+    return _Prepared(training, validation, model, finished)
+
+
+def _fit(
+    config: RunConfig,
+    folder: RunFolder,
+    processes: Processes,
+    prepared: _Prepared,
+    progress: "Progress | None",
+) -> "CLIP":
+    from lightning.pytorch import Trainer
 
     from clipseq.training.journal import Journal
     from clipseq.training.module import ClipTraining
     from clipseq.training.recorder import Recorder
 
-    folder = RunFolder(config.training.out)
-    if resume:
-        if not folder.config.exists():
-            raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
-    else:
-        refuse_existing(folder)
-    check_model_config(config.model)
-    options = config.training
-    if dataset is None:
-        dataset = _open(config, folder, data_progress)
-    training = dataset.subset("train")
-    validation = dataset.subset("val") if "val" in dataset.splits else None
-    if len(training) < 2:
-        raise DataError(
-            f"training needs at least two clips in the split 'train', found {len(training)}"
-        )
-    with _quiet():
-        seed_everything(options.seed, verbose=False)
-    write_config(config, folder.config)
-    tokenizer = run_tokenizer(config, training.captions, folder, resume=resume)
-    model = build_model(config.model, dataset.views, tokenizer)
+    options, training, start = config.training, prepared.training, prepared.finished
+    model = prepared.model
     per_epoch = ShuffledBatches(len(training), options.batch_size, 0, seed=0).per_epoch
     steps = options.steps(per_epoch)
-    start = _finished_steps(folder.last) if resume else 0
-    batches = _Batches(
-        training,
-        model,
-        ShuffledBatches(
-            len(training),
-            options.batch_size,
-            steps * options.accumulate,
-            seed=options.seed,
-            start=start * options.accumulate,
-        ),
-        options.num_workers,
+    stream = ShuffledBatches(
+        len(training),
+        options.batch_size,
+        steps * options.accumulate,
+        seed=options.seed,
+        start=start * options.accumulate,
     )
-    journal = Journal(folder.metrics, folder.tensorboard, start=start)
+    batches = _Batches(training, model, _own(stream, processes), options.num_workers)
+    journal = None
+    if processes.first:
+        journal = Journal(folder.metrics, folder.tensorboard, start=start)
     model._log_norm_stats = options.log_norms
     module = ClipTraining(model, options, steps)
     try:
         # Ctrl-C at the very last step: all is saved, and only then does the interrupt go on.
-        with Interruption() as interruption, _quiet(), cpu_threads(options.threads):
+        with Interruption() as interruption, cpu_threads(options.threads):
             recorder = Recorder(
                 folder,
+                processes,
                 journal,
-                _validation_batches(validation, model, options.batch_size),
+                _validation_batches(prepared.validation, model, options.batch_size, processes),
                 every=options.checkpoint_every,
                 interruption=interruption,
                 progress=progress,
             )
+            devices, nodes = layout(options)
             trainer = Trainer(
                 accelerator=options.accelerator,
-                devices=1,
+                devices=devices,
+                num_nodes=nodes,
+                strategy=_strategy(processes, model),
+                plugins=cluster(processes.size),
                 precision=options.precision,
                 max_epochs=1,  # the stream of batches is the whole run
                 max_steps=steps,
@@ -133,19 +207,42 @@ def train(
                 trainer.fit(module, batches, ckpt_path=str(folder.last) if start else None)
             else:
                 module.load_state_dict(_checkpoint(folder.last)["state_dict"])
-            model.eval().cpu().save_pretrained(folder.model)
+            processes.doing = "while the model was saved"
+            model.eval().cpu()
+            if processes.first:
+                model.save_pretrained(folder.model)
+            processes.wait()
     finally:
-        journal.close()
+        if journal is not None:
+            journal.close()
     return model
 
 
+def _strategy(processes: Processes, model: "CLIP") -> Any:
+    if processes.size == 1:
+        return "auto"
+    from lightning.pytorch.strategies import DDPStrategy
+
+    # DDP waits for the gradient of every parameter unless it looks for those without one: of a
+    # similarity whose weight is 0, and, who knows, in a pretrained tower.
+    idle = model.sequence_loss_fn is not None and not model.compares_sequences
+    tower = model.text_encoder
+    pretrained = isinstance(tower, HuggingFaceTextTower) and not tower.config.freeze
+    return DDPStrategy(find_unused_parameters=idle or pretrained)
+
+
 def _open(
-    config: RunConfig, folder: RunFolder, progress: Callable[[int, int], None] | None
+    config: RunConfig,
+    folder: RunFolder,
+    progress: Callable[[int, int], None] | None,
+    *,
+    write: bool,
 ) -> MapDataset:
     if config.data.simulated is None:
         return open_dataset(config.data, folder)
     # The clips go into the run folder: with its config beside them, what is done is not lost.
-    write_config(config, folder.config)
+    if write:
+        write_config(config, folder.config)
     try:
         return open_dataset(config.data, folder, progress=progress)
     except KeyboardInterrupt:
@@ -169,7 +266,7 @@ class _Batches(DataLoader[Clip]):
     """Training batches that lightning may pick up in the middle of the run."""
 
     def __init__(
-        self, clips: MapDataset, model: "CLIP", stream: ShuffledBatches, workers: int
+        self, clips: MapDataset, model: "CLIP", stream: Sampler[list[int]], workers: int
     ) -> None:
         super().__init__(
             clips,
@@ -190,13 +287,18 @@ class _Batches(DataLoader[Clip]):
 
 
 def _validation_batches(
-    clips: MapDataset | None, model: "CLIP", batch_size: int
+    clips: MapDataset | None, model: "CLIP", batch_size: int, processes: Processes
 ) -> "DataLoader[Clip] | None":
-    if clips is None or len(clips) < 2:
+    if clips is None:
         return None
     # Whole batches only: the loss depends on how many there are to be told apart.
     size = min(batch_size, len(clips))
-    return DataLoader(clips, batch_size=size, drop_last=True, collate_fn=collate_for(model))
+    whole = BatchSampler(SequentialSampler(clips), size, drop_last=True)
+    return DataLoader(clips, batch_sampler=_own(whole, processes), collate_fn=collate_for(model))
+
+
+def _own(batches: Sampler[list[int]], processes: Processes) -> Sampler[list[int]]:
+    return OwnRows(batches, processes.rank, processes.size) if processes.size > 1 else batches
 
 
 def _ignore_interrupts(worker: int) -> None:
@@ -230,6 +332,8 @@ def _need_lightning() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without lightning's advice; its warnings about what may be wrong still come through."""
+    import lightning.pytorch  # noqa: F401  (which sets the levels of its loggers)
+
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from clipseq.errors import ClipseqError
+from clipseq.errors import ClipseqError, set_origin
 from clipseq.model import CLIP
 from clipseq.training.config import TrainingConfig
 from clipseq.training.optimizer import parameter_groups, warmup_cosine
@@ -28,8 +28,10 @@ class ClipTraining(LightningModule):
         self.steps = steps
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        # Dropout of a step depends on the seed and the step alone: a resumed run draws the same.
-        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx)
+        # Dropout of a step depends on seed, step and rank alone: a resumed run draws the same.
+        # Torch's CPU generator takes 32 bits of it: ranks are spread over those.
+        apart = self.global_rank * 2_654_435_761
+        torch.manual_seed(self.config.seed * 1_000_003 + batch_idx + apart)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """loss_total of one batch; `self.clip.metrics` then holds its parts.
@@ -47,12 +49,17 @@ class ClipTraining(LightningModule):
                 raise NonFiniteLoss(f"{error}; the clips: {_some(bad)}") from error
             raise
         if not torch.isfinite(loss):
-            raise NonFiniteLoss(
+            several = self.trainer.world_size > 1
+            whose = f"clips of rank {self.global_rank}" if several else "clips"
+            exploded = NonFiniteLoss(
                 f"the loss of step {self.trainer.global_step + 1} is {loss.item()} though its maps "
-                f"are finite; clips: {_some(batch.get('ids', []))}. Lower training.learning_rate, "
-                "lengthen training.warmup_steps, set training.gradient_clip, or use "
-                "precision = '32-true'"
+                f"are finite; {whose}: {_some(batch.get('ids', []))}. Lower "
+                "training.learning_rate, lengthen training.warmup_steps, set "
+                "training.gradient_clip, or use precision = '32-true'"
             )
+            if several:  # the loss is the same in every process: one tells it
+                set_origin(exploded, 0, here=self.global_rank == 0)
+            raise exploded
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from clipseq.errors import set_origin
 from clipseq.training.folder import RunFolder
 from clipseq.training.interruption import Interruption, TrainingInterrupted
 from clipseq.training.journal import Journal
+from clipseq.training.processes import Processes
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each optimizer step with the step, the number of steps, and the step's metrics."""
@@ -24,9 +26,13 @@ class Recorder(Callback):
     must be of a state in which step k is wholly done, its validation included, and its row must
     be in the journal before; only then is a resumed run the continuation of an uninterrupted one.
 
+    Every process of the run has one. They stop after the same step, whichever was asked to; the
+    first alone writes.
+
     Args:
         folder: where checkpoints go.
-        journal: gets one row per optimizer step.
+        processes: of the run.
+        journal: gets one row per optimizer step; None in all processes but the first.
         validation: batches of the validation split, or None where there is none.
         every: optimizer steps between validations (and checkpoints).
         interruption: asked after each step whether to stop.
@@ -36,7 +42,8 @@ class Recorder(Callback):
     def __init__(
         self,
         folder: RunFolder,
-        journal: Journal,
+        processes: Processes,
+        journal: Journal | None,
         validation: "DataLoader[Any] | None",
         *,
         every: int,
@@ -44,6 +51,7 @@ class Recorder(Callback):
         progress: Progress | None = None,
     ) -> None:
         self.folder = folder
+        self.processes = processes
         self.journal = journal
         self.validation = validation
         self.every = every
@@ -67,6 +75,12 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._began = time.monotonic() - self.seconds
+        self.interruption.insist()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.processes.doing = f"in step {trainer.global_step + 1} of {trainer.max_steps}"
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
@@ -84,8 +98,12 @@ class Recorder(Callback):
         batch_idx: int,
     ) -> None:
         clip: Any = pl_module.clip
-        for name, value in clip.metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        metrics = {name: float(value) for name, value in clip.metrics.items()}
+        # Losses are those of all processes already, scales and weights the same in each.
+        norms = {name: value for name, value in metrics.items() if name.startswith("norm/")}
+        metrics |= self.processes.mean(norms, len(batch["text"]))
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._batches += 1
         if trainer.global_step == self._step:
             return  # more batches to come before the optimizer steps
@@ -100,37 +118,46 @@ class Recorder(Callback):
         if due and self.validation is not None:
             losses = validate(trainer, pl_module, self.validation)
             row |= {f"val_{name}": value for name, value in losses.items()}
-            best = losses["loss_total"] < self.best
+            best = self.processes.as_first(losses["loss_total"] < self.best)
             self.best = min(self.best, losses["loss_total"])
         self.seconds = time.monotonic() - self._began
         row["seconds"] = self.seconds
-        self.journal.write(self._step, row)
+        if self.journal is not None:
+            self.journal.write(self._step, row)
         if self.progress is not None:
             self.progress(self._step, steps, row)
         # Asked once: a Ctrl-C that comes after this is met after the next step, not half met now.
-        stopping = self.interruption.requested
+        stopping = self.processes.any(self.interruption.requested)
         if due or stopping:
-            self.journal.flush()
+            if self.journal is not None:
+                self.journal.flush()
             self._save(trainer, best)
         if stopping and self._step < steps:
-            raise TrainingInterrupted(
+            stop = TrainingInterrupted(
                 f"stopped after step {self._step} of {steps}; continue with: "
                 f"clipseq train --resume {self.folder.root}"
             )
+            if self.processes.size > 1:
+                set_origin(stop, 0, here=self.processes.first)
+            raise stop
 
     def _save(self, trainer: Trainer, best: bool) -> None:
         for path, wanted in ((self.folder.last, True), (self.folder.best, best)):
             if wanted:
                 # Written beside it and moved: a kill in the middle leaves the previous one whole.
                 partial = path.with_suffix(".partial")
-                trainer.save_checkpoint(partial)
-                os.replace(partial, path)
+                trainer.save_checkpoint(partial)  # the first process writes, all wait for it
+                if self.processes.first:
+                    os.replace(partial, path)
 
 
 def validate(
     trainer: Trainer, module: LightningModule, batches: "DataLoader[Any]"
 ) -> dict[str, float]:
-    """Mean of each loss over the validation batches, in eval mode; leaves the mode as it was."""
+    """Mean of each loss over the validation batches, in eval mode; leaves the mode as it was.
+
+    Each process brings its rows of each batch; the losses are those of the whole batches.
+    """
     clip: Any = module.clip
     training = clip.training
     sums: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """The order of the training clips: one stream of batches, the same whenever it is picked up."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 import torch
 from torch.utils.data import Sampler
@@ -54,6 +54,44 @@ class ShuffledBatches(Sampler[list[int]]):
                 order = torch.randperm(self.items, generator=_generator(self.seed, epoch))
                 shuffled_for = epoch
             yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+class OwnRows(Sampler[list[int]]):
+    """The part of each batch that one of several processes takes: row after row, nothing twice.
+
+    Process r of W takes the rows from ``r·B // W`` to ``(r + 1)·B // W`` of a batch of B: the
+    parts in the order of the ranks are the batch, so which clips a step compares does not depend
+    on the number of processes; their sizes differ by one at most.
+
+    Args:
+        batches: the batches of the whole run, such as `ShuffledBatches`.
+        rank: r.
+        size: W.
+
+    Raises:
+        ValueError: while iterating, for a batch with fewer rows than there are processes.
+    """
+
+    def __init__(self, batches: Iterable[list[int]], rank: int, size: int) -> None:
+        if not 0 <= rank < size:
+            raise ValueError(f"rank must lie in [0, size={size}), got {rank}")
+        self.batches = batches
+        self.rank = rank
+        self.size = size
+
+    def __len__(self) -> int:
+        assert isinstance(self.batches, Sized)
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            rows = len(batch)
+            if rows < self.size:
+                raise ValueError(
+                    f"a batch of {rows} cannot be shared by {self.size} processes: "
+                    "each needs at least one clip"
+                )
+            yield batch[self.rank * rows // self.size : (self.rank + 1) * rows // self.size]
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

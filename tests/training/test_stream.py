@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipseq.training.stream import ShuffledBatches
+from clipseq.training.stream import OwnRows, ShuffledBatches
 
 sizes = st.tuples(st.integers(2, 30), st.integers(2, 12), st.integers(1, 20))
 
@@ -44,3 +44,21 @@ def test_one_clip_is_too_few():
         ShuffledBatches(1, 4, 1, seed=0)
     with pytest.raises(ValueError, match="at least 2; got 1"):
         ShuffledBatches(4, 1, 1, seed=0)
+
+
+@given(st.integers(1, 6), st.lists(st.integers(6, 20), max_size=4))
+def test_the_processes_rows_are_the_batch_in_nearly_equal_parts(size, batch_sizes):
+    batches = [list(range(k, k + rows)) for k, rows in enumerate(batch_sizes)]
+    parts = [list(OwnRows(batches, rank, size)) for rank in range(size)]
+    for batch, *shares in zip(batches, *parts, strict=True):
+        assert [row for share in shares for row in share] == batch
+        lengths = [len(share) for share in shares]
+        assert max(lengths) - min(lengths) <= 1
+    assert {len(OwnRows(batches, rank, size)) for rank in range(size)} == {len(batches)}
+
+
+def test_every_process_needs_a_row():
+    with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3 processes"):
+        list(OwnRows([[4, 7]], 0, 3))
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, size=2\), got 2"):
+        OwnRows([[4, 7]], 2, 2)
