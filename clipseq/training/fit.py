@@ -101,6 +101,7 @@ def train(
         options.num_workers,
     )
     journal = Journal(folder.metrics, folder.tensorboard, start=start)
+    model.micro_batch = options.micro_batch
     model._log_norm_stats = options.log_norms
     module = ClipTraining(model, options, steps)
     try:
