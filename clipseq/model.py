@@ -26,12 +26,13 @@ from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
 from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
 from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
+from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Similarity
 
 Pooled = Float[Tensor, "B D"]
 
 
-class CLIP(nn.Module):
+class CLIP(GathersWeights):
     """Two towers and a contrastive loss, over pooled features and over sequences.
 
     >>> model = CLIP(RadarConfig(views={"doppler_time": 64}, patch_frames=4), transformer_width=64)
@@ -195,6 +196,7 @@ class CLIP(nn.Module):
         """The text tower's tokenizer; None where the tower is a module of the user's own."""
         return getattr(self.text_encoder, "tokenizer", None)
 
+    @gathers_weights
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
         """The loss of one batch, for ``loss.backward()``; its parts are left in `metrics`.
 
@@ -313,6 +315,7 @@ class CLIP(nn.Module):
             return radar_pooled, text_pooled, radar_seq.values, text_seq.values
         return radar_pooled, text_pooled
 
+    @gathers_weights
     def encode_sequences(
         self,
         radar: Radar | Any,
@@ -335,6 +338,7 @@ class CLIP(nn.Module):
             return radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask
         return radar_seq.values, text_seq.values
 
+    @gathers_weights
     def encode_radar(
         self,
         radar: Radar | Any,
@@ -347,12 +351,14 @@ class CLIP(nn.Module):
             radar, lengths=radar_lengths, mask=radar_mask, sequences=self.compares_sequences
         )
 
+    @gathers_weights
     def encode_text(
         self, text: Text | Any, *, text_mask: Tensor | None = None
     ) -> tuple[Pooled, Sequences | None]:
         """Pooled features (C, D), and the sequences unless the model does not compare any."""
         return self.text_encoder(text, mask=text_mask, sequences=self.compares_sequences)
 
+    @gathers_weights
     def similarity(
         self,
         radar: Radar | Any,
@@ -367,13 +373,14 @@ class CLIP(nn.Module):
         The sequence similarity, masks honoured; in a model that compares no sequences (see
         `compares_sequences`) the cosine of the pooled features.
         """
-        radar_pooled, x = self.encode_radar(
-            radar, radar_lengths=radar_lengths, radar_mask=radar_mask
+        sequences = self.compares_sequences
+        radar_pooled, x = self.radar_encoder(
+            radar, lengths=radar_lengths, mask=radar_mask, sequences=sequences
         )
-        text_pooled, y = self.encode_text(text, text_mask=text_mask)
+        text_pooled, y = self.text_encoder(text, mask=text_mask, sequences=sequences)
         if self.sequence_loss_fn is None or x is None or y is None:
             return unit(radar_pooled) @ unit(text_pooled).T
-        return self.sequence_loss_fn.similarity_fn(x.values, y.values, x.mask, y.mask)
+        return self.sequence_loss_fn.scores(x.values, y.values, x.mask, y.mask)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model into `directory`; see `clipseq.pretrained.save`."""
