@@ -3,6 +3,7 @@
 python sharded_processes.py SCENARIO,SCENARIO,... RANK WORLD FOLDER
 """
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -225,7 +226,8 @@ def read_checkpoint(model, optimizer, folder, **options):
 
 def whole_states(model, optimizer):
     weights, state = get_state_dict(model, optimizer, options=WHOLE)
-    return {"model": weights, "optimizer": state["state"]} if weights else None
+    # Copied: the steps are counted in the optimizer's own tensors.
+    return copy.deepcopy({"model": weights, "optimizer": state["state"]}) if weights else None
 
 
 def writes(rank, folder):

@@ -242,7 +242,8 @@ def test_each_tower_sees_a_micro_batch_at_a_time_and_without_gradients_only_once
     model = make()
     sizes = _count_calls(model)
     step(model, batch(torch.float32), 4)
-    assert sizes == [4, 2, 4, 2] + [2, 4, 2, 4]  # forward; backward goes from the last to the first
+    # forward; then backward, which goes from the last to the first
+    assert sizes == [4, 2, 4, 2, 2, 4, 2, 4]
     sizes.clear()
     with torch.no_grad():
         loss = model.training_step(batch(torch.float32))
