@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clipseq.cosine import unit
 from clipseq.distributed import Gather, World, scores_of_all
 from clipseq.distributed.scores import GATHERS
+from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Prepared, Similarity
 
 
@@ -127,12 +128,13 @@ class PairLoss(nn.Module):
             raise ValueError(f"gather must be one of {GATHERS}, got {gather!r}")
         self.max_scale = float(max_scale)
         self.gather: Gather = gather
-        self.log_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
+        # One number, in one dimension: FSDP2 shards no parameter that has none.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
 
     @property
     def scale(self) -> Float[Tensor, ""]:
         """The learnable factor on cosines, at most `max_scale`; its inverse is the temperature."""
-        return _UpperBound.apply(self.log_scale, math.log(self.max_scale)).exp()
+        return _UpperBound.apply(self.log_scale.squeeze(), math.log(self.max_scale)).exp()
 
     def forward(self, x: Tensor, y: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
         """The loss of pooled features x (B, D) and y (B, D); x[i] belongs to y[i]."""
@@ -263,19 +265,19 @@ class SigLipLoss(PairLoss):
             raise ValueError(f"init_bias must be a number or 'batch_size', got {init_bias!r}")
         self.bias_from_batch = init_bias == "batch_size"
         start = 0.0 if isinstance(init_bias, str) else float(init_bias)
-        self.bias_offset = nn.Parameter(torch.tensor(start))
+        self.bias_offset = nn.Parameter(torch.tensor([start]))
 
     def bias(self, batch: int) -> Float[Tensor, ""]:
         """The bias on the logits of a batch of that size."""
         prior = -math.log(max(batch - 1, 1)) if self.bias_from_batch else 0.0
-        return self.bias_offset + prior
+        return self.bias_offset.squeeze() + prior
 
     def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
         bias = self.bias(positives.world.total)
         return sigmoid_loss(self.scale * scores + bias, positives)
 
 
-class SequenceLoss(nn.Module):
+class SequenceLoss(GathersWeights):
     """A contrastive loss over the scores of any similarity of sequences.
 
     Args:
@@ -300,6 +302,13 @@ class SequenceLoss(nn.Module):
             raise ValueError(f"kind must be 'clip' or 'siglip', got {kind!r}")
         self.similarity_fn = similarity_fn
         self.pair_loss: PairLoss = kinds[kind](**loss_options)
+
+    @gathers_weights
+    def scores(
+        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
+    ) -> Float[Tensor, "B C"]:
+        """`similarity_fn` of every x and every y, also where FSDP2 has sharded this loss."""
+        return self.similarity_fn(x, y, x_mask, y_mask)
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """CLIP over a radar tower and a text tower that keeps, and compares, the two sequences."""
 
 import hashlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from clipseq.encoders import (
     TextConfig,
     TextTower,
 )
+from clipseq.encoders.micro_batches import batch_size, encode_in_micro_batches
 from clipseq.encoders.radar import Radar, first_not_finite, frame_mask
 from clipseq.encoders.text import Text
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
 from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
 from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
+from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Similarity
 
 Pooled = Float[Tensor, "B D"]
 
 
-class CLIP(nn.Module):
+class CLIP(GathersWeights):
     """Two towers and a contrastive loss, over pooled features and over sequences.
 
     >>> model = CLIP(RadarConfig(views={"doppler_time": 64}, patch_frames=4), transformer_width=64)
@@ -64,6 +66,12 @@ class CLIP(nn.Module):
             loss_total, scale, seq_scale, with SigLIP bias and seq_bias, weight/<part> of
             ``combined``, and feature norms (norm/...) if `_log_norm_stats` is set.
         sequence_loss_fn: the `SequenceLoss`, whose `similarity_fn` is the similarity; or None.
+        micro_batch: None, or how many items of a batch `training_step` encodes at a time, for
+            batches larger than memory: gradient caching (arXiv:2101.06983). The loss is that of
+            the whole batch, and it and the gradients are the same as without, up to rounding and
+            to which dropout is drawn. Memory is that of a micro-batch, of the towers' outputs for
+            the whole batch, and of the loss; time is one more forward of the towers. May be
+            changed at any time; a positive whole number, else a ValueError.
 
     Raises:
         ConfigError: an unknown or ill-typed key in a dictionary.
@@ -101,6 +109,7 @@ class CLIP(nn.Module):
         self.sequence_similarity_type = sequence_similarity_type
         self.sequence_similarity_weight = sequence_similarity_weight
         self.sequence_similarity_options = _lists_to_tuples(dict(sequence_similarity_options or {}))
+        self.micro_batch = None
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
 
@@ -167,6 +176,17 @@ class CLIP(nn.Module):
         self._sequence_similarity_weight = float(weight)
 
     @property
+    def micro_batch(self) -> int | None:
+        """Most items that `training_step` encodes at a time; None: all of them."""
+        return self._micro_batch
+
+    @micro_batch.setter
+    def micro_batch(self, size: int | None) -> None:
+        if size is not None and (type(size) is not int or size < 1):
+            raise ValueError(f"micro_batch must be a positive whole number or None, got {size!r}")
+        self._micro_batch = size
+
+    @property
     def compares_sequences(self) -> bool:
         """Whether the sequences count for anything: there is a similarity, and its weight."""
         return self.sequence_loss_fn is not None and self.sequence_similarity_weight > 0
@@ -176,6 +196,7 @@ class CLIP(nn.Module):
         """The text tower's tokenizer; None where the tower is a module of the user's own."""
         return getattr(self.text_encoder, "tokenizer", None)
 
+    @gathers_weights
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
         """The loss of one batch, for ``loss.backward()``; its parts are left in `metrics`.
 
@@ -197,13 +218,12 @@ class CLIP(nn.Module):
         radar, text = _read_batch(batch, batch_idx)
         lengths, mask = batch.get("radar_lengths"), batch.get("radar_mask")
         text_mask = batch.get("text_mask")
-        _check_finite(self.radar_encoder.views(radar), lengths, mask, batch_idx)
+        self._check_finite(radar, lengths, mask, batch_idx)
 
-        sequences = self.compares_sequences
-        radar_pooled, radar_seq = self.radar_encoder(
-            radar, lengths=lengths, mask=mask, sequences=sequences
+        radar_pooled, radar_seq = self._encode(
+            self.radar_encoder, radar, lengths=lengths, mask=mask
         )
-        text_pooled, text_seq = self.text_encoder(text, mask=text_mask, sequences=sequences)
+        text_pooled, text_seq = self._encode(self.text_encoder, text, mask=text_mask)
         pad_id = None if self.tokenizer is None else self.tokenizer.pad_id
         groups = caption_groups(text, text_mask, pad_id)
         if groups is not None:
@@ -211,7 +231,7 @@ class CLIP(nn.Module):
 
         loss = loss_clip = self.clip_loss_fn(radar_pooled, text_pooled, groups)
         metrics = {"loss_clip": loss_clip, **_pair_metrics("", self.clip_loss_fn, len(text_pooled))}
-        if sequences and self.sequence_loss_fn is not None:
+        if self.sequence_loss_fn is not None and radar_seq is not None and text_seq is not None:
             loss_seq = self.sequence_loss_fn(
                 radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask, groups
             )
@@ -226,6 +246,39 @@ class CLIP(nn.Module):
             metrics |= _norms("text", text_pooled, text_seq)
         self.metrics = {name: value.detach() for name, value in metrics.items()}
         return loss
+
+    def _encode(
+        self, tower: nn.Module, values: Any, mask: Any = None, **along: Any
+    ) -> tuple[Pooled, Sequences | None]:
+        """What `tower` makes of a batch, `micro_batch` items at a time."""
+        sequences, size, batch = self.compares_sequences, self.micro_batch, batch_size(values)
+        if size is None or (batch is not None and batch <= size):
+            return tower(values, mask=mask, sequences=sequences, **along)
+        if isinstance(tower, TextTower | HuggingFaceTextTower):
+            # Once and for all items, so that an error counts them from the start of the batch.
+            values, mask = tower.tokenize(values, mask)
+        return encode_in_micro_batches(tower, values, size, sequences=sequences, mask=mask, **along)
+
+    def _check_finite(self, radar: Any, lengths: Any, mask: Any, batch_idx: int) -> None:
+        """Raise ValueError naming the first view and item with NaN or infinity in a real frame."""
+        views = self.radar_encoder.views(radar)
+        if not views:
+            return
+        if lengths is not None or mask is not None:
+            mask = frame_mask(views, lengths, mask)
+        # A few items at a time: looking at them takes as much memory as they do.
+        batch = max(len(values) for values in views.values())
+        size = self.micro_batch or batch
+        for start in range(0, batch, size):
+            some = {view: values[start : start + size] for view, values in views.items()}
+            found = first_not_finite(some, None if mask is None else mask[start : start + size])
+            if found is not None:
+                view, item = found
+                raise ValueError(
+                    f"batch {batch_idx}: radar view {view!r} has NaN or infinity in a real frame "
+                    f"of item {start + item}: mend or leave out that recording (padded frames may "
+                    f"hold anything)"
+                )
 
     def forward(
         self,
@@ -262,6 +315,7 @@ class CLIP(nn.Module):
             return radar_pooled, text_pooled, radar_seq.values, text_seq.values
         return radar_pooled, text_pooled
 
+    @gathers_weights
     def encode_sequences(
         self,
         radar: Radar | Any,
@@ -284,6 +338,7 @@ class CLIP(nn.Module):
             return radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask
         return radar_seq.values, text_seq.values
 
+    @gathers_weights
     def encode_radar(
         self,
         radar: Radar | Any,
@@ -296,12 +351,14 @@ class CLIP(nn.Module):
             radar, lengths=radar_lengths, mask=radar_mask, sequences=self.compares_sequences
         )
 
+    @gathers_weights
     def encode_text(
         self, text: Text | Any, *, text_mask: Tensor | None = None
     ) -> tuple[Pooled, Sequences | None]:
         """Pooled features (C, D), and the sequences unless the model does not compare any."""
         return self.text_encoder(text, mask=text_mask, sequences=self.compares_sequences)
 
+    @gathers_weights
     def similarity(
         self,
         radar: Radar | Any,
@@ -316,13 +373,14 @@ class CLIP(nn.Module):
         The sequence similarity, masks honoured; in a model that compares no sequences (see
         `compares_sequences`) the cosine of the pooled features.
         """
-        radar_pooled, x = self.encode_radar(
-            radar, radar_lengths=radar_lengths, radar_mask=radar_mask
+        sequences = self.compares_sequences
+        radar_pooled, x = self.radar_encoder(
+            radar, lengths=radar_lengths, mask=radar_mask, sequences=sequences
         )
-        text_pooled, y = self.encode_text(text, text_mask=text_mask)
+        text_pooled, y = self.text_encoder(text, mask=text_mask, sequences=sequences)
         if self.sequence_loss_fn is None or x is None or y is None:
             return unit(radar_pooled) @ unit(text_pooled).T
-        return self.sequence_loss_fn.similarity_fn(x.values, y.values, x.mask, y.mask)
+        return self.sequence_loss_fn.scores(x.values, y.values, x.mask, y.mask)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model into `directory`; see `clipseq.pretrained.save`."""
@@ -403,7 +461,7 @@ def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
         if key not in batch:
             raise ValueError(f"batch {batch_idx} has no {key!r}: it has {', '.join(batch)}")
     radar, text = batch["radar"], batch["text"]
-    sizes = {"radar": _batch_size(radar), "text": _batch_size(text)}
+    sizes = {"radar": batch_size(radar), "text": batch_size(text)}
     for key, size in sizes.items():
         if size == 0:
             raise ValueError(f"batch {batch_idx} is empty: {key!r} holds no item")
@@ -413,29 +471,6 @@ def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
             f"{sizes['radar']} items and 'text' {sizes['text']}"
         )
     return radar, text
-
-
-def _batch_size(values: Any) -> int | None:
-    """Number of items, or None for what only the user's own tower can tell."""
-    if isinstance(values, Mapping):
-        return _batch_size(next(iter(values.values()))) if values else 0
-    if isinstance(values, Tensor):
-        return len(values) if values.ndim else None
-    if isinstance(values, str) or not isinstance(values, Sized):
-        return None
-    return len(values)
-
-
-def _check_finite(views: dict[str, Tensor], lengths: Any, mask: Any, batch_idx: int) -> None:
-    if views and (lengths is not None or mask is not None):
-        mask = frame_mask(views, lengths, mask)
-    found = first_not_finite(views, mask)
-    if found is not None:
-        view, item = found
-        raise ValueError(
-            f"batch {batch_idx}: radar view {view!r} has NaN or infinity in a real frame of item "
-            f"{item}: mend or leave out that recording (padded frames may hold anything)"
-        )
 
 
 def _pair_metrics(prefix: str, loss: PairLoss, batch: int) -> dict[str, Tensor]:

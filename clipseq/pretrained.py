@@ -36,6 +36,7 @@ from clipseq.encoders.tokenizer import FILE_NAME, load_tokenizer
 from clipseq.errors import CheckpointError, ConfigError
 from clipseq.model import CLIP
 from clipseq.registry import available_similarities, failed_plugins
+from clipseq.sharding import by_the_first_process, unsharded_class, whole_state
 from clipseq.similarity import Similarity
 
 Model = TypeVar("Model", bound=CLIP)
@@ -89,14 +90,26 @@ def save(model: CLIP, directory: Path) -> None:
     The similarity's options are recorded in full: "combined" with the parts it has now, so that a
     plugin that is installed later does not change the model.
 
+    A model that FSDP2 has sharded is saved whole: every process must call this, as its weights are
+    gathered from all of them; the first process writes, and all return once it has.
+
     Raises:
         ValueError: an option of the similarity that JSON cannot hold.
         OSError: the directory cannot be written.
+        ClipseqError: in the other processes, where the first could not write.
     """
+    state, sharded = whole_state(model)
+    if sharded:
+        by_the_first_process(lambda: _save(model, state, directory))
+    else:
+        _save(model, state, directory)
+
+
+def _save(model: CLIP, state: dict[str, Tensor], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
-        _write(model, staging)
+        _write(model, state, staging)
         _move_into_place(staging, directory)
     except BaseException:
         # A second interrupt may have stopped the putting back; then the old files are only here.
@@ -190,7 +203,7 @@ def push(model: CLIP, repo_id: str, **options: Any) -> str:
     return str(Upload().push_to_hub(repo_id, **options))
 
 
-def _write(model: CLIP, directory: Path) -> None:
+def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
     text = model.text_encoder
     hugging_face = isinstance(text, HuggingFaceTextTower)
     radar_cfg = model.radar_encoder.config if isinstance(model.radar_encoder, RadarTower) else None
@@ -231,10 +244,16 @@ def _write(model: CLIP, directory: Path) -> None:
         ) from None
     (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
     # Cloned: safetensors refuses tensors that share memory, as tied weights do.
-    weights = {name: value.clone().contiguous() for name, value in _weights(model).items()}
+    own = _own_weights(model, state)
+    weights = {name: value.clone().contiguous() for name, value in own.items()}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
     if isinstance(text, HuggingFaceTextTower):
-        text.save(directory / LANGUAGE_MODEL)
+        language_model = {
+            name.removeprefix(_LANGUAGE_MODEL_KEYS): value
+            for name, value in state.items()
+            if name.startswith(_LANGUAGE_MODEL_KEYS)
+        }
+        text.save(directory / LANGUAGE_MODEL, language_model)
     elif model.tokenizer is not None:
         model.tokenizer.save(directory)
 
@@ -286,14 +305,14 @@ def _resolve(
 def _module_name(tower: nn.Module) -> str | None:
     if not isinstance(tower, ModuleTower):
         return None
-    kind = type(tower.module)
+    kind = unsharded_class(tower.module)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _weights(model: CLIP) -> dict[str, Tensor]:
-    state = model.state_dict()
+def _own_weights(model: CLIP, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the model's weights that go into the weights file."""
     if isinstance(model.text_encoder, HuggingFaceTextTower):
-        state = {k: v for k, v in state.items() if not k.startswith(_LANGUAGE_MODEL_KEYS)}
+        return {k: v for k, v in state.items() if not k.startswith(_LANGUAGE_MODEL_KEYS)}
     return dict(state)
 
 
@@ -363,7 +382,7 @@ def _load_weights(model: CLIP, directory: Path) -> None:
         raise CheckpointError(f"{path} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is corrupt: {error}") from error
-    own = _weights(model)
+    own = _own_weights(model, model.state_dict())
     problems = {
         "missing": sorted(own.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - own.keys()),

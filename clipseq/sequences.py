@@ -1,11 +1,13 @@
 """Batches of sequences of different lengths, and how two of them line up."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Sequences(NamedTuple):
@@ -29,6 +31,18 @@ class Sequences(NamedTuple):
     def lengths(self) -> Int[Tensor, "B"]:
         """Number of real steps of each sequence."""
         return self.mask.sum(1)
+
+
+def join(parts: Sequence[Sequences]) -> Sequences:
+    """The parts as one batch, in their order, each padded to the longest of all."""
+    steps = max(part.mask.shape[1] for part in parts)
+    values, masks = [], []
+    for part in parts:
+        missing = steps - part.mask.shape[1]
+        # Padding by nothing would be a copy.
+        values.append(F.pad(part.values, (0, 0, 0, missing)) if missing else part.values)
+        masks.append(F.pad(part.mask, (0, missing)))
+    return Sequences(torch.cat(values), torch.cat(masks))
 
 
 @attrs.frozen(eq=False)

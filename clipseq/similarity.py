@@ -41,6 +41,9 @@ class Similarity(nn.Module, ABC):
     step scores -1 with every other and gets zero gradient; memory is bounded whatever B, C, T
     and L are.
 
+    A parameter has at least one dimension, ``nn.Parameter(torch.tensor([0.0]))`` for one number:
+    FSDP2 (`fully_shard`) shards none without.
+
     Args:
         embed_dim: D, to put a learned D x D projection, which starts as the identity, before
             each side. None (the default) compares the steps as they are.

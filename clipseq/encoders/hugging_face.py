@@ -1,7 +1,7 @@
 """A Hugging Face model directory as the text tower; nothing is ever downloaded."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -152,10 +152,13 @@ class HuggingFaceTextTower(nn.Module):
         check_lengths(mask.sum(1), self.context_length)
         return real_first(ids, mask)
 
-    def save(self, directory: Path) -> None:
-        """Write model and tokenizer into `directory`, as transformers does (safetensors)."""
+    def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write model and tokenizer into `directory`, as transformers does (safetensors).
+
+        `weights` are the language model's, which may not all be in this process.
+        """
         with _no_progress_bar():
-            self.language_model.save_pretrained(directory)
+            self.language_model.save_pretrained(directory, state_dict=dict(weights))
         self.tokenizer.save(directory)
 
 

@@ -7,12 +7,11 @@ import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipseq.cosine import unit
 from clipseq.data import Clip, MapDataset, collate
 from clipseq.encoders import RadarConfig
-from clipseq.sequences import Sequences
+from clipseq.sequences import Sequences, join
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -140,10 +139,4 @@ def _joined(parts: list[Encoded]) -> Encoded:
     sequences = [part.sequences for part in parts if part.sequences is not None]
     if not sequences:
         return Encoded(pooled, None)
-    steps = max(sequence.mask.shape[1] for sequence in sequences)
-    values, masks = [], []
-    for sequence in sequences:
-        missing = steps - sequence.mask.shape[1]
-        values.append(F.pad(sequence.values, (0, 0, 0, missing)))
-        masks.append(F.pad(sequence.mask, (0, missing)))
-    return Encoded(pooled, Sequences(torch.cat(values), torch.cat(masks)))
+    return Encoded(pooled, join(sequences))

@@ -93,6 +93,9 @@ class TrainingConfig:
             each takes its share of them. With `accumulate` > 1 the gradients of several such
             batches are averaged; the negatives stay those of one batch.
         accumulate: batches to one optimizer step.
+        micro_batch: clips of a batch that are encoded at a time, for batches larger than memory;
+            None: all of them. Loss and gradients stay those of the whole batch; a step takes one
+            more forward of the towers. See `CLIP.micro_batch`.
         learning_rate: the peak; reached after `warmup_steps`, then half a cosine down to zero.
         weight_decay: of the matrices; norms, biases, scales and mixing weights never decay.
         warmup_steps: optimizer steps of linear warm-up.
@@ -121,6 +124,7 @@ class TrainingConfig:
     max_steps: int | None = attrs.field(default=None, validator=_at_least(1))
     batch_size: int = attrs.field(default=64, validator=_at_least(2))
     accumulate: int = attrs.field(default=1, validator=_at_least(1))
+    micro_batch: int | None = attrs.field(default=None, validator=_at_least(1))
     learning_rate: float = attrs.field(default=5e-4, validator=_above_zero)
     weight_decay: float = attrs.field(default=0.1, validator=_at_least(0))
     warmup_steps: int = attrs.field(default=50, validator=_at_least(0))

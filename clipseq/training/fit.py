@@ -170,6 +170,7 @@ def _fit(
     journal = None
     if processes.first:
         journal = Journal(folder.metrics, folder.tensorboard, start=start)
+    model.micro_batch = options.micro_batch
     model._log_norm_stats = options.log_norms
     module = ClipTraining(model, options, steps)
     try:

@@ -51,12 +51,13 @@ class AttentionSimilarity(Similarity):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature!r}")
         self.num_heads = num_heads
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        # One number, in one dimension: FSDP2 shards no parameter that has none.
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
         """tau; stays positive, as its logarithm is what is learnt."""
-        return self.log_temperature.exp()
+        return self.log_temperature.squeeze().exp()
 
     def prepare_x(self, x: Sequences) -> dict[str, Tensor]:
         """Heads (B, H, T, d) of the unit steps, and the mask."""

@@ -63,7 +63,8 @@ class CombinedSimilarity(Similarity):
                     "to leave a part out, do not name it in parts"
                 )
             self._parts[_PREFIX + name] = part
-            self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor(float(weight)).log())
+            # In one dimension: FSDP2 shards no parameter that has none.
+            self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([float(weight)]).log())
         if starts:
             raise ValueError(
                 f"weights for {', '.join(starts)}, but the parts are {', '.join(parts)}"
@@ -139,7 +140,7 @@ class CombinedSimilarity(Similarity):
             value * self.log_weights[_PREFIX + name].exp().to(value.dtype)
             for name, value in values.items()
         )
-        norm = torch.stack([weight.exp() for weight in self.log_weights.values()]).sum()
+        norm = torch.cat([weight.exp() for weight in self.log_weights.values()]).sum()
         return total / norm.to(total.dtype)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
