@@ -6,6 +6,7 @@ label says what is not.
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -97,14 +98,18 @@ def _without_init(*packages: str) -> None:
         sys.modules[package] = bare
 
 
-def _numba_threads() -> None:
-    numba = importlib.import_module("numba")
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+def _with_numba(name: str) -> ModuleType:
+    """Import a package that numba compiles, with as many threads as torch has.
+
+    And not with OpenMP: it is torch's too, and using it sets torch's number of threads anew.
+    """
+    os.environ["NUMBA_THREADING_LAYER"] = "workqueue"
+    os.environ["NUMBA_NUM_THREADS"] = str(torch.get_num_threads())
+    return importlib.import_module(name)
 
 
 def _tslearn() -> Scores:
-    module = importlib.import_module("tslearn.metrics")
-    _numba_threads()
+    module = _with_numba("tslearn.metrics")
 
     def scores(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> Tensor:
         costs = all_costs(x, y)
@@ -117,8 +122,7 @@ def _tslearn() -> Scores:
 
 
 def _pysdtw() -> Scores:
-    module = importlib.import_module("pysdtw")
-    _numba_threads()
+    module = _with_numba("pysdtw")
     packed = partial(
         torch.nn.utils.rnn.pack_padded_sequence, batch_first=True, enforce_sorted=False
     )
