@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     sizes = named(metafunc.config.getoption("--sizes"))
-    if "label" in metafunc.fixturenames:
+    if {"label", "size", "padding"} <= set(metafunc.fixturenames):
         contenders = OURS if "similarity" in metafunc.function.__name__ else PEERS
         cases = [
             (label, size, padding)
@@ -66,8 +66,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         ids = [_id(label, size, padding) for label, size, padding in cases]
         metafunc.parametrize(("label", "size", "padding"), cases, ids=ids)
-    elif "size" in metafunc.fixturenames:
-        metafunc.parametrize("size", sizes)
 
 
 def _id(label: str, size: str, padding: str) -> str:
