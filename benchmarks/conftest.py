@@ -1,55 +1,128 @@
-"""Which sizes are measured, and the table at the end."""
+"""Options, the order of the measurements, and the tables at the end."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.utils import load_timer
 
-sys.path.insert(0, str(Path(__file__).parent))  # for `peers`
+sys.path.insert(0, str(Path(__file__).parent))
+
+from contenders import CONTENDERS, OURS, PEERS
+from results import Results, conditions
+from sizes import PADDINGS, SIZES, named
+from tables import line, tables
+
+RESULTS = pytest.StashKey[Results]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--sizes", default="S1,S2", help="of S1, S2, S3 and M, separated by commas (default: S1,S2)"
+    group = parser.getgroup("clipseq's benchmarks")
+    group.addoption(
+        "--sizes",
+        default="S1,S2,S3,M",
+        help=f"which of {', '.join(SIZES)}, with commas; M for all M's (default: %(default)s)",
     )
-    parser.addoption("--threads", type=int, default=2, help="for torch (default: 2)")
+    group.addoption("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    group.addoption(
+        "--results",
+        type=Path,
+        default=Path("benchmarks.json"),
+        help="written after every measurement; what it has of the same machine and versions stays "
+        "(default: %(default)s)",
+    )
+    group.addoption("--resume", action="store_true", help="leave out what --results has already")
+    group.addoption(
+        "--budget", type=float, default=60.0, help="seconds for a peer's rounds (default: 60)"
+    )
+    group.addoption(
+        "--peer-memory", type=float, default=8.0, help="GiB that a peer may add (default: 8)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        named(config.getoption("--sizes"))
+    except ValueError as error:
+        raise pytest.UsageError(f"--sizes: {error}") from error
+    timer = load_timer(config.getoption("benchmark_timer")).target
+    common = conditions(config.getoption("--threads"), timer.__name__)
+    config.stash[RESULTS] = Results(config.getoption("--results"), common)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "size" in metafunc.fixturenames:
-        metafunc.parametrize("size", metafunc.config.getoption("--sizes").split(","))
+    sizes = named(metafunc.config.getoption("--sizes"))
+    if {"label", "size", "padding"} <= set(metafunc.fixturenames):
+        contenders = OURS if "similarity" in metafunc.function.__name__ else PEERS
+        cases = [
+            (label, size, padding)
+            for size in sizes
+            for label, contender in contenders.items()
+            for padding in PADDINGS
+            if padding == "full" or contender.masks
+        ]
+        ids = [_id(label, size, padding) for label, size, padding in cases]
+        metafunc.parametrize(("label", "size", "padding"), cases, ids=ids)
+
+
+def _id(label: str, size: str, padding: str) -> str:
+    """With the similarity that a peer is against, so that -k finds both by its name."""
+    against = CONTENDERS[label].against
+    parts = (size, against, label, padding) if against else (size, label, padding)
+    return "-".join(parts).replace(" ", "_")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Small sizes first, so that something is there early.
+    order = list(SIZES)
+
+    def place(item: pytest.Item) -> int:
+        callspec = getattr(item, "callspec", None)
+        size = callspec.params.get("size") if callspec else None
+        return order.index(size) if size in order else len(order)
+
+    items.sort(key=place)
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> Results:
+    return request.config.stash[RESULTS]
 
 
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.config.getoption("--threads"))
-    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Each figure as soon as it is there."""
+    for name, entry in report.user_properties:
+        if name == "entry" and report.when == "call" and _terminal is not None:
+            _terminal.write_line(f"  {line(entry)}")
+
+
+_terminal: Any = None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    global _terminal
+    _terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    put_aside = session.config.stash[RESULTS].put_aside
+    if put_aside and _terminal:
+        _terminal.write_line(f"results of another machine, versions or threads: now in {put_aside}")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Time over floor, of medians, and memory."""
-    session = getattr(terminalreporter.config, "_benchmarksession", None)
-    rows = [
-        (bench.extra_info, bench.stats.median)
-        for bench in (session.benchmarks if session else [])
-        if not bench.has_error and bench.stats.rounds and "floor" in bench.extra_info
-    ]
-    if not rows:
-        return
-    terminalreporter.section("time over floor")
-    for extra, median in sorted(rows, key=lambda row: (row[0]["size"], median_over_floor(row))):
-        memory = extra["added_mib"]
-        terminalreporter.write_line(
-            f"{extra['size']:3} {extra['padding']:7} {extra['what']:34} {1e3 * median:10.1f} ms "
-            f"{median / extra['floor']:8.2f} x floor {memory:8.0f} MiB"
-        )
-
-
-def median_over_floor(row: tuple[dict, float]) -> float:
-    extra, median = row
-    return median / extra["floor"]
+    results = terminalreporter.config.stash[RESULTS]
+    sizes = named(terminalreporter.config.getoption("--sizes"))
+    for title, lines in tables(results, sizes):
+        terminalreporter.section(title)
+        for text in lines:
+            terminalreporter.write_line(text)

@@ -137,14 +137,14 @@ def _measured(
     # What is loaded or compiled at the first call is not the similarity's.
     run(*inputs(2, min(steps, 8), min(others, 8)))
     x, y = inputs(batch, steps, others)
-    added = _added_bytes(lambda: run(x, y), device)
-    floor = _floor(x.detach().flatten(0, 1), y.detach().flatten(0, 1))
+    added = added_bytes(lambda: run(x, y), device)
+    floor = matmul_floor(x.detach().flatten(0, 1), y.detach().flatten(0, 1))
     floor()
     times: list[float] = []
     floors: list[float] = []
     for _ in range(repeats):
-        floors.append(_seconds(floor, device))
-        times.append(_seconds(lambda: run(x, y), device))
+        floors.append(seconds(floor, device))
+        times.append(seconds(lambda: run(x, y), device))
     return Benchmark(
         similarity=name,
         batch=batch,
@@ -163,10 +163,11 @@ def _measured(
 _FLOOR_CELLS = 2**24
 
 
-def _floor(x: Tensor, y: Tensor) -> Callable[[], None]:
+def matmul_floor(x: Tensor, y: Tensor) -> Callable[[], None]:
     """The cosines of (B·T, D) and (C·L, D), and the gradients to both, as three products.
 
-    In blocks of rows, as the cosines of a large batch do not fit the memory.
+    In blocks of rows, as the cosines of a large batch do not fit the memory. What it writes to is
+    taken here, once: calling what this returns takes no memory.
     """
     rows = max(1, _FLOOR_CELLS // len(y))
     cosines = x.new_empty(min(rows, len(x)), len(y))
@@ -186,12 +187,17 @@ def _floor(x: Tensor, y: Tensor) -> Callable[[], None]:
     return floor
 
 
-def _seconds(work: Callable[[], None], device: str) -> float:
+def seconds(
+    work: Callable[[], object],
+    device: str = "cpu",
+    timer: Callable[[], float] = time.perf_counter,
+) -> float:
+    """How long `work` takes by the timer, until the device has finished."""
     _finish(device)
-    start = time.perf_counter()
+    start = timer()
     work()
     _finish(device)
-    return time.perf_counter() - start
+    return timer() - start
 
 
 def _finish(device: str) -> None:
@@ -199,7 +205,13 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def _added_bytes(work: Callable[[], None], device: str) -> int | None:
+def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
+    """The most that the process (on a GPU: torch's allocator) held during `work` beyond before.
+
+    None where that is not known (no Linux, or one that does not let us). Memory that the process
+    was given before and has freed since may be used again unseen: exact in a fresh process, a lower
+    bound elsewhere.
+    """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -209,7 +221,6 @@ def _added_bytes(work: Callable[[], None], device: str) -> int | None:
         # Makes the peak what is resident now: it may lie far back.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        # No Linux, or one that does not let us.
         work()
         return None
     before = _peak_resident_bytes()

@@ -54,14 +54,15 @@ check(torch.compile(similarity, fullgraph=True), batch(3, 4, 6, 5))
 """
 
 EXPORT = """
-# Any numbers of sequences; shorter ones are masked.
-b, c = torch.export.Dim("b", min=2), torch.export.Dim("c", min=2)
-shapes = ({0: b}, {0: c}, {0: b}, {0: c})
+from torch.export import Dim, export
+# Any numbers of sequences and of steps; of these so many that local has two windows.
+x, y = ({0: Dim(n), 1: Dim(steps, min=17)} for n, steps in (("b", "t"), ("c", "l")))
+similarity.eval()
 with torch.no_grad():
-    inputs = batch(3, 4, 6, 5)
-    program = torch.export.export(similarity.eval(), inputs, dynamic_shapes=shapes)
-    inputs = batch(5, 2, 6, 5)
-    torch.testing.assert_close(program.module()(*inputs), similarity(*inputs))
+    program = export(similarity, batch(3, 4, 20, 18), dynamic_shapes=(x, y, x, y)).module()
+    for shape in ((5, 2, 70, 17), (2, 6, 17, 41)):
+        inputs = batch(*shape)
+        torch.testing.assert_close(program(*inputs), similarity(*inputs))
 """
 
 
@@ -77,12 +78,8 @@ def run(script: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_compiles_whole_for_all_shapes(name):
-    run(DYNAMIC, name)
-
-
-def test_combined_and_so_every_part_compiles_for_one_shape_and_is_exported():
-    run(STATIC + EXPORT, "combined")
+def test_compiles_whole_and_is_exported_for_one_shape_and_for_all(name):
+    run(STATIC + DYNAMIC + EXPORT, name)
 
 
 def test_compiles_to_native_code():

@@ -1,0 +1,96 @@
+"""What was measured, in a JSON file that is complete after every measurement."""
+
+import contextlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = (
+    "clipseq",
+    "torch",
+    "numpy",
+    "tslearn",
+    "pysdtw",
+    "numba",
+    "pylate",
+    "x-clip",
+    "open-clip-torch",
+)
+
+Entry = dict[str, Any]
+
+
+def conditions(threads: int, timer: str) -> dict[str, Any]:
+    """What the figures of one file have in common."""
+    return {
+        "machine": {"cpu": _cpu(), "cores": _cores(), "system": platform.system()},
+        "threads": threads,
+        "timer": timer,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+class Results:
+    """The file. Measurements of other conditions are put aside, not mixed with new ones."""
+
+    def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
+        self.path = path
+        self.conditions = conditions
+        self.entries: dict[tuple[str, str, str], Entry] = {}
+        self.put_aside: Path | None = None
+        if not path.exists():
+            return
+        old = json.loads(path.read_text())
+        if _comparable(old["conditions"]) == _comparable(conditions):
+            self.entries = {_key(entry): entry for entry in old["entries"]}
+        elif old["entries"]:
+            self.put_aside = path.with_suffix(".previous.json")
+            path.replace(self.put_aside)
+
+    def has(self, label: str, size: str, padding: str) -> bool:
+        """Whether there is a figure, or the reason why there is none."""
+        return (label, size, padding) in self.entries
+
+    def add(self, entry: Entry) -> None:
+        """Keep an entry in the place of an older one, and write the file."""
+        self.entries[_key(entry)] = entry
+        content = {"conditions": self.conditions, "entries": list(self.entries.values())}
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(content, indent=1) + "\n")
+        new.replace(self.path)
+
+
+def _key(entry: Entry) -> tuple[str, str, str]:
+    return entry["label"], entry["size"], entry["padding"]
+
+
+def _comparable(conditions: dict[str, Any]) -> dict[str, Any]:
+    # A peer that was installed since does not change the others' figures.
+    versions = {name: conditions["versions"][name] for name in ("python", "torch", "numpy")}
+    return {**conditions, "versions": versions}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    # Its own number has the build, as "+cpu".
+    return found | {"torch": torch.__version__}
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
