@@ -13,7 +13,7 @@ Backward: a gather and a scatter, but as a matrix product, as atomic additions c
 order. Pair (i, j) adds to the gradient of x_i
 
 .. math::
-    \frac{g_{ij}}{2tl} \big( l\,[\text{where}_y(a) = b] + t\,[\text{where}_x(b) = a] \big)_{ab} \, y_j
+    \frac{g_{ij}}{2tl} \big( l\,[\text{best}_y(a) = b] + t\,[\text{best}_x(b) = a] \big)_{ab} \, y_j
 
 and a program per block of x_i goes through all j, so that nothing is added across programs. The
 matrix is built in registers, from indices. It holds whole numbers of at most t + l, exact in half
