@@ -33,18 +33,17 @@ def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | 
     if wish == "0":
         return "CLIPSEQ_TRITON=0"
     if dtype != torch.float32:
-        return f"{dtype} is computed by torch"
-    if device.type == "cpu" and not (wish == "1" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return "cpu tensors are computed by torch"
-    if device.type not in ("cpu", "cuda"):
-        return f"{device.type} tensors are computed by torch"
+        return f"{dtype} instead of torch.float32"
+    interpreted = wish == "1" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted):
+        return "not a CUDA device"
     if device.type == "cuda":
         if torch.version.hip:
             return "untried on ROCm"
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"compute capability {major}.{minor} is below 8.0"
-    return _import_failure()
+    return _without_triton()
 
 
 def use_kernels(values: Tensor) -> bool:
@@ -71,9 +70,15 @@ def terms() -> int:
 
 
 @cache
-def _import_failure() -> str | None:
+def _without_triton() -> str | None:
     try:
-        import_module("triton")
+        version = import_module("triton").__version__
     except ImportError as error:
         return f"triton cannot be imported: {error}"
+    if tuple(int(number) for number in version.split(".")[:2]) < _OLDEST:
+        return f"triton {version} is older than {'.'.join(map(str, _OLDEST))}"
     return None
+
+
+_OLDEST = (3, 6)
+"""Releases before it fail to compile the kernels."""

@@ -1,10 +1,13 @@
 """The tile of products ⟨x, y⟩ that Triton kernels of similarities start from."""
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 
 
 @triton.jit
+@no_type_check
 def products(
     x_high,
     x_low,

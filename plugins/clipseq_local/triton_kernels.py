@@ -1,13 +1,11 @@
 r"""`maxima` and `maxima_backward` on a GPU.
 
-Forward: a program per pair multiplies (128 steps of x) by (up to 128 steps of y) at a time, on
-tensor cores, in blocks of 32 features, three in flight. The tile stays in registers: its row
+Forward: a program per pair multiplies 128 steps of x by up to 128 of y at a time, on tensor
+cores, in blocks of 32 features, three of them on their way. The tile stays in registers: its row
 maxima are final, its column maxima are carried from tile to tile, and what leaves is one score,
-and t + l indices if they are kept. 3 blocks of 2·128·32 halves, twice (see `clipseq.kernels`),
-are 96 KiB of shared memory: two programs fit a multiprocessor, so that one multiplies while the
-other searches. Neighbouring programs share one y and eight x, which so come from the L2 cache.
-Where y is longer than a tile, each of its blocks leaves the maxima it found, for a bounded number
-of rows at a time, and torch takes the maximum of those.
+and t + l indices where they are kept. Programs that run side by side share one y and eight x,
+which so come from the L2 cache. A y of more than 128 steps is cut; each block leaves the maxima
+it found, for a bounded number of rows at a time, and torch takes the maximum of those.
 
 Backward: a gather and a scatter, but as a matrix product, as atomic additions come in no fixed
 order. Pair (i, j) adds to the gradient of x_i
@@ -17,10 +15,16 @@ order. Pair (i, j) adds to the gradient of x_i
 
 and a program per block of x_i goes through all j, so that nothing is added across programs. The
 matrix is built in registers, from indices. It holds whole numbers of at most t + l, exact in half
-precision up to 2048 (longer sequences take the two parts separately), hence two products (with
-the high and the low halves of y) give float32 precision. The gradient to y is the same with the
-sides swapped.
+precision up to 2048 (longer sequences have its two parts multiplied apart), so that two products,
+with the high and the low halves of y, give float32's precision. The gradient to y is the same
+with the sides swapped. Indices that were not kept are found again, for as many rows at a time as
+`WORKSPACE` holds.
+
+A program's 8 warps use nearly all registers of a multiprocessor (compiled for compute capability
+9.0: 255 a thread where indices are kept, none spilled), and 96 KiB of its shared memory.
 """
+
+from typing import no_type_check
 
 import torch
 import triton
@@ -151,6 +155,7 @@ _GROUP = 8
 
 
 @triton.jit
+@no_type_check
 def _maxima(
     x_high,
     x_low,
@@ -259,8 +264,10 @@ def _spread(
     """Write, or `add`, the gradient (n, S, D) of one side `to`, given `grad` (n, m)."""
     count, steps, features = to.shape
     _, length, padded = other[0].shape
-    block = min(128, max(16, triton.next_power_of_2(steps)))
-    block_d = min(128, triton.next_power_of_2(padded))
+    apart = steps + length > 2**11
+    block = min(64, max(16, triton.next_power_of_2(steps)))
+    # Parts that are summed apart need registers of their own.
+    block_d = min(64 if apart else 128, triton.next_power_of_2(padded))
     grid = count, triton.cdiv(steps, block), triton.cdiv(features, block_d)
     _gradient[grid](
         to,
@@ -282,7 +289,7 @@ def _spread(
         *other_places.stride(),
         TERMS=terms(),
         ADD=add,
-        APART=steps + length > 2**11,
+        APART=apart,
         BLOCK_A=block,
         BLOCK_B=32,
         BLOCK_D=block_d,
@@ -292,6 +299,7 @@ def _spread(
 
 
 @triton.jit
+@no_type_check
 def _gradient(
     to,
     grad,

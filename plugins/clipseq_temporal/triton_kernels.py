@@ -29,6 +29,7 @@ is for the weights: both lack the growth of the number of paths, and both round 
 
 import math
 from collections.abc import Iterator
+from typing import no_type_check
 
 import attrs
 import torch
@@ -305,6 +306,7 @@ def _add_products(
 
 
 @triton.jit
+@no_type_check
 def _rates(
     cells,
     x_high,
@@ -363,6 +365,7 @@ def _rates(
 
 
 @triton.jit
+@no_type_check
 def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
     """Which lanes of anti-diagonal k are cells that a path may pass."""
     step = k - lane
@@ -373,6 +376,7 @@ def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
 
 
 @triton.jit
+@no_type_check
 def _weights(
     cells,
     from_left,
@@ -428,6 +432,7 @@ def _weights(
 
 
 @triton.jit
+@no_type_check
 def _alignment(
     cells,
     from_left,
@@ -477,6 +482,7 @@ def _alignment(
 
 
 @triton.jit
+@no_type_check
 def _gradient(
     to,
     largest,
