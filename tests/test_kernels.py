@@ -78,7 +78,10 @@ def test_two_halves_are_as_good_as_float32():
     assert not both[..., 70:].any()
 
 
-def test_one_product_where_torch_may_use_tf32(monkeypatch):
+def test_one_product_where_torch_may_use_tf32():
     assert terms() == 3
-    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")
-    assert terms() == 1
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert terms() == 1
+    finally:
+        torch.set_float32_matmul_precision("highest")
