@@ -5,8 +5,8 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Iterator, Mapping
+from importlib import metadata, util
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import clipseq
 from clipseq import registry
 from clipseq.errors import PluginError
+from clipseq.kernels import obstacle
 from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo
 from clipseq.similarity import Similarity
 
@@ -29,11 +30,14 @@ class Engine:
         pairs: who goes through the pairs: "clipseq's tiles", "its parts'", or "its own".
         operators: custom operators and autograd functions of its package, which torch runs in the
             place of its own.
+        triton: the devices on which its package's Triton kernels (its module `triton_kernels`)
+            compute; None if it has none.
     """
 
     similarity: str
     pairs: str
     operators: tuple[str, ...]
+    triton: tuple[str, ...] | None
 
 
 @attrs.frozen
@@ -48,6 +52,7 @@ class Diagnosis:
         problem: why no similarity can be had at all, or None.
         engines: how each similarity is computed.
         devices: what torch can compute on, the CPU first.
+        triton: device -> why Triton kernels do not compute there, None if they do.
         threads: of torch, for one operation.
         extras: extra -> its packages -> their versions, None where one is not installed.
     """
@@ -59,6 +64,7 @@ class Diagnosis:
     problem: str | None
     engines: tuple[Engine, ...]
     devices: tuple[str, ...]
+    triton: dict[str, str | None]
     threads: int
     extras: dict[str, dict[str, str | None]]
 
@@ -91,6 +97,8 @@ def diagnose() -> Diagnosis:
             "path has no entry points), or CLIPSEQ_DISABLE leaves everything out"
         )
     found = registry._registry
+    devices = dict(_devices())
+    triton = {name: obstacle(torch.device(name)) for name in devices}
     return Diagnosis(
         versions={
             "clipseq": clipseq.__version__,
@@ -102,14 +110,15 @@ def diagnose() -> Diagnosis:
         failed=tuple(found.failed),
         disabled=tuple(found.disabled),
         problem=problem,
-        engines=tuple(_engine(info) for _, info in sorted(infos.items())),
-        devices=tuple(_devices()),
+        engines=tuple(_engine(info, triton) for _, info in sorted(infos.items())),
+        devices=tuple(f"{name}: {what}" if what else name for name, what in devices.items()),
+        triton=triton,
         threads=torch.get_num_threads(),
         extras=_extras(),
     )
 
 
-def _engine(info: SimilarityInfo) -> Engine:
+def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:
     if info.composite:
         pairs = "its parts'"
     elif info.cls.score_all is Similarity.score_all:
@@ -117,7 +126,20 @@ def _engine(info: SimilarityInfo) -> Engine:
     else:
         pairs = "its own"
     package = info.cls.__module__.partition(".")[0]
-    return Engine(info.name, pairs, tuple(sorted(set(_operators(package)))))
+    return Engine(
+        info.name,
+        pairs,
+        operators=tuple(sorted(set(_operators(package)))),
+        triton=tuple(name for name, why_not in triton.items() if why_not is None)
+        if _has_kernels(package)
+        else None,
+    )
+
+
+def _has_kernels(package: str) -> bool:
+    # Not imported, as that would import Triton; and a plugin may be a single module.
+    parent = sys.modules.get(package)
+    return hasattr(parent, "__path__") and util.find_spec(f"{package}.triton_kernels") is not None
 
 
 def _operators(package: str) -> Iterator[str]:
@@ -135,15 +157,15 @@ def _operators(package: str) -> Iterator[str]:
                 yield f"{name}.{value.__qualname__}"
 
 
-def _devices() -> Iterator[str]:
+def _devices() -> Iterator[tuple[str, str]]:
     capability = torch.backends.cpu.get_cpu_capability()
-    yield f"cpu: {os.cpu_count()} processors, {capability}"
+    yield "cpu", f"{os.cpu_count()} processors, {capability}"
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         memory = device.total_memory / 2**30
-        yield f"cuda:{index}: {device.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
+        yield f"cuda:{index}", f"{device.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
     if torch.backends.mps.is_available():
-        yield "mps"
+        yield "mps", ""
 
 
 def _extras() -> dict[str, dict[str, str | None]]:
@@ -168,6 +190,10 @@ def _extras() -> dict[str, dict[str, str | None]]:
 def _lines(found: Diagnosis) -> Iterator[str]:
     yield from (f"{name:<9} {version}" for name, version in found.versions.items())
     yield from (f"{'device':<9} {device}" for device in found.devices)
+    yield from (
+        f"{'triton':<9} {device}: {'used' if why_not is None else f'not used, {why_not}'}"
+        for device, why_not in found.triton.items()
+    )
     yield f"{'threads':<9} {found.threads}"
     for extra, packages in found.extras.items():
         listed = ", ".join(f"{name} {version or 'missing'}" for name, version in packages.items())
@@ -188,8 +214,11 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     )
     yield ""
     yield from _columns(
-        ("similarity", "pairs by", "operators"),
-        [(e.similarity, e.pairs, ", ".join(e.operators) or "torch's alone") for e in found.engines],
+        ("similarity", "pairs by", "Triton kernels", "operators"),
+        [
+            (e.similarity, e.pairs, _triton(e), ", ".join(e.operators) or "torch's alone")
+            for e in found.engines
+        ],
     )
     yield ""
     yield from (f"left out by CLIPSEQ_DISABLE: {name}" for name in found.disabled)
@@ -200,6 +229,12 @@ def _lines(found: Diagnosis) -> Iterator[str]:
         yield f"problem: {found.problem}"
     if found.healthy:
         yield "all is well"
+
+
+def _triton(engine: Engine) -> str:
+    if engine.triton is None:
+        return "none"
+    return f"on {', '.join(engine.triton)}" if engine.triton else "not used"
 
 
 def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,30 @@ def test_says_what_is_there(fresh_registry):
     assert list(engines) == BUILT_IN
     assert "clipseq::temporal_scores" in engines["temporal"].operators
     assert (engines["temporal"].pairs, engines["combined"].pairs) == ("its own", "its parts'")
+    assert found.triton.keys() == {device.partition(": ")[0] for device in found.devices}
+    assert [name for name in BUILT_IN if engines[name].triton is not None] == ["local", "temporal"]
+
+
+def test_says_whether_triton_computes_and_why_not(fresh_registry, monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda index: SimpleNamespace(name="A card", total_memory=2**34),
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(clipseq.kernels, "_without_triton", lambda: None)
+    monkeypatch.delenv("CLIPSEQ_TRITON", raising=False)
+    found = diagnose()
+    assert found.devices[1].startswith("cuda:0: A card, 16 GiB")
+    assert found.triton == {"cpu": "not a CUDA device", "cuda:0": None}
+    assert {e.similarity: e.triton for e in found.engines}["local"] == ("cuda:0",)
+    assert "triton    cpu: not used, not a CUDA device\ntriton    cuda:0: used" in found.as_text()
+    monkeypatch.setenv("CLIPSEQ_TRITON", "0")
+    found = diagnose()
+    assert found.triton["cuda:0"] == "CLIPSEQ_TRITON=0"
+    assert {e.similarity: e.triton for e in found.engines}["local"] == ()
+    assert "triton    cuda:0: not used, CLIPSEQ_TRITON=0" in found.as_text()
 
 
 def test_says_how_long_a_plugin_took_and_what_it_offers(install):

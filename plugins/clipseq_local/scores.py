@@ -16,6 +16,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from clipseq.kernels import use_kernels
+
 CELLS = 2**19
 """Most cells (T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
 
@@ -42,11 +44,16 @@ def maxima(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The scores (B, C) and, if to `keep`, where in y (B, T, C) and x (B, C, L) the maxima are."""
-    scores = x.new_empty(len(x), len(y))
     if keep:
         best_y, best_x = _no_indices(x, y)
     else:
         best_y, best_x = (x_lengths.new_empty(0) for _ in range(2))
+    if use_kernels(x):
+        from clipseq_local import triton_kernels
+
+        places = (best_y, best_x) if keep else (None, None)
+        return triton_kernels.forward(x, y, x_lengths, y_lengths, *places), best_y, best_x
+    scores = x.new_empty(len(x), len(y))
     for rows, columns, products in _tiles(x, y, x_lengths, y_lengths):
         t, length = x_lengths[rows], y_lengths[columns]
         if keep:
@@ -69,6 +76,11 @@ def maxima_backward(
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and y."""
+    if use_kernels(x):
+        from clipseq_local import triton_kernels
+
+        places = (best_y, best_x) if best_y.numel() else (None, None)
+        return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, *places)
     grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
     steps, length = x.shape[1], y.shape[1]
     rows = max(1, _ENTRIES // (len(y) * max(steps, length)))

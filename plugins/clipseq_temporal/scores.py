@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from clipseq.kernels import use_kernels
 from clipseq_temporal.recursion import GROWTH, backward, band_mask, forward, log_paths
 
 CELLS = 2**20
@@ -19,6 +20,11 @@ def temporal_scores(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
 ) -> Tensor:
     """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
+    if use_kernels(x):
+        from clipseq_temporal import triton_kernels
+
+        if triton_kernels.supported(x, y):
+            return triton_kernels.forward(x, y, x_lengths, y_lengths, gamma, band)
     scores = x.new_empty(len(x), len(y))
     counts = _log_paths_table(x_lengths, y_lengths, band)
     for tile in _tiles(x, y, x_lengths, y_lengths):
@@ -42,6 +48,11 @@ def temporal_scores_backward(
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and y, every tile computed again: only the inputs were kept."""
+    if use_kernels(x):
+        from clipseq_temporal import triton_kernels
+
+        if triton_kernels.supported(x, y):
+            return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, gamma, band)
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     grad = grad / (x_lengths[:, None] + y_lengths)
     for tile in _tiles(x, y, x_lengths, y_lengths):

@@ -1,0 +1,384 @@
+r"""`maxima` and `maxima_backward` on a GPU.
+
+Forward: a program per pair multiplies 128 steps of x by up to 128 of y at a time, on tensor
+cores, in blocks of 32 features, three of them on their way. The tile stays in registers: its row
+maxima are final, its column maxima are carried from tile to tile, and what leaves is one score,
+and t + l indices where they are kept. Programs that run side by side share one y and eight x,
+which so come from the L2 cache. A y of more than 128 steps is cut; each block leaves the maxima
+it found, for a bounded number of rows at a time, and torch takes the maximum of those.
+
+Backward: a gather and a scatter, but as a matrix product, as atomic additions come in no fixed
+order. Pair (i, j) adds to the gradient of x_i
+
+.. math::
+    \frac{g_{ij}}{2tl} \big( l\,[\text{best}_y(a) = b] + t\,[\text{best}_x(b) = a] \big)_{ab} \, y_j
+
+and a program per block of x_i goes through all j, so that nothing is added across programs. The
+matrix is built in registers, from indices. It holds whole numbers of at most t + l, exact in half
+precision up to 2048 (longer sequences have its two parts multiplied apart), so that two products,
+with the high and the low halves of y, give float32's precision. The gradient to y is the same
+with the sides swapped. Indices that were not kept are found again, for as many rows at a time as
+`WORKSPACE` holds.
+
+A program's 8 warps use nearly all registers of a multiprocessor (compiled for compute capability
+9.0: 255 a thread where indices are kept, none spilled), and 96 KiB of its shared memory.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from clipseq.kernels import FEATURES, halves, terms
+from clipseq.triton_tile import products
+
+WORKSPACE = 2**28
+"""Most bytes of indices, or of maxima of blocks, that are held beside the results."""
+
+
+def forward(
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    best_y: Tensor | None,
+    best_x: Tensor | None,
+) -> Tensor:
+    """The scores (B, C); and into `best_y` (B, T, C) and `best_x` (B, C, L), where maxima are."""
+    with torch.cuda.device_of(x):
+        return _search(halves(x), halves(y), x_lengths, y_lengths, best_y, best_x)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    best_y: Tensor | None,
+    best_x: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to x and y; the indices are found again where they were not kept."""
+    (batch, steps, _), (others, length, _) = x.shape, y.shape
+    grad_x, grad_y = torch.empty_like(x), torch.empty_like(y)
+    rows = batch
+    kind = torch.int16 if max(steps, length) <= 2**15 else torch.int32
+    if best_y is None:
+        rows = max(1, WORKSPACE // (kind.itemsize * others * (steps + length)))
+    with torch.cuda.device_of(x):
+        x_halves, y_halves = halves(x), halves(y)
+        for first in range(0, batch, rows):
+            block = slice(first, first + rows)
+            some = x_halves[0][block], x_halves[1][block]
+            t, share = x_lengths[block], grad[block]
+            if best_y is None or best_x is None:
+                where_y = x.new_empty(len(t), steps, others, dtype=kind)
+                where_x = x.new_empty(len(t), others, length, dtype=kind)
+                _search(some, y_halves, t, y_lengths, where_y, where_x)
+            else:
+                where_y, where_x = best_y, best_x
+            to_y, to_x = where_y.mT, where_x  # (B, C, T) and (B, C, L)
+            _spread(grad_x[block], share, y_halves, t, y_lengths, to_y, to_x, False)
+            swapped = to_x.transpose(0, 1), to_y.transpose(0, 1)
+            _spread(grad_y, share.mT, some, y_lengths, t, *swapped, first > 0)
+    return grad_x, grad_y
+
+
+def _search(
+    x: tuple[Tensor, Tensor],
+    y: tuple[Tensor, Tensor],
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    best_y: Tensor | None,
+    best_x: Tensor | None,
+) -> Tensor:
+    (batch, steps, features), (others, length, _) = x[0].shape, y[0].shape
+    scores = x_lengths.new_empty(batch, others, dtype=torch.float32)
+    block_y = min(128, max(16, triton.next_power_of_2(length)))
+    blocks = triton.cdiv(length, block_y)
+    keep = best_y is not None
+    kind = torch.int32 if best_y is None else best_y.dtype
+    rows = batch
+    if blocks > 1:
+        # What a block leaves, and torch's maximum over the blocks with its indices.
+        rows = max(1, WORKSPACE // (others * steps * (8 * blocks + 16)))
+    for first in range(0, batch, rows):
+        some = slice(first, first + rows)
+        count = min(rows, batch - first)
+        partial = blocks, count, others, steps
+        tops = scores.new_full(partial if blocks > 1 else (1,), -torch.inf)
+        places = tops.new_zeros(tops.shape if keep else (1,), dtype=kind)
+        over_x = scores.new_zeros(partial[:3] if blocks > 1 else (1,))
+        _maxima[(triton.cdiv(count, _GROUP) * _GROUP * others, blocks)](
+            x[0][some],
+            x[1][some],
+            y[0],
+            y[1],
+            x_lengths[some],
+            y_lengths,
+            scores[some],
+            places if best_y is None else best_y[some],
+            places if best_x is None else best_x[some],
+            tops,
+            places,
+            over_x,
+            count,
+            others,
+            steps,
+            length,
+            features,
+            TERMS=terms(),
+            KEEP=keep,
+            WHOLE=blocks == 1,
+            GROUP=_GROUP,
+            BLOCK_X=min(128, max(16, triton.next_power_of_2(steps))),
+            BLOCK_Y=block_y,
+            BLOCK_D=FEATURES,
+            num_warps=8,
+            num_stages=3,
+        )
+        if blocks > 1:
+            top, block = tops.max(0)
+            t = x_lengths[some, None]
+            real = torch.arange(steps, device=t.device) < t
+            over_y = top.masked_fill_(~real[:, None], 0.0).sum(2) / t
+            scores[some] = (over_y + over_x.sum(0) / y_lengths) / 2
+            if best_y is not None:
+                best_y[some] = places.gather(0, block[None])[0].mT
+    return scores
+
+
+_GROUP = 8
+"""Items of x that neighbouring programs take, with one of y after the other."""
+
+
+@triton.jit
+@no_type_check
+def _maxima(
+    x_high,
+    x_low,
+    y_high,
+    y_low,
+    x_lengths,
+    y_lengths,
+    scores,
+    best_y,
+    best_x,
+    tops,
+    places,
+    over_x,
+    batch,
+    others,
+    steps,
+    length,
+    features,
+    TERMS: tl.constexpr,
+    KEEP: tl.constexpr,
+    WHOLE: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    program, block = tl.program_id(0), tl.program_id(1)
+    j = (program // GROUP) % others
+    i = program // (GROUP * others) * GROUP + program % GROUP
+    if i >= batch:
+        return
+    t, l = tl.load(x_lengths + i).to(tl.int32), tl.load(y_lengths + j).to(tl.int32)  # noqa: E741
+    if block * BLOCK_Y >= l:
+        return
+    i, j = i.to(tl.int64), j.to(tl.int64)
+    x_high += i * steps * features
+    x_low += i * steps * features
+    y_high += j * length * features
+    y_low += j * length * features
+    pair = i * others + j
+    b = block * BLOCK_Y + tl.arange(0, BLOCK_Y)
+    b_real = b < l
+    column_top = tl.full((BLOCK_Y,), -float("inf"), tl.float32)
+    column_place = tl.zeros((BLOCK_Y,), tl.int32)
+    row_sums = tl.zeros((BLOCK_X,), tl.float32)
+    for first in range(0, t, BLOCK_X):
+        a = first + tl.arange(0, BLOCK_X)
+        a_real = a < t
+        tile = products(
+            x_high,
+            x_low,
+            a,
+            a_real,
+            y_high,
+            y_low,
+            b,
+            b_real,
+            features,
+            TERMS,
+            BLOCK_X,
+            BLOCK_Y,
+            BLOCK_D,
+        )
+        tile = tl.where(a_real[:, None] & b_real[None, :], tile, -float("inf"))
+        row_top = tl.max(tile, 1)
+        if KEEP:
+            # The first of equal maxima. One that is NaN is nowhere: any place serves.
+            at = tl.where(tile == row_top[:, None], b[None, :], length - 1)
+            row_place = tl.min(at, 1)
+        if WHOLE:
+            row_sums += tl.where(a_real, row_top, 0.0)
+            if KEEP:
+                to = best_y + (i * steps + a) * others + j
+                tl.store(to, row_place.to(best_y.dtype.element_ty), mask=a_real)
+        else:
+            to = (block.to(tl.int64) * batch * others + pair) * steps + a
+            tl.store(tops + to, row_top, mask=a_real)
+            if KEEP:
+                tl.store(places + to, row_place.to(places.dtype.element_ty), mask=a_real)
+        new_top = tl.max(tile, 0)
+        if KEEP:
+            at = tl.where(tile == new_top[None, :], a[:, None], steps - 1)
+            new_place = tl.min(at, 0)
+            column_place = tl.where(new_top > column_top, new_place, column_place)
+        column_top = tl.maximum(column_top, new_top)
+    if KEEP:
+        to = best_x + pair * length + b
+        tl.store(to, column_place.to(best_x.dtype.element_ty), mask=b_real)
+    column_sum = tl.sum(tl.where(b_real, column_top, 0.0), 0)
+    if WHOLE:
+        tl.store(scores + pair, (tl.sum(row_sums, 0) / t + column_sum / l) / 2)
+    else:
+        tl.store(over_x + block.to(tl.int64) * batch * others + pair, column_sum)
+
+
+def _spread(
+    to: Tensor,
+    grad: Tensor,
+    other: tuple[Tensor, Tensor],
+    own_lengths: Tensor,
+    other_lengths: Tensor,
+    own_places: Tensor,
+    other_places: Tensor,
+    add: bool,
+) -> None:
+    """Write, or `add`, the gradient (n, S, D) of one side `to`, given `grad` (n, m)."""
+    count, steps, features = to.shape
+    _, length, padded = other[0].shape
+    apart = steps + length > 2**11
+    block = min(64, max(16, triton.next_power_of_2(steps)))
+    # Parts that are summed apart need registers of their own.
+    block_d = min(64 if apart else 128, triton.next_power_of_2(padded))
+    grid = count, triton.cdiv(steps, block), triton.cdiv(features, block_d)
+    _gradient[grid](
+        to,
+        grad,
+        other[0],
+        other[1],
+        own_lengths,
+        other_lengths,
+        own_places,
+        other_places,
+        len(other_lengths),
+        steps,
+        length,
+        features,
+        padded,
+        *to.stride(),
+        *grad.stride(),
+        *own_places.stride(),
+        *other_places.stride(),
+        TERMS=terms(),
+        ADD=add,
+        APART=apart,
+        BLOCK_A=block,
+        BLOCK_B=32,
+        BLOCK_D=block_d,
+        num_warps=8,
+        num_stages=3,
+    )
+
+
+@triton.jit
+@no_type_check
+def _gradient(
+    to,
+    grad,
+    other_high,
+    other_low,
+    own_lengths,
+    other_lengths,
+    own_places,
+    other_places,
+    others,
+    steps,
+    length,
+    features,
+    padded,
+    to_0,
+    to_1,
+    to_2,
+    grad_own,
+    grad_other,
+    own_0,
+    own_1,
+    own_2,
+    other_0,
+    other_1,
+    other_2,
+    TERMS: tl.constexpr,
+    ADD: tl.constexpr,
+    APART: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64)
+    a = tl.program_id(1) * BLOCK_A + tl.arange(0, BLOCK_A)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    t = tl.load(own_lengths + i).to(tl.int32)
+    real = a < t
+    total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+    if tl.program_id(1) * BLOCK_A < t:
+        for number in range(others):
+            j = tl.cast(number, tl.int64)
+            l = tl.load(other_lengths + j).to(tl.int32)  # noqa: E741
+            share = tl.load(grad + i * grad_own + j * grad_other) / 2
+            own = own_places + i * own_0 + j * own_1
+            where_b = tl.load(own + a.to(tl.int64) * own_2, mask=real, other=0).to(tl.int32)
+            where_a_at = other_places + i * other_0 + j * other_1
+            first_row = j * length
+            part = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+            part_b = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+            for first in range(0, l, BLOCK_B):
+                b = first + tl.arange(0, BLOCK_B)
+                b_real = b < l
+                where_a = tl.load(where_a_at + b.to(tl.int64) * other_2, mask=b_real, other=0)
+                both = real[:, None] & b_real[None, :]
+                from_a = (where_b[:, None] == b[None, :]) & both
+                from_b = (where_a.to(tl.int32)[None, :] == a[:, None]) & both
+                at = (first_row + b)[:, None] * padded + d[None, :]
+                inside = b_real[:, None] & (d < padded)[None, :]
+                steps_high = tl.load(other_high + at, mask=inside, other=0.0)
+                if APART:
+                    chosen_a, chosen_b = from_a.to(tl.float16), from_b.to(tl.float16)
+                    part = tl.dot(chosen_a, steps_high, part)
+                    part_b = tl.dot(chosen_b, steps_high, part_b)
+                    if TERMS == 3:
+                        steps_low = tl.load(other_low + at, mask=inside, other=0.0)
+                        part = tl.dot(chosen_a, steps_low, part)
+                        part_b = tl.dot(chosen_b, steps_low, part_b)
+                else:
+                    chosen = tl.where(from_a, l, 0) + tl.where(from_b, t, 0)
+                    part = tl.dot(chosen.to(tl.float16), steps_high, part)
+                    if TERMS == 3:
+                        steps_low = tl.load(other_low + at, mask=inside, other=0.0)
+                        part = tl.dot(chosen.to(tl.float16), steps_low, part)
+            if APART:
+                total += share / t * part + share / l * part_b
+            else:
+                total += share / (t * l) * part
+    at = to + i * to_0 + a[:, None].to(tl.int64) * to_1 + d[None, :] * to_2
+    inside = (a < steps)[:, None] & (d < features)[None, :]
+    if ADD:
+        total += tl.load(at, mask=inside, other=0.0)
+    tl.store(at, total, mask=inside)

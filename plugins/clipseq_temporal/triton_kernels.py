@@ -1,0 +1,558 @@
+r"""`temporal_scores` and `temporal_scores_backward` on a GPU.
+
+As many pairs at a time as `WORKSPACE` holds go through these kernels, which hand the cells of one
+to the next in device memory:
+
+1. `_rates`: a tile of ⟨x, y⟩ on tensor cores, as rates (see `clipseq_temporal.recursion`), stored
+   by anti-diagonals: cell (i, j) in row i + j and column j. This store is scattered, so that the
+   recursion may read whole rows, again and again.
+2. `_weights`: the recursion in registers, a warp per pair, lanes along the shorter side. A step
+   needs the last value of the neighbour to the left: four shuffles a lane, no barrier. The steps
+   of a pair wait for one another; what hides that are the warps of other pairs, as many as a
+   multiprocessor takes, and the next row is read while this one is computed. In backward it leaves
+   the shares of the ways into each cell: from above (in the place of the rate, which has been
+   used) and from the left; what is missing to 1 came diagonally.
+3. `_alignment`: along the same rows backwards, without a transcendental. It leaves the expected
+   alignment, in the place of the shares from above.
+4. `_gradient`: alignment times steps, on tensor cores. A program per block of x_i goes through the
+   tile's j, and one per block of y_j through its i, so that nothing is added across programs, and
+   the order of every sum is fixed. Both factors are two halves each (see `clipseq.kernels`), the
+   alignment after scaling to the largest gradient of its sequence.
+
+A shorter side of more than 128 steps takes a warp for each 128, and then a step has two barriers.
+A cell is 4 bytes, written and read once in forward; in backward there are two, and 9 such
+passes. Nothing else grows with B·C but the scores, and their counts and widths of bands.
+
+The number of paths is counted by the same recursion on zero cost. float32 is enough for it as it
+is for the weights: both lack the growth of the number of paths, and both round alike.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import no_type_check
+
+import attrs
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from clipseq.kernels import FEATURES, halves, terms
+from clipseq.tiling import tile_shape
+from clipseq.triton_tile import products
+from clipseq_temporal.recursion import GROWTH
+
+WORKSPACE = 2**29
+"""Most bytes that the cells of a tile of pairs may take."""
+
+_LANES = 2**10
+"""Most steps that the shorter side may have: its lanes are the threads of one program."""
+
+_NEVER = tl.constexpr(-1e30)
+"""Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
+
+
+def supported(x: Tensor, y: Tensor) -> bool:
+    """Whether the kernels take sequences of this many steps."""
+    lengths = x.shape[1], y.shape[1]
+    return min(lengths) <= _LANES and 8 * _cells(max(lengths), min(lengths)) <= 2**29
+
+
+def forward(
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
+) -> Tensor:
+    """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
+    if x.shape[1] < y.shape[1]:
+        return forward(y, x, y_lengths, x_lengths, gamma, band).mT.contiguous()
+    with torch.cuda.device_of(x):
+        everything = _pairs(x, y, x_lengths, y_lengths, gamma, band)
+        weights, counts = (x.new_empty(len(x), len(y)) for _ in range(2))
+        for rows, columns, tile in everything.tiles(1):
+            cells = tile.rates()
+            tile.weights(cells, out=weights[rows, columns])
+        everything.weights(None, out=counts)
+        # 1 - (softDTW(-s) + t + l + γ log N) / (t + l)
+        return gamma * math.log(2) * (weights - counts) / (x_lengths[:, None] + y_lengths)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    gamma: float,
+    band: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients to x and y, every tile computed again: only the inputs were kept."""
+    if x.shape[1] < y.shape[1]:
+        grad_y, grad_x = backward(grad.mT, y, x, y_lengths, x_lengths, gamma, band)
+        return grad_x, grad_y
+    with torch.cuda.device_of(x):
+        grad = grad / (x_lengths[:, None] + y_lengths)
+        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+        for rows, columns, tile in _pairs(x, y, x_lengths, y_lengths, gamma, band).tiles(2):
+            cells = tile.rates()
+            from_left = torch.empty_like(cells)
+            tile.weights(cells, from_left)
+            tile.alignment(cells, from_left)
+            tile.add_gradient(cells, grad[rows, columns], grad_x[rows], grad_y[columns])
+        return grad_x, grad_y
+
+
+def _cells(steps: int, lanes: int) -> int:
+    """Numbers that the anti-diagonals of a pair take."""
+    return (steps + lanes - 1) * _row(lanes)
+
+
+def _row(lanes: int) -> int:
+    """Numbers from one anti-diagonal to the next: whole sectors of memory."""
+    return triton.cdiv(lanes, 16) * 16
+
+
+def _pairs(
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
+) -> "_Pairs":
+    t, length = x_lengths.contiguous(), y_lengths.contiguous()
+    widths = None
+    if band is not None:
+        # As in `band_mask`; the cells are compared in whole numbers.
+        m, n = (t - 1).double()[:, None], (length - 1).double()
+        width = torch.maximum(band * m * n, torch.maximum(m, n) / 2)
+        widths = (width * (1 + 1e-9)).floor().int()
+    return _Pairs(halves(x), halves(y), t, length, widths, 1 / (gamma * math.log(2)))
+
+
+@attrs.frozen(eq=False)
+class _Pairs:
+    """Every pair of some x and some y, the longer ones x."""
+
+    x: tuple[Tensor, Tensor]  # halves (B, T, D')
+    y: tuple[Tensor, Tensor]  # halves (C, L, D')
+    t: Tensor
+    l: Tensor  # noqa: E741
+    widths: Tensor | None
+    scale: float
+
+    def tiles(self, arrays: int) -> Iterator[tuple[slice, slice, "_Pairs"]]:
+        """As many pairs at a time as the workspace holds with so many numbers a cell."""
+        pairs = max(1, WORKSPACE // (4 * arrays * self._size()))
+        height, width = tile_shape(len(self.t), len(self.l), pairs)
+        for row in range(0, len(self.t), height):
+            for column in range(0, len(self.l), width):
+                i, j = slice(row, row + height), slice(column, column + width)
+                yield (
+                    i,
+                    j,
+                    _Pairs(
+                        (self.x[0][i], self.x[1][i]),
+                        (self.y[0][j], self.y[1][j]),
+                        self.t[i],
+                        self.l[j],
+                        None if self.widths is None else self.widths[i, j],
+                        self.scale,
+                    ),
+                )
+
+    def rates(self) -> Tensor:
+        """The rates of all cells, by anti-diagonals, one pair after the other."""
+        count = len(self.t) * len(self.l)
+        # Lanes beyond a row read the next one; those of the last pair read what is added here.
+        cells = self.t.new_empty(count * self._size() + 2 * _LANES, dtype=torch.float32)
+        steps, length = self.x[0].shape[1], self.y[0].shape[1]
+        block_x = min(128, max(16, triton.next_power_of_2(steps)))
+        block_y = min(128, max(16, triton.next_power_of_2(length)))
+        _rates[(count, triton.cdiv(steps, block_x), triton.cdiv(length, block_y))](
+            cells,
+            *self.x,
+            *self.y,
+            *self._pair(),
+            self._size(),
+            _row(length),
+            steps,
+            length,
+            self.x[0].shape[2],
+            self.scale,
+            GROWTH,
+            TERMS=terms(),
+            BANDED=self.widths is not None,
+            BLOCK_X=block_x,
+            BLOCK_Y=block_y,
+            BLOCK_D=FEATURES,
+            num_warps=8,
+            num_stages=3,
+        )
+        return cells
+
+    def weights(
+        self, cells: Tensor | None, from_left: Tensor | None = None, out: Tensor | None = None
+    ) -> None:
+        """Log2 of the total weight of each pair's paths into `out`, or shares into the cells.
+
+        Without cells the cost is zero everywhere.
+        """
+        anything = self.t
+        _weights[(len(self.t) * len(self.l),)](
+            anything if cells is None else cells,
+            anything if from_left is None else from_left,
+            anything if out is None else out,
+            0 if out is None else out.stride(0),
+            *self._pair(),
+            self._size(),
+            _row(self.y[0].shape[1]),
+            GROWTH,
+            FREE=cells is None,
+            SHARES=from_left is not None,
+            BANDED=self.widths is not None,
+            **self._lanes(),
+        )
+
+    def alignment(self, cells: Tensor, from_left: Tensor) -> None:
+        """The expected alignment over the shares."""
+        _alignment[(len(self.t) * len(self.l),)](
+            cells,
+            from_left,
+            *self._pair(),
+            self._size(),
+            _row(self.y[0].shape[1]),
+            BANDED=self.widths is not None,
+            **self._lanes(),
+        )
+
+    def add_gradient(self, cells: Tensor, grad: Tensor, grad_x: Tensor, grad_y: Tensor) -> None:
+        """Add alignment times steps, weighted by `grad` (b, c)."""
+        size, row, columns = self._size(), _row(self.y[0].shape[1]), len(self.l)
+        widths = None if self.widths is None else self.widths
+        _add_products(
+            grad_x,
+            grad,
+            self.y,
+            self.t,
+            self.l,
+            widths,
+            cells,
+            (columns * size, size, row, row + 1),
+        )
+        widths = None if self.widths is None else self.widths.mT
+        _add_products(
+            grad_y,
+            grad.mT,
+            self.x,
+            self.l,
+            self.t,
+            widths,
+            cells,
+            (size, columns * size, row + 1, row),
+        )
+
+    def _size(self) -> int:
+        return _cells(self.x[0].shape[1], self.y[0].shape[1])
+
+    def _pair(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """What kernels read of a pair: lengths, widths, their stride, and the columns."""
+        widths = self.t if self.widths is None else self.widths
+        return self.t, self.l, widths, widths.stride(0), len(self.l)
+
+    def _lanes(self) -> dict[str, int]:
+        block = max(16, triton.next_power_of_2(self.y[0].shape[1]))
+        return {"BLOCK": block, "num_warps": max(1, block // 128)}
+
+
+def _add_products(
+    to: Tensor,
+    grad: Tensor,
+    other: tuple[Tensor, Tensor],
+    own_lengths: Tensor,
+    other_lengths: Tensor,
+    widths: Tensor | None,
+    cells: Tensor,
+    strides: tuple[int, int, int, int],
+) -> None:
+    """Add to the gradient `to` (n, S, D) of one side; `strides` of the cells (n, m, S, S')."""
+    count, steps, features = to.shape
+    padded = other[0].shape[2]
+    # What halves lose is then beyond what float32 keeps of the largest.
+    largest = grad.abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
+    share = grad / largest[:, None]
+    block = min(64, max(16, triton.next_power_of_2(steps)))
+    block_d = min(128, triton.next_power_of_2(padded))
+    bands = own_lengths if widths is None else widths
+    _gradient[(count, triton.cdiv(steps, block), triton.cdiv(features, block_d))](
+        to,
+        largest,
+        share,
+        *other,
+        own_lengths,
+        other_lengths,
+        bands,
+        cells,
+        len(other_lengths),
+        steps,
+        other[0].shape[1],
+        features,
+        padded,
+        *to.stride(),
+        *share.stride(),
+        *(bands.stride() if widths is not None else (0, 0)),
+        *strides,
+        TERMS=terms(),
+        BANDED=widths is not None,
+        BLOCK_A=block,
+        BLOCK_B=32,
+        BLOCK_D=block_d,
+        num_warps=4,
+        num_stages=3,
+    )
+
+
+@triton.jit
+@no_type_check
+def _rates(
+    cells,
+    x_high,
+    x_low,
+    y_high,
+    y_low,
+    x_lengths,
+    y_lengths,
+    widths,
+    widths_stride,
+    columns,
+    size,
+    row,
+    steps,
+    length,
+    features,
+    scale,
+    growth,
+    TERMS: tl.constexpr,
+    BANDED: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+    BLOCK_Y: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    i, j = pair // columns, pair % columns
+    t, l = tl.load(x_lengths + i).to(tl.int32), tl.load(y_lengths + j).to(tl.int32)  # noqa: E741
+    a_first, b_first = tl.program_id(1) * BLOCK_X, tl.program_id(2) * BLOCK_Y
+    if a_first >= t or b_first >= l:
+        return
+    if BANDED:
+        width = tl.load(widths + i * widths_stride + j)
+        lowest = a_first * (l - 1) - (b_first + BLOCK_Y - 1) * (t - 1)
+        highest = (a_first + BLOCK_X - 1) * (l - 1) - b_first * (t - 1)
+        if lowest > width or highest < -width:
+            return
+    a, b = a_first + tl.arange(0, BLOCK_X), b_first + tl.arange(0, BLOCK_Y)
+    a_real, b_real = a < t, b < l
+    tile = products(
+        x_high + i * steps * features,
+        x_low + i * steps * features,
+        a,
+        a_real,
+        y_high + j * length * features,
+        y_low + j * length * features,
+        b,
+        b_real,
+        features,
+        TERMS,
+        BLOCK_X,
+        BLOCK_Y,
+        BLOCK_D,
+    )
+    to = cells + pair * size + (a[:, None] + b[None, :]) * row + b[None, :]
+    tl.store(to, tile * scale - growth, mask=a_real[:, None] & b_real[None, :])
+
+
+@triton.jit
+@no_type_check
+def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
+    """Which lanes of anti-diagonal k are cells that a path may pass."""
+    step = k - lane
+    real = (lane < l) & (step >= 0) & (step < t)
+    if BANDED:
+        real = real & (tl.abs(step * (l - 1) - lane * (t - 1)) <= width)
+    return real
+
+
+@triton.jit
+@no_type_check
+def _weights(
+    cells,
+    from_left,
+    out,
+    out_stride,
+    x_lengths,
+    y_lengths,
+    widths,
+    widths_stride,
+    columns,
+    size,
+    row,
+    growth,
+    FREE: tl.constexpr,
+    SHARES: tl.constexpr,
+    BANDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    i, j = pair // columns, pair % columns
+    t, l = tl.load(x_lengths + i).to(tl.int32), tl.load(y_lengths + j).to(tl.int32)  # noqa: E741
+    width = 0
+    if BANDED:
+        width = tl.load(widths + i * widths_stride + j)
+    lane = tl.arange(0, BLOCK)
+    left_of = tl.maximum(lane - 1, 0)
+    cells += pair * size
+    from_left += pair * size
+    rate = tl.full((BLOCK,), 0.0, tl.float32) - growth
+    coming = rate
+    if not FREE:
+        coming = tl.load(cells + lane)
+    above = tl.full((BLOCK,), _NEVER, tl.float32)
+    # A path enters the first cell diagonally, from nowhere.
+    corner = tl.where(lane == 0, 0.0, _NEVER)
+    for k in range(t + l - 1):
+        real = _inside(k, lane, t, l, width, BANDED)
+        if not FREE:
+            rate = tl.where(real, coming, 0.0)
+            coming = tl.load(cells + tl.minimum(k + 1, t + l - 2) * row + lane)
+        left = tl.where(lane == 0, _NEVER, tl.gather(above, left_of, 0))
+        diagonal = corner + rate
+        peak = tl.maximum(tl.maximum(above, left), diagonal)
+        down, right = tl.exp2(above - peak), tl.exp2(left - peak)
+        total = down + right + tl.exp2(diagonal - peak)
+        if SHARES:
+            tl.store(cells + k * row + lane, down / total, mask=real)
+            tl.store(from_left + k * row + lane, right / total, mask=real)
+        corner = left
+        above = tl.where(real, tl.log2(total) + peak + rate, _NEVER)
+    if not SHARES:
+        tl.store(out + i * out_stride + j, tl.sum(tl.where(lane == l - 1, above, 0.0), 0))
+
+
+@triton.jit
+@no_type_check
+def _alignment(
+    cells,
+    from_left,
+    x_lengths,
+    y_lengths,
+    widths,
+    widths_stride,
+    columns,
+    size,
+    row,
+    BANDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    i, j = pair // columns, pair % columns
+    t, l = tl.load(x_lengths + i).to(tl.int32), tl.load(y_lengths + j).to(tl.int32)  # noqa: E741
+    width = 0
+    if BANDED:
+        width = tl.load(widths + i * widths_stride + j)
+    lane = tl.arange(0, BLOCK)
+    right_of = tl.minimum(lane + 1, BLOCK - 1)
+    cells += pair * size
+    from_left += pair * size
+    last = t + l - 2
+    coming_down = tl.load(cells + last * row + lane)
+    coming_right = tl.load(from_left + last * row + lane)
+    # What later cells send: to the one above them, to the left, and to the corner (a row later).
+    upwards = tl.where(lane == l - 1, 1.0, 0.0)
+    leftwards = tl.zeros((BLOCK,), tl.float32)
+    cornerwards = tl.zeros((BLOCK,), tl.float32)
+    for done in range(last + 1):
+        k = last - done
+        real = _inside(k, lane, t, l, width, BANDED)
+        down, right = tl.where(real, coming_down, 0.0), tl.where(real, coming_right, 0.0)
+        earlier = tl.maximum(k - 1, 0) * row + lane
+        coming_down, coming_right = tl.load(cells + earlier), tl.load(from_left + earlier)
+        arrived = tl.gather(leftwards, right_of, 0)
+        arrived = upwards + tl.where(lane == BLOCK - 1, 0.0, arrived)
+        arrived = tl.where(real, arrived, 0.0)
+        diagonal = 1.0 - down - right
+        # Zero where the band ends, as the cells there are multiplied too.
+        cell = _inside(k, lane, t, l, width, False)
+        tl.store(cells + k * row + lane, arrived * (1.0 + diagonal), mask=cell)
+        upwards = arrived * down
+        leftwards = arrived * right + cornerwards
+        cornerwards = arrived * diagonal
+
+
+@triton.jit
+@no_type_check
+def _gradient(
+    to,
+    largest,
+    share,
+    other_high,
+    other_low,
+    own_lengths,
+    other_lengths,
+    widths,
+    cells,
+    others,
+    steps,
+    length,
+    features,
+    padded,
+    to_0,
+    to_1,
+    to_2,
+    share_0,
+    share_1,
+    widths_0,
+    widths_1,
+    cells_0,
+    cells_1,
+    cells_2,
+    cells_3,
+    TERMS: tl.constexpr,
+    BANDED: tl.constexpr,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64)
+    a_first = tl.program_id(1) * BLOCK_A
+    t = tl.load(own_lengths + i).to(tl.int32)
+    if a_first >= t:
+        return
+    a = a_first + tl.arange(0, BLOCK_A)
+    d = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    a_real = a < t
+    total = tl.zeros((BLOCK_A, BLOCK_D), tl.float32)
+    for number in range(others):
+        j = tl.cast(number, tl.int64)
+        l = tl.load(other_lengths + j).to(tl.int32)  # noqa: E741
+        weight = tl.load(share + i * share_0 + j * share_1)
+        first, stop = 0, l
+        if BANDED:
+            # |a·(l-1) - b·(t-1)| <= width for some a of the block.
+            width = tl.load(widths + i * widths_0 + j * widths_1)
+            if t > 1:
+                first = tl.maximum(a_first * (l - 1) - width, 0) // (t - 1)
+                a_last = tl.minimum(a_first + BLOCK_A, t) - 1
+                stop = tl.minimum((a_last * (l - 1) + width) // (t - 1) + 1, l)
+        of_pair = cells + i * cells_0 + j * cells_1
+        for b_first in range(first, stop, BLOCK_B):
+            b = b_first + tl.arange(0, BLOCK_B)
+            b_real = b < stop
+            at = of_pair + a[:, None] * cells_2 + b[None, :] * cells_3
+            alignment = tl.load(at, mask=a_real[:, None] & b_real[None, :], other=0.0) * weight
+            high = alignment.to(tl.float16)
+            at = (j * length + b)[:, None] * padded + d[None, :]
+            inside = b_real[:, None] & (d < padded)[None, :]
+            steps_high = tl.load(other_high + at, mask=inside, other=0.0)
+            total = tl.dot(high, steps_high, total)
+            if TERMS == 3:
+                low = (alignment - high.to(tl.float32)).to(tl.float16)
+                steps_low = tl.load(other_low + at, mask=inside, other=0.0)
+                total = tl.dot(high, steps_low, total)
+                total = tl.dot(low, steps_high, total)
+    at = to + i * to_0 + a[:, None].to(tl.int64) * to_1 + d[None, :] * to_2
+    inside = a_real[:, None] & (d < features)[None, :]
+    sum_so_far = tl.load(at, mask=inside, other=0.0)
+    tl.store(at, sum_so_far + tl.load(largest + i) * total, mask=inside)

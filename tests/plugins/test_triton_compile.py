@@ -1,0 +1,127 @@
+"""The kernels compile for a GPU that is not there, and fit it.
+
+What the launchers launch is compiled down to machine code, and never run: types, shared memory
+and registers, which the interpreter does not know.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+COMPILE = """
+import json, os, re, subprocess, sys, tempfile
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from clipseq_local import triton_kernels as local
+from clipseq_temporal import triton_kernels as temporal
+
+
+class Absent:
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", int(sys.argv[1]), 32))
+
+
+tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+found = []
+
+
+def resources(kernel):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = subprocess.run(
+            [os.path.join(tools, "cuobjdump"), "--dump-resource-usage", file.name],
+            capture_output=True, text=True, check=True,
+        ).stdout
+    registers, stack = re.search(r"REG:(\\d+) STACK:(\\d+)", usage).groups()
+    return int(registers), int(stack)
+
+
+run = JITFunction.run
+
+def compile_only(self, *arguments, grid, warmup, **options):
+    kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+    if kernel not in [known for known, _ in found]:
+        registers, stack = resources(kernel)
+        found.append((kernel, {
+            "name": f"{self.fn.__module__}.{self.fn.__name__}",
+            "shared": kernel.metadata.shared,
+            "threads": 32 * kernel.metadata.num_warps,
+            "registers": registers,
+            "stack": stack,
+            "tensor cores": len(re.findall(r"wgmma\\.mma_async|mma\\.sync", kernel.asm["ptx"])),
+            "barriers": kernel.asm["ptx"].count("bar.sync"),
+        }))
+    return kernel
+
+
+JITFunction.run = compile_only
+driver.set_active(Absent())
+# Steps and features as in the largest benchmark.
+x, y = torch.zeros(2, 248, 256), torch.zeros(3, 77, 256)
+t, length, grad = torch.tensor([248, 5]), torch.tensor([77, 3, 1]), torch.zeros(2, 3)
+where = torch.zeros(2, 248, 3, dtype=torch.uint8), torch.zeros(2, 3, 77, dtype=torch.uint8)
+local.forward(x, y, t, length, None, None)
+local.forward(x, y, t, length, *where)
+local.backward(grad, x, y, t, length, *where)
+for band in (None, 0.2):
+    temporal.forward(x, y, t, length, 0.1, band)
+    temporal.backward(grad, x, y, t, length, 0.1, band)
+print(json.dumps([numbers for _, numbers in found]))
+"""
+
+LARGEST = {80: 163, 90: 227}
+"""KiB of shared memory that a program may have, by compute capability (times ten)."""
+
+
+@pytest.fixture(scope="module", params=sorted(LARGEST))
+def compiled(request, tmp_path_factory):
+    pytest.importorskip("triton", reason="nothing compiles the kernels without triton")
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, str(request.param)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={key: value for key, value in environment.items() if key != "TRITON_INTERPRET"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return request.param, json.loads(done.stdout)
+
+
+def test_every_kernel_compiles_and_fits(compiled):
+    capability, kernels = compiled
+    assert {kernel["name"] for kernel in kernels} == {
+        "clipseq_local.triton_kernels._maxima",
+        "clipseq_local.triton_kernels._gradient",
+        "clipseq_temporal.triton_kernels._rates",
+        "clipseq_temporal.triton_kernels._weights",
+        "clipseq_temporal.triton_kernels._alignment",
+        "clipseq_temporal.triton_kernels._gradient",
+    }
+    for kernel in kernels:
+        assert kernel["shared"] <= 1024 * LARGEST[capability], kernel
+        assert kernel["registers"] * kernel["threads"] <= 2**16, kernel
+        # Registers that did not suffice go to the stack: none on the newer, a few on the older.
+        assert kernel["stack"] <= (0 if capability == 90 else 64), kernel
+
+
+def test_products_are_left_to_tensor_cores(compiled):
+    for kernel in compiled[1]:
+        recursion = kernel["name"].endswith(("_weights", "_alignment"))
+        assert (kernel["tensor cores"] > 0) != recursion, kernel
+
+
+def test_the_recursion_of_a_warp_needs_no_barrier_and_leaves_room_for_others(compiled):
+    for kernel in compiled[1]:
+        if kernel["name"].endswith(("_weights", "_alignment")):
+            assert (kernel["threads"], kernel["barriers"], kernel["shared"]) == (32, 0, 0)
+            # 65536 registers for 16 warps and more.
+            assert 16 * 32 * kernel["registers"] <= 2**16

@@ -1,0 +1,103 @@
+"""local's Triton kernels against the definition, pair by pair in float64."""
+
+import pytest
+import torch
+from through_triton import computed
+
+from clipseq import unit
+
+
+def case(batch, others, steps, length, features, keep=True, **more):
+    generator = torch.Generator().manual_seed(steps * length)
+
+    def side(count, steps):
+        values = unit(torch.randn(count, steps, features, generator=generator))
+        lengths = torch.randint(1, steps + 1, (count,), generator=generator)
+        lengths[0] = steps
+        # The padding holds other steps: who looked at it would find maxima there.
+        return values, lengths
+
+    (x, x_lengths), (y, y_lengths) = side(batch, steps), side(others, length)
+    return {
+        "similarity": "local",
+        "x": x,
+        "y": y,
+        "x_lengths": x_lengths,
+        "y_lengths": y_lengths,
+        "weights": torch.randn(batch, others, generator=generator),
+        "options": (keep,),
+        **more,
+    }
+
+
+CASES = {
+    "a rectangle": case(3, 2, 9, 5, 8),
+    "indices found again": case(3, 2, 9, 5, 8, keep=False),
+    "more y than x": case(2, 4, 3, 17, 8),
+    "features beyond a block": case(2, 2, 7, 6, 70),
+    "single steps": case(2, 3, 1, 1, 4),
+    "two features": case(2, 2, 4, 3, 2),
+    "x of several tiles": case(2, 2, 300, 7, 40),
+    "y of several blocks": case(2, 2, 9, 140, 16),
+    "both, a row at a time": case(3, 2, 130, 140, 16, keep=False, workspace=1),
+    "more than half precision counts": case(1, 2, 2060, 3, 4),
+    "more than half precision counts, swapped": case(2, 1, 3, 2060, 4),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    coarse = {"one product": CASES["features beyond a block"] | {"precision": "tf32"}}
+    return computed(tmp_path_factory.mktemp("local"), CASES | coarse | {"ties": ties()})
+
+
+def ties():
+    step, other = torch.eye(2)
+    return case(1, 1, 2, 3, 2) | {
+        "x": torch.stack((step, step))[None],
+        "y": torch.stack((step, other, step))[None],
+        "weights": torch.ones(1, 1),
+    }
+
+
+def by_definition(case):
+    x, y = (case[side].double().requires_grad_() for side in "xy")
+    scores = [
+        [
+            ((a[:t] @ b[:length].mT).amax(1).mean() + (a[:t] @ b[:length].mT).amax(0).mean()) / 2
+            for b, length in zip(y, case["y_lengths"].tolist(), strict=True)
+        ]
+        for a, t in zip(x, case["x_lengths"].tolist(), strict=True)
+    ]
+    scores = torch.stack([torch.stack(row) for row in scores])
+    return scores, *torch.autograd.grad((scores * case["weights"]).sum(), (x, y))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree_with_the_definition(name, results):
+    scores, *gradients = results[name]
+    exact, *exact_gradients = by_definition(CASES[name])
+    assert (scores - exact).abs().max() <= 1e-6
+    for gradient, other in zip(gradients, exact_gradients, strict=True):
+        assert (gradient - other).abs().max() <= 1e-6 * other.abs().max()
+
+
+def test_one_product_has_the_precision_of_tf32(results):
+    scores, *gradients = results["one product"]
+    exact, *exact_gradients = by_definition(CASES["features beyond a block"])
+    assert 1e-6 < (scores - exact).abs().max() <= 1e-3
+    for gradient, other in zip(gradients, exact_gradients, strict=True):
+        assert (gradient - other).abs().max() <= 1e-3 * other.abs().max()
+
+
+def test_one_of_equal_maxima_has_the_gradient(results):
+    scores, to_x, to_y = results["ties"]
+    # Both x find one of two equal y; those two find one of two equal x, and the third y finds any.
+    assert scores.item() == pytest.approx((1 + 2 / 3) / 2)
+    step, other = torch.eye(2)
+    shares = to_y[0] @ step * 2
+    assert sorted(shares[[0, 2]].tolist()) == pytest.approx([1 / 3, 1 + 1 / 3])
+    torch.testing.assert_close(to_y[0, 1], step / 6)
+    # In total what the definition gives: each maximum hands over its partner, once.
+    torch.testing.assert_close(to_x[0].sum(0), step * (1 / 2 + 1 / 3) + other / 6)
+    torch.testing.assert_close(to_y[0].sum(0), step * (1 / 2 + 1 / 2))
