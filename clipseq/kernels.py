@@ -8,6 +8,10 @@ the rate of half precision, where Triton's ``input_precision="tf32x3"`` splits i
 and multiplies at half that rate, and ``"ieee"`` leaves the tensor cores idle. Where torch may use
 TF32 (``torch.set_float32_matmul_precision("high")``), high·high alone is computed: it has the 11
 bits of a TF32 product.
+
+Callers in bfloat16 get the same: their steps come here normalised in float32, and to round unit
+vectors to bfloat16 again would leave 8 bits of each. Speed at the price of digits is the above
+setting's to give, whatever the caller's type.
 """
 
 import os
