@@ -1,17 +1,35 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from clipseq_temporal.recursion import GROWTH, backward, band_mask, forward, log_paths
+from clipseq import in_threads
+from clipseq_temporal.recursion import (
+    GROWTH,
+    NEVER,
+    Strip,
+    backward,
+    band_mask,
+    forward,
+    log_paths,
+    strips,
+)
 
-CELLS = 2**20
-"""Most cells (T·L·pairs) of a tile: what bounds the memory."""
+CELLS = 2**22
+"""Most cells of a tile: what bounds the memory, at 16 bytes a cell and thread in backward."""
+
+DIAGONAL = 2**14
+"""Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly
+work, few enough for what an anti-diagonal needs to stay in a core's own cache."""
+
+ROWS = 32
+"""Most x of a tile."""
 
 
 @torch.library.custom_op("clipseq::temporal_scores", mutates_args=())
@@ -21,13 +39,20 @@ def temporal_scores(
     """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
     scores = x.new_empty(len(x), len(y))
     counts = _log_paths_table(x_lengths, y_lengths, band)
-    for tile in _tiles(x, y, x_lengths, y_lengths):
-        weight = forward(tile.rates(gamma), tile.t, tile.l, tile.allowed(band))
+    rooms = _Rooms(x)
+
+    def score(cut: _Cut) -> None:
+        tile = _Tile(cut, band)
+        with rooms.borrowed() as room:
+            weight = forward(tile.lanes, lambda k: tile.rates(k, gamma, room), tile.l)
         # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
-        paths = counts[tile.rows][:, tile.columns].to(x.dtype)
+        paths = counts[cut.rows][:, cut.columns].to(x.dtype)
         mean = weight.view(paths.T.shape).T - paths
-        lengths = x_lengths[tile.rows, None] + y_lengths[tile.columns]
-        scores[tile.rows[:, None], tile.columns] = gamma * math.log(2) * mean / lengths
+        lengths = cut.x_lengths[:, None] + cut.y_lengths
+        scores[cut.rows[:, None], cut.columns] = gamma * math.log(2) * mean / lengths
+
+    for cuts in _cuts(x, y, x_lengths, y_lengths, band):
+        _side_by_side(score, cuts)
     return scores
 
 
@@ -42,16 +67,37 @@ def temporal_scores_backward(
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and y, every tile computed again: only the inputs were kept."""
-    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     grad = grad / (x_lengths[:, None] + y_lengths)
-    for tile in _tiles(x, y, x_lengths, y_lengths):
-        rates, allowed = tile.rates(gamma), tile.allowed(band)
-        shares: list[Tensor] = []
-        forward(rates, tile.t, tile.l, allowed, shares)
-        lanes = grad[tile.rows[:, None], tile.columns].T.reshape(-1)
-        # γ·log 2 times the weight, and rates over γ·log 2: the gradient to s is that to the rates.
-        alignment = backward(lanes, shares, rates, tile.t, tile.l, allowed)
-        tile.add_products(alignment, grad_x, grad_y)
+    rooms = _Rooms(x)
+    # Of each group of x, step-major; no two tiles that are computed at once write to the same.
+    to_x: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def differentiate(cut: _Cut) -> Tensor:
+        tile = _Tile(cut, band)
+        with rooms.borrowed() as room:
+            shares = tile.shares(room)
+            forward(tile.lanes, lambda k: tile.rates(k, gamma, room), tile.l, shares)
+            lanes = grad[cut.rows[:, None], cut.columns].T.reshape(-1)
+            to_y = cut.y.new_zeros(cut.y.shape)
+            # γ·log 2 times the weight, and rates over γ·log 2: the gradient to s is that to rates.
+            found = backward(lanes, tile.lanes, lambda k: tile.field(k, room), tile.l, shares)
+            for k, alignment in found:
+                tile.add_products(k, alignment, to_x[cut.group][1], to_y)
+        return to_y
+
+    grad_y = torch.zeros_like(y)
+    for cuts in _cuts(x, y, x_lengths, y_lengths, band):
+        for cut in cuts:
+            if cut.group not in to_x:
+                shape = (cut.steps, len(cut.rows), x.shape[2])
+                to_x[cut.group] = (cut.rows, x.new_zeros(shape))
+        # In the order of cuts, whichever was done first.
+        to_y = sum(_side_by_side(differentiate, cuts))
+        grad_y[cuts[0].columns, : len(to_y)] = to_y.transpose(0, 1)
+    grad_x = torch.zeros_like(x)
+    while to_x:
+        rows, to_rows = to_x.popitem()[1]
+        grad_x[rows, : len(to_rows)] = to_rows.transpose(0, 1)
     return grad_x, grad_y
 
 
@@ -86,71 +132,186 @@ def _log_paths_table(x_lengths: Tensor, y_lengths: Tensor, band: float | None) -
 
 
 @attrs.frozen(eq=False)
-class _Tile:
-    """Pairs of items of like lengths, cut to the longest of them.
+class _Cut:
+    """A group of x and a group of y, each of like lengths, and all pairs of them."""
 
-    Lane ``j·b + i`` is the pair of the tile's i-th x and j-th y.
+    group: int  # of x
+    x: Tensor  # (B, T, D), of which it takes rows and steps
+    y: Tensor  # (L, c, D)
+    rows: Tensor
+    steps: int
+    columns: Tensor
+    x_lengths: Tensor  # (b,)
+    y_lengths: Tensor  # (c,)
+
+
+def _cuts(
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, band: float | None
+) -> Iterator[list[_Cut]]:
+    """All groups of x, for every group of y in turn."""
+    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
+    x_order = x_lengths.argsort(descending=True, stable=True)
+    y_order = y_lengths.argsort(descending=True, stable=True)
+    x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
+    groups = list(_groups(x_sorted))
+    column = 0
+    while column < len(y_sorted):
+        others = y_sorted[column]
+        longest = [side.new_tensor([n]) for side, n in ((x_lengths, x_sorted[0]), (y_lengths, others))]
+        shapes = [strip.shape for strip in strips(*longest, band)]
+        lanes = min(
+            DIAGONAL // max(min(shape) for shape in shapes),
+            CELLS // sum(rows * columns for rows, columns in shapes),
+        )
+        columns = y_order[column : column + max(1, lanes // max(map(len, groups)))]
+        column += len(columns)
+        y_tile = y[columns, :others].transpose(0, 1).contiguous()
+        yield [
+            _Cut(
+                group=number,
+                x=x,
+                y=y_tile,
+                rows=x_order[group.start : group.stop],
+                steps=x_sorted[group.start],
+                columns=columns,
+                x_lengths=x_lengths[x_order[group.start : group.stop]],
+                y_lengths=y_lengths[columns],
+            )
+            for number, group in enumerate(groups)
+        ]
+
+
+def _groups(lengths: list[int]) -> Iterator[range]:
+    """Neighbours in descending lengths; at least two groups where there is enough for two.
+
+    Products are fastest with many x of a tile, and where lengths differ much, few waste less.
+    """
+    most = min(ROWS, -(-len(lengths) // 2))
+    start = 0
+    while start < len(lengths):
+        stop = min(start + most, len(lengths))
+        if lengths[stop - 1] < 0.75 * lengths[start]:
+            stop = min(start + -(-most // 2), len(lengths))
+        yield range(start, stop)
+        start = stop
+
+
+class _Tile:
+    """The cells of all pairs of a cut, strip by strip.
+
+    Lane ``j·b + i`` is the pair of the cut's i-th x and j-th y.
     """
 
-    x: Tensor  # (T, b, D)
-    y: Tensor  # (L·c, D), step-major
-    rows: Tensor
-    columns: Tensor
-    t: Tensor
-    l: Tensor  # noqa: E741
+    def __init__(self, cut: _Cut, band: float | None) -> None:
+        self._cut = cut
+        self._band = band
+        self._strips = strips(cut.x_lengths, cut.y_lengths, band)
+        self._x = cut.x[:, : cut.steps].transpose(0, 1).index_select(1, cut.rows)  # (T, b, D)
+        b, c = len(cut.rows), len(cut.columns)
+        x_of = torch.arange(b, device=cut.x.device).repeat(c)
+        y_of = torch.arange(c, device=cut.x.device).repeat_interleave(b)
+        self.t = cut.x_lengths[x_of]
+        self.l = cut.y_lengths[y_of]
+        self.lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
 
-    def rates(self, gamma: float) -> Tensor:
-        """(T, L, c·b): base 2 logarithms, cosines over γ less the growth of the number of paths."""
-        products = torch.baddbmm(
-            self.x.new_tensor(-GROWTH),
-            self.y.expand(len(self.x), -1, -1),
-            self.x.mT,
+    def field(self, strip: int, room: "_Room") -> Tensor:
+        """Memory for the cells of a strip and their border."""
+        rows, columns = self._strips[strip].shape
+        return room.take("field", rows + 1, columns + 1, len(self.l))
+
+    def shares(self, room: "_Room") -> list[Tensor]:
+        """Memory for the shares of the ways into each cell of every strip."""
+        sizes = [3 * strip.shape[0] * strip.shape[1] * len(self.l) for strip in self._strips]
+        return list(room.take("shares", sum(sizes)).split(sizes))
+
+    def rates(self, strip: int, gamma: float, room: "_Room") -> Tensor:
+        """Base 2 logarithms: cosines over γ less the growth of the number of paths."""
+        field = self.field(strip, room)
+        x, y = self._steps(strip)
+        torch.baddbmm(
+            x.new_tensor(-GROWTH),
+            y.flatten(0, 1).expand(len(x), -1, -1),
+            x.mT,
             alpha=1 / (gamma * math.log(2)),
+            out=field[1:, 1:].view(len(x), -1, x.shape[1]),
         )
-        return products.view(len(self.x), len(self.y) // len(self.columns), -1)
+        if self._band is not None:
+            allowed = band_mask(self.lanes[strip], self.t, self.l, self._band)
+            field[1:, 1:].masked_fill_(~allowed, NEVER)
+        return field
 
-    def allowed(self, band: float | None) -> Tensor | None:
-        if band is None:
-            return None
-        others = len(self.y) // len(self.columns)
-        return band_mask(self.t, self.l, len(self.x), others, band)
+    def add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
+        """Add to the gradients of x (T, b, D) and y (L, c, D) what a strip's cosines' give."""
+        x, y = self._steps(strip)
+        cells = alignment.view(len(x), -1, x.shape[1])
+        if len(self._strips) == 1:
+            to_x.baddbmm_(cells.mT, y.flatten(0, 1).expand(len(x), -1, -1))
+            to_y.flatten(0, 1).addbmm_(cells, x)
+            return
+        x_part = torch.bmm(cells.mT, y.flatten(0, 1).expand(len(x), -1, -1))
+        y_part = x.new_zeros(y.shape).flatten(0, 1).addbmm_(cells, x)
+        # Where a strip reaches beyond its lane, zeros are added.
+        for total, part, steps in zip((to_x, to_y), (x_part, y_part), self._where(strip), strict=True):
+            index = steps * total.shape[1] + torch.arange(total.shape[1], device=total.device)
+            total.flatten(0, 1).index_add_(0, index.flatten(), part.flatten(0, -2))
 
-    def add_products(self, alignment: Tensor, grad_x: Tensor, grad_y: Tensor) -> None:
-        """Add the gradients of x and y, given that of every cosine (T, L, c·b)."""
-        steps, rows, features = self.x.shape
-        cells = alignment.view(steps, len(self.y), rows)
-        to_x = torch.bmm(cells.mT, self.y.expand(steps, -1, -1))
-        grad_x[self.rows, :steps] += to_x.transpose(0, 1)
-        to_y = self.y.new_zeros(len(self.y), features).addbmm_(cells, self.x)
-        others = len(self.y) // len(self.columns)
-        grad_y[self.columns, :others] += to_y.view(others, -1, features).transpose(0, 1)
+    def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
+        """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
+        if len(self._strips) == 1:
+            return self._x, self._cut.y
+        x, y = (
+            side[steps, torch.arange(side.shape[1], device=side.device)]
+            for side, steps in zip((self._x, self._cut.y), self._where(strip), strict=True)
+        )
+        return x, y
 
-
-def _tiles(x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor) -> Iterator[_Tile]:
-    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    x_order, y_order = x_lengths.argsort(descending=True), y_lengths.argsort(descending=True)
-    x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
-    row = 0
-    while row < len(x_order):
-        # Many rows and few columns: rows are the lanes that lie side by side.
-        rows = x_order[row : row + _ROWS]
-        steps = x_sorted[row]
-        row += len(rows)
-        x_tile = x[rows, :steps].transpose(0, 1).contiguous()
-        column = 0
-        while column < len(y_order):
-            others = y_sorted[column]
-            count = max(1, CELLS // (steps * others * len(rows)))
-            columns = y_order[column : column + count]
-            column += len(columns)
-            yield _Tile(
-                x=x_tile,
-                y=y[columns, :others].transpose(0, 1).reshape(-1, y.shape[2]),
-                rows=rows,
-                columns=columns,
-                t=x_lengths[rows].repeat(len(columns)),
-                l=y_lengths[columns].repeat_interleave(len(rows)),
-            )
+    def _where(self, strip: int) -> tuple[Tensor, Tensor]:
+        """Which steps of each x (rows, b) and y (columns, c) a strip holds."""
+        it = self._strips[strip]
+        row, column = (torch.arange(n, device=it.start.device)[:, None] for n in it.shape)
+        x = (it.start + row).clamp(max=len(self._x) - 1)
+        y = (it.first + column).clamp(max=len(self._cut.y) - 1)
+        return x, y
 
 
-_ROWS = 64
+class _Room:
+    """Memory that the tiles of a thread use one after the other."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """What is held under the name, of this shape, whatever it holds; made where too small."""
+        size = math.prod(shape)
+        held = self._held.get(name)
+        if held is None or len(held) < size:
+            self._held.pop(name, None)
+            held = self._held[name] = self._like.new_empty(size)
+        return held[:size].view(shape)
+
+
+class _Rooms:
+    """As many as are in use at once."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._free: list[_Room] = []
+
+    @contextmanager
+    def borrowed(self) -> Iterator[_Room]:
+        try:
+            room = self._free.pop()
+        except IndexError:
+            room = _Room(self._like)
+        yield room
+        self._free.append(room)
+
+
+Result = TypeVar("Result")
+
+
+def _side_by_side(work: Callable[[_Cut], Result], cuts: list[_Cut]) -> list[Result]:
+    if cuts[0].x.device.type == "cpu":
+        return in_threads(work, cuts)
+    return [work(cut) for cut in cuts]

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
-from clipseq_temporal.recursion import GROWTH, backward, band_mask, forward
+from clipseq_temporal.recursion import GROWTH, NEVER, backward, band_mask, forward, strips
 from clipseq_temporal.scores import temporal_scores
 
 
@@ -68,16 +68,19 @@ class TemporalSimilarity(Similarity):
         A diagonal step and the first cell count twice, so the weights of a pair sum to t + l. It
         is the gradient of ``-(t + l)·S`` to the costs.
         """
-        # (T, L, n)
-        rates = torch.einsum("ntd,nld->tln", x.values, y.values)
-        rates = rates / (self.gamma * math.log(2)) - GROWTH
-        rates = rates.contiguous()
         t, length = x.lengths, y.lengths
-        allowed = None
-        if self.band is not None:
-            allowed = band_mask(t, length, rates.shape[0], rates.shape[1], self.band)
-        shares: list[Tensor] = []
+        # One strip, with or without a band: n pairs are few.
+        lanes = strips(t, length, None)
         with torch.no_grad():
-            forward(rates, t, length, allowed, shares)
-            ones = torch.ones_like(t, dtype=rates.dtype)
-            return backward(ones, shares, rates, t, length, allowed).permute(2, 0, 1)
+            rates = torch.einsum("ntd,nld->tln", x.values, y.values)
+            rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
+            if self.band is not None:
+                rates.masked_fill_(~band_mask(lanes[0], t, length, self.band), NEVER)
+            field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
+            shares = [rates.new_empty(3 * rates.numel())]
+            forward(lanes, lambda _: field, length, shares)
+            ones = torch.ones_like(rates[0, 0])
+            ((_, alignment),) = backward(ones, lanes, lambda _: field, length, shares)
+        whole = alignment.new_zeros(x.values.shape[1], y.values.shape[1], len(t))
+        whole[: alignment.shape[0], : alignment.shape[1]] = alignment
+        return whole.permute(2, 0, 1)
