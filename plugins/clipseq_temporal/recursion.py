@@ -176,7 +176,7 @@ def _weigh(field: Tensor, shares: Tensor | None) -> None:
     rows, columns, lanes = field.shape
     stride, base, done = (columns - 1) * lanes, field.storage_offset(), 0
     room = field.new_empty(4 * min(rows - 1, columns - 1) * lanes)
-    for corner, count in _diagonals(rows - 1, columns - 1):
+    for corner, count in diagonals(rows - 1, columns - 1):
         # From the cell before the first diagonally, which is `corner`, in memory's order.
         offset, size = base + corner * lanes, count * lanes
         cells = field.as_strided((count, lanes), (stride, 1), offset + (columns + 1) * lanes)
@@ -208,7 +208,7 @@ def _spread(field: Tensor, shares: Tensor) -> None:
     rows, columns, lanes = field.shape
     stride, base = (columns - 1) * lanes, field.storage_offset()
     done = 3 * (rows - 1) * (columns - 1) * lanes
-    for corner, count in reversed(list(_diagonals(rows - 1, columns - 1))):
+    for corner, count in reversed(list(diagonals(rows - 1, columns - 1))):
         offset, size = base + corner * lanes, count * lanes
         shape, strides = (count, lanes), (stride, 1)
         cells = field.as_strided(shape, strides, offset + (columns + 1) * lanes)
@@ -222,7 +222,7 @@ def _spread(field: Tensor, shares: Tensor) -> None:
         cells.add_(across)
 
 
-def _diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
     """Of every anti-diagonal: where the cell diagonally before its first lies, and its length."""
     for k in range(rows + columns - 1):
         low = max(0, k - columns + 1)

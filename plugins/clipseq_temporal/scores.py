@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipseq import in_threads
+from clipseq_temporal import ratios
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
@@ -44,7 +45,7 @@ def temporal_scores(
     def score(cut: _Cut) -> None:
         tile = _Tile(cut, band)
         with rooms.borrowed() as room:
-            weight = forward(tile.lanes, lambda k: tile.rates(k, gamma, room), tile.l)
+            weight = tile.weight(gamma, room)
         # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
         paths = counts[cut.rows][:, cut.columns].to(x.dtype)
         mean = weight.view(paths.T.shape).T - paths
@@ -68,21 +69,19 @@ def temporal_scores_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients to x and y, every tile computed again: only the inputs were kept."""
     grad = grad / (x_lengths[:, None] + y_lengths)
+    # What follows is linear in it, and need not expect numbers of any size.
+    largest = grad.abs().amax()
+    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    grad = grad / largest
     rooms = _Rooms(x)
     # Of each group of x, step-major; no two tiles that are computed at once write to the same.
     to_x: dict[int, tuple[Tensor, Tensor]] = {}
 
     def differentiate(cut: _Cut) -> Tensor:
-        tile = _Tile(cut, band)
+        to_y = cut.y.new_zeros(cut.y.shape)
+        lanes = grad[cut.rows[:, None], cut.columns].T.reshape(-1)
         with rooms.borrowed() as room:
-            shares = tile.shares(room)
-            forward(tile.lanes, lambda k: tile.rates(k, gamma, room), tile.l, shares)
-            lanes = grad[cut.rows[:, None], cut.columns].T.reshape(-1)
-            to_y = cut.y.new_zeros(cut.y.shape)
-            # γ·log 2 times the weight, and rates over γ·log 2: the gradient to s is that to rates.
-            found = backward(lanes, tile.lanes, lambda k: tile.field(k, room), tile.l, shares)
-            for k, alignment in found:
-                tile.add_products(k, alignment, to_x[cut.group][1], to_y)
+            _Tile(cut, band).differentiate(lanes, gamma, to_x[cut.group][1], to_y, room)
         return to_y
 
     grad_y = torch.zeros_like(y)
@@ -97,8 +96,8 @@ def temporal_scores_backward(
     grad_x = torch.zeros_like(x)
     while to_x:
         rows, to_rows = to_x.popitem()[1]
-        grad_x[rows, : len(to_rows)] = to_rows.transpose(0, 1)
-    return grad_x, grad_y
+        grad_x[rows, : len(to_rows)] = to_rows.mul_(largest).transpose(0, 1)
+    return grad_x, grad_y.mul_(largest)
 
 
 @temporal_scores.register_fake
@@ -210,38 +209,91 @@ class _Tile:
         b, c = len(cut.rows), len(cut.columns)
         x_of = torch.arange(b, device=cut.x.device).repeat(c)
         y_of = torch.arange(c, device=cut.x.device).repeat_interleave(b)
-        self.t = cut.x_lengths[x_of]
-        self.l = cut.y_lengths[y_of]
-        self.lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
+        self._t = cut.x_lengths[x_of]
+        self._l = cut.y_lengths[y_of]
+        self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
 
-    def field(self, strip: int, room: "_Room") -> Tensor:
+    def weight(self, gamma: float, room: "_Room") -> Tensor:
+        """Log2 of the total weight of each lane's paths."""
+        if self._ratios_fit(gamma):
+            weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
+            result = ratios.forward(weights, self._t, self._l)
+            if bool(result.isfinite().all()):
+                return result
+        return forward(self._lanes, lambda k: self._field(k, gamma, room), self._l)
+
+    def differentiate(
+        self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor, room: "_Room"
+    ) -> None:
+        """Add the gradient of ``grad · weight`` to the cosines, times that of these, to both.
+
+        γ·log 2 times the weight is the score, and rates are cosines over γ·log 2: they cancel.
+        to_x is (T, b, D), to_y (L, c, D) and zero. `grad` is at most 1.
+        """
+        if self._ratios_fit(gamma) and self._differentiate_ratios(grad, gamma, to_x, to_y, room):
+            return
+        to_y.zero_()
+        sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
+        shares = list(room.take("kept", sum(sizes)).split(sizes))
+        forward(self._lanes, lambda k: self._field(k, gamma, room), self._l, shares)
+        found = backward(grad, self._lanes, lambda k: self._room_for(k, room), self._l, shares)
+        for k, alignment in found:
+            self._add_products(k, alignment, to_x, to_y)
+
+    def _ratios_fit(self, gamma: float) -> bool:
+        return self._band is None and ratios.fits(gamma, self._x.dtype)
+
+    def _differentiate_ratios(
+        self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor, room: "_Room"
+    ) -> bool:
+        """`differentiate`, and whether a ratio was too large for it; to_x is as it was then."""
+        weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
+        across, down, alignment = room.take("kept", 3, *self._shape())
+        result = ratios.forward(weights, self._t, self._l, (across, down))
+        if not bool(result.isfinite().all()):
+            return False
+        grad = grad * ratios.SCALE
+        ratios.backward(grad, weights, (across, down), self._t, self._l, alignment)
+        cells = alignment.view(len(self._x), -1, self._x.shape[1])
+        to_y.flatten(0, 1).addbmm_(cells, self._x, alpha=1 / ratios.SCALE)
+        # What is not finite anywhere in the alignment is not finite here.
+        if not bool(to_y.isfinite().all()):
+            return False
+        y = self._cut.y.flatten(0, 1).expand(len(cells), -1, -1)
+        to_x.baddbmm_(cells.mT, y, alpha=1 / ratios.SCALE)
+        return True
+
+    def _shape(self) -> tuple[int, int, int]:
+        return len(self._x), len(self._cut.y), len(self._l)
+
+    def _room_for(self, strip: int, room: "_Room") -> Tensor:
         """Memory for the cells of a strip and their border."""
         rows, columns = self._strips[strip].shape
-        return room.take("field", rows + 1, columns + 1, len(self.l))
+        return room.take("field", rows + 1, columns + 1, len(self._l))
 
-    def shares(self, room: "_Room") -> list[Tensor]:
-        """Memory for the shares of the ways into each cell of every strip."""
-        sizes = [3 * strip.shape[0] * strip.shape[1] * len(self.l) for strip in self._strips]
-        return list(room.take("shares", sum(sizes)).split(sizes))
+    def _field(self, strip: int, gamma: float, room: "_Room") -> Tensor:
+        """The rates of a strip, behind a border yet to be filled."""
+        field = self._room_for(strip, room)
+        rates = self._rates(strip, gamma, field[1:, 1:])
+        if self._band is not None:
+            allowed = band_mask(self._lanes[strip], self._t, self._l, self._band)
+            rates.masked_fill_(~allowed, NEVER)
+        return field
 
-    def rates(self, strip: int, gamma: float, room: "_Room") -> Tensor:
+    def _rates(self, strip: int, gamma: float, out: Tensor) -> Tensor:
         """Base 2 logarithms: cosines over γ less the growth of the number of paths."""
-        field = self.field(strip, room)
         x, y = self._steps(strip)
         torch.baddbmm(
             x.new_tensor(-GROWTH),
             y.flatten(0, 1).expand(len(x), -1, -1),
             x.mT,
             alpha=1 / (gamma * math.log(2)),
-            out=field[1:, 1:].view(len(x), -1, x.shape[1]),
+            out=out.view(len(x), -1, x.shape[1]),
         )
-        if self._band is not None:
-            allowed = band_mask(self.lanes[strip], self.t, self.l, self._band)
-            field[1:, 1:].masked_fill_(~allowed, NEVER)
-        return field
+        return out
 
-    def add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
-        """Add to the gradients of x (T, b, D) and y (L, c, D) what a strip's cosines' give."""
+    def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
+        """Add to the gradients of x and y what those of a strip's cosines give."""
         x, y = self._steps(strip)
         cells = alignment.view(len(x), -1, x.shape[1])
         if len(self._strips) == 1:
@@ -249,11 +301,13 @@ class _Tile:
             to_y.flatten(0, 1).addbmm_(cells, x)
             return
         x_part = torch.bmm(cells.mT, y.flatten(0, 1).expand(len(x), -1, -1))
-        y_part = x.new_zeros(y.shape).flatten(0, 1).addbmm_(cells, x)
+        y_part = x.new_zeros(y.shape)
+        y_part.flatten(0, 1).addbmm_(cells, x)
         # Where a strip reaches beyond its lane, zeros are added.
-        for total, part, steps in zip((to_x, to_y), (x_part, y_part), self._where(strip), strict=True):
+        sides = zip((to_x, to_y), (x_part, y_part), self._where(strip), strict=True)
+        for total, part, steps in sides:
             index = steps * total.shape[1] + torch.arange(total.shape[1], device=total.device)
-            total.flatten(0, 1).index_add_(0, index.flatten(), part.flatten(0, -2))
+            total.flatten(0, 1).index_add_(0, index.flatten(), part.flatten(0, 1))
 
     def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
         """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
