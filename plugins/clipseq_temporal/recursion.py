@@ -279,9 +279,11 @@ def log_paths(
     Without a band N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it is this
     module's recursion on zero cost, run once for every distinct pair of lengths.
     """
-    pairs, where = torch.unique(torch.stack((x_lengths, y_lengths)), dim=1, return_inverse=True)
+    span = y_lengths.max() + 1
+    pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
     counts = []
-    for t, length in zip(*(side.split(_PAIRS_AT_ONCE) for side in pairs), strict=True):
+    for some in pairs.split(_PAIRS_AT_ONCE):
+        t, length = some // span, some % span
         if band is None:
             k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
             terms = _log_choose(t - 1, k) + _log_choose(length - 1, k) + k.double() * math.log(2)

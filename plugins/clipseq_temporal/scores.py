@@ -25,7 +25,7 @@ from clipseq_temporal.recursion import (
 CELLS = 2**22
 """Most cells of a tile: what bounds the memory, at 16 bytes a cell and thread in backward."""
 
-DIAGONAL = 2**14
+DIAGONAL = 2**15
 """Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly
 work, few enough for what an anti-diagonal needs to stay in a core's own cache."""
 
@@ -205,13 +205,18 @@ class _Tile:
         self._cut = cut
         self._band = band
         self._strips = strips(cut.x_lengths, cut.y_lengths, band)
-        self._x = cut.x[:, : cut.steps].transpose(0, 1).index_select(1, cut.rows)  # (T, b, D)
+        x = cut.x.index_select(0, cut.rows)[:, : cut.steps]
+        self._x = x.transpose(0, 1).contiguous()  # (T, b, D)
         b, c = len(cut.rows), len(cut.columns)
         x_of = torch.arange(b, device=cut.x.device).repeat(c)
         y_of = torch.arange(c, device=cut.x.device).repeat_interleave(b)
         self._t = cut.x_lengths[x_of]
         self._l = cut.y_lengths[y_of]
         self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
+        # Then one lane's band is every lane's.
+        self._alike = band is not None and all(
+            bool((side == side[0]).all()) for side in (cut.x_lengths, cut.y_lengths)
+        )
 
     def weight(self, gamma: float, room: "_Room") -> Tensor:
         """Log2 of the total weight of each lane's paths."""
@@ -276,8 +281,11 @@ class _Tile:
         field = self._room_for(strip, room)
         rates = self._rates(strip, gamma, field[1:, 1:])
         if self._band is not None:
-            allowed = band_mask(self._lanes[strip], self._t, self._l, self._band)
-            rates.masked_fill_(~allowed, NEVER)
+            lanes, t, length = self._lanes[strip], self._t, self._l
+            if self._alike:
+                one = torch.zeros_like(t[:1])
+                lanes, t, length = lanes.of_lanes(one, one), t[:1], length[:1]
+            rates.masked_fill_(~band_mask(lanes, t, length, self._band), NEVER)
         return field
 
     def _rates(self, strip: int, gamma: float, out: Tensor) -> Tensor:
