@@ -99,39 +99,54 @@ def backward(
     ratios: tuple[Float[Tensor, "T L n"], Float[Tensor, "T L n"]],
     x_lengths: Int[Tensor, "n"],
     y_lengths: Int[Tensor, "n"],
-    alignment: Float[Tensor, "T L n"],
-) -> None:
-    """Write the gradient of ``grad · forward(...)`` to the rates to `alignment`.
+) -> Float[Tensor, "T L n"]:
+    """Gradient of ``grad · forward(...)`` to the rates, in memory of `ratios`; all is used up.
 
     Precise where the largest of `grad` is about `SCALE`. Not finite where a ratio overflowed in
     what lies beyond a lane's last cell, too.
     """
     steps, others, lanes = weights.shape
-    across, down = ratios
-    lane = torch.arange(lanes, device=weights.device)
-    alignment.zero_()[x_lengths - 1, y_lengths - 1, lane] = grad
+    # A ratio is read once, at the cell that it leads to. Afterwards its place collects what is
+    # sent back to its own cell, from the right first; what goes back diagonally waits in the
+    # place of the weight that it came from.
+    across, arrived = ratios
+    arrived[0] = 0.0
+    arrived[:, -1] = 0.0
+    inner = (x_lengths > 1) & (y_lengths > 1)
+    ends = torch.where(inner, x_lengths + y_lengths - 4, steps + others)
+    order = ends.argsort()
+    stops = [0, *torch.bincount(ends, minlength=steps + others).cumsum(0).tolist()]
     stride, shift = (others - 1) * lanes, (others + 1) * lanes
     room = weights.new_empty(min(steps, others), lanes)
-    bases = [cells.storage_offset() for cells in (weights, across, down, alignment)]
-    for corner, count in reversed(list(diagonals(steps - 1, others - 1))):
+    bases = [cells.storage_offset() for cells in (weights, across, arrived)]
+    for k, (corner, count) in reversed(list(enumerate(diagonals(steps - 1, others - 1)))):
         shape, strides, offset = (count, lanes), (stride, 1), corner * lanes
         weight = weights.as_strided(shape, strides, bases[0] + offset + shift)
+        here = arrived.as_strided(shape, strides, bases[2] + offset + shift)
+        # Cells of the last column and row have none diagonally after them.
+        first, last = int(k >= others - 2), count - int(k >= steps - 2)
+        if last > first:
+            after = bases[0] + offset + 2 * shift + first * stride
+            here[first:last].add_(weights.as_strided((last - first, lanes), strides, after))
+        if stops[k] < stops[k + 1]:
+            lane = order[stops[k] : stops[k + 1]]
+            arrived[x_lengths[lane] - 1, y_lengths[lane] - 1, lane] += grad[lane]
         from_above = across.as_strided(shape, strides, bases[1] + offset + lanes)
-        from_left = down.as_strided(shape, strides, bases[2] + offset + others * lanes)
-        arrived = alignment.as_strided(shape, strides, bases[3] + offset + shift)
+        left = arrived.as_strided(shape, strides, bases[2] + offset + others * lanes)
         part = room[:count]
-        torch.add(from_above, from_left, out=part)
-        torch.div(arrived, part.add_(weight), out=part)
-        above = alignment.as_strided(shape, strides, bases[3] + offset + lanes)
-        left = alignment.as_strided(shape, strides, bases[3] + offset + others * lanes)
-        before = alignment.as_strided(shape, strides, bases[3] + offset)
+        torch.add(from_above, left, out=part)
+        torch.div(here, part.add_(weight), out=part)
+        left.mul_(part)
+        above = arrived.as_strided(shape, strides, bases[2] + offset + lanes)
         above.addcmul_(part, from_above)
-        left.addcmul_(part, from_left)
-        part.mul_(weight)
-        before.add_(part)
         # A diagonal step counts its cell twice.
-        arrived.add_(part)
+        here.add_(weight.mul_(part))
     # What arrives in the first row and column has only them to go.
-    for edge in (alignment[0], alignment[:, 0]):
+    arrived[0, :-1] += weights[1, 1:] if steps > 1 else 0.0
+    arrived[1:-1, 0] += weights[2:, 1] if others > 1 else 0.0
+    lane = torch.arange(lanes, device=weights.device)
+    arrived[x_lengths - 1, y_lengths - 1, lane] += grad.masked_fill(inner, 0.0)
+    for edge in (arrived[0], arrived[:, 0]):
         edge.copy_(edge.flip(0).cumsum(0).flip(0))
-    alignment[0, 0] *= 2
+    arrived[0, 0] *= 2
+    return arrived

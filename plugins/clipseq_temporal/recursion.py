@@ -231,7 +231,7 @@ def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
 
 def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
     """Where the next strip's row 0 lies in this one's field, flat, and whether it does."""
-    rows, columns = strip.shape
+    columns = strip.shape[1]
     lanes = torch.arange(len(strip.rows), device=strip.rows.device)
     column = torch.arange(after.shape[1] + 1, device=strip.rows.device)[:, None]
     column = column + (after.first - strip.first)

@@ -14,7 +14,6 @@ from clipseq_temporal import ratios
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
-    Strip,
     backward,
     band_mask,
     forward,
@@ -22,8 +21,8 @@ from clipseq_temporal.recursion import (
     strips,
 )
 
-CELLS = 2**22
-"""Most cells of a tile: what bounds the memory, at 16 bytes a cell and thread in backward."""
+NUMBERS = 11 * 2**20
+"""Most numbers that a tile and thread hold at once: what bounds the memory."""
 
 DIAGONAL = 2**15
 """Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly
@@ -42,8 +41,8 @@ def temporal_scores(
     counts = _log_paths_table(x_lengths, y_lengths, band)
     rooms = _Rooms(x)
 
-    def score(cut: _Cut) -> None:
-        tile = _Tile(cut, band)
+    def score(cut: _Cut) -> bool:
+        tile = _Tile(cut, band, in_ratios)
         with rooms.borrowed() as room:
             weight = tile.weight(gamma, room)
         # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
@@ -51,9 +50,12 @@ def temporal_scores(
         mean = weight.view(paths.T.shape).T - paths
         lengths = cut.x_lengths[:, None] + cut.y_lengths
         scores[cut.rows[:, None], cut.columns] = gamma * math.log(2) * mean / lengths
+        return tile.in_ratios
 
-    for cuts in _cuts(x, y, x_lengths, y_lengths, band):
-        _side_by_side(score, cuts)
+    in_ratios = _ratios_fit(gamma, band, x.dtype)
+    for cuts in _cuts(x, y, x_lengths, y_lengths, gamma, band):
+        # Where ratios did not do, they rarely do for the next; tiles at once do not ask each other.
+        in_ratios = all(_side_by_side(score, cuts))
     return scores
 
 
@@ -77,21 +79,25 @@ def temporal_scores_backward(
     # Of each group of x, step-major; no two tiles that are computed at once write to the same.
     to_x: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def differentiate(cut: _Cut) -> Tensor:
+    def differentiate(cut: _Cut) -> tuple[Tensor, bool]:
+        tile = _Tile(cut, band, in_ratios)
         to_y = cut.y.new_zeros(cut.y.shape)
         lanes = grad[cut.rows[:, None], cut.columns].T.reshape(-1)
         with rooms.borrowed() as room:
-            _Tile(cut, band).differentiate(lanes, gamma, to_x[cut.group][1], to_y, room)
-        return to_y
+            tile.differentiate(lanes, gamma, to_x[cut.group][1], to_y, room)
+        return to_y, tile.in_ratios
 
+    in_ratios = _ratios_fit(gamma, band, x.dtype)
     grad_y = torch.zeros_like(y)
-    for cuts in _cuts(x, y, x_lengths, y_lengths, band):
+    for cuts in _cuts(x, y, x_lengths, y_lengths, gamma, band):
         for cut in cuts:
             if cut.group not in to_x:
                 shape = (cut.steps, len(cut.rows), x.shape[2])
                 to_x[cut.group] = (cut.rows, x.new_zeros(shape))
         # In the order of cuts, whichever was done first.
-        to_y = sum(_side_by_side(differentiate, cuts))
+        parts, went = zip(*_side_by_side(differentiate, cuts), strict=True)
+        in_ratios = all(went)
+        to_y = sum(parts[1:], start=parts[0])
         grad_y[cuts[0].columns, : len(to_y)] = to_y.transpose(0, 1)
     grad_x = torch.zeros_like(x)
     while to_x:
@@ -145,7 +151,12 @@ class _Cut:
 
 
 def _cuts(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, band: float | None
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    gamma: float,
+    band: float | None,
 ) -> Iterator[list[_Cut]]:
     """All groups of x, for every group of y in turn."""
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
@@ -153,14 +164,16 @@ def _cuts(
     y_order = y_lengths.argsort(descending=True, stable=True)
     x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
     groups = list(_groups(x_sorted))
+    # A cell's weight and two ratios, or its rate and three shares.
+    each = 3 if _ratios_fit(gamma, band, x.dtype) else 4
     column = 0
     while column < len(y_sorted):
         others = y_sorted[column]
-        longest = [side.new_tensor([n]) for side, n in ((x_lengths, x_sorted[0]), (y_lengths, others))]
+        longest = x_lengths.new_tensor([x_sorted[0]]), y_lengths.new_tensor([others])
         shapes = [strip.shape for strip in strips(*longest, band)]
         lanes = min(
             DIAGONAL // max(min(shape) for shape in shapes),
-            CELLS // sum(rows * columns for rows, columns in shapes),
+            NUMBERS // (each * sum(rows * columns for rows, columns in shapes)),
         )
         columns = y_order[column : column + max(1, lanes // max(map(len, groups)))]
         column += len(columns)
@@ -199,14 +212,18 @@ class _Tile:
     """The cells of all pairs of a cut, strip by strip.
 
     Lane ``j·b + i`` is the pair of the cut's i-th x and j-th y.
+
+    Attributes:
+        in_ratios: whether to compute in `ratios`; False from where that has overflowed.
     """
 
-    def __init__(self, cut: _Cut, band: float | None) -> None:
+    def __init__(self, cut: _Cut, band: float | None, in_ratios: bool) -> None:
+        self.in_ratios = in_ratios
         self._cut = cut
         self._band = band
         self._strips = strips(cut.x_lengths, cut.y_lengths, band)
-        x = cut.x.index_select(0, cut.rows)[:, : cut.steps]
-        self._x = x.transpose(0, 1).contiguous()  # (T, b, D)
+        # (T, b, D)
+        self._x = torch.stack([cut.x[row, : cut.steps] for row in cut.rows.tolist()], dim=1)
         b, c = len(cut.rows), len(cut.columns)
         x_of = torch.arange(b, device=cut.x.device).repeat(c)
         y_of = torch.arange(c, device=cut.x.device).repeat_interleave(b)
@@ -220,10 +237,11 @@ class _Tile:
 
     def weight(self, gamma: float, room: "_Room") -> Tensor:
         """Log2 of the total weight of each lane's paths."""
-        if self._ratios_fit(gamma):
+        if self.in_ratios:
             weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
             result = ratios.forward(weights, self._t, self._l)
-            if bool(result.isfinite().all()):
+            self.in_ratios = bool(result.isfinite().all())
+            if self.in_ratios:
                 return result
         return forward(self._lanes, lambda k: self._field(k, gamma, room), self._l)
 
@@ -235,8 +253,10 @@ class _Tile:
         γ·log 2 times the weight is the score, and rates are cosines over γ·log 2: they cancel.
         to_x is (T, b, D), to_y (L, c, D) and zero. `grad` is at most 1.
         """
-        if self._ratios_fit(gamma) and self._differentiate_ratios(grad, gamma, to_x, to_y, room):
-            return
+        if self.in_ratios:
+            self.in_ratios = self._differentiate_ratios(grad, gamma, to_x, to_y, room)
+            if self.in_ratios:
+                return
         to_y.zero_()
         sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
         shares = list(room.take("kept", sum(sizes)).split(sizes))
@@ -245,20 +265,17 @@ class _Tile:
         for k, alignment in found:
             self._add_products(k, alignment, to_x, to_y)
 
-    def _ratios_fit(self, gamma: float) -> bool:
-        return self._band is None and ratios.fits(gamma, self._x.dtype)
-
     def _differentiate_ratios(
         self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor, room: "_Room"
     ) -> bool:
         """`differentiate`, and whether a ratio was too large for it; to_x is as it was then."""
         weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
-        across, down, alignment = room.take("kept", 3, *self._shape())
+        across, down = room.take("kept", 2, *self._shape())
         result = ratios.forward(weights, self._t, self._l, (across, down))
         if not bool(result.isfinite().all()):
             return False
         grad = grad * ratios.SCALE
-        ratios.backward(grad, weights, (across, down), self._t, self._l, alignment)
+        alignment = ratios.backward(grad, weights, (across, down), self._t, self._l)
         cells = alignment.view(len(self._x), -1, self._x.shape[1])
         to_y.flatten(0, 1).addbmm_(cells, self._x, alpha=1 / ratios.SCALE)
         # What is not finite anywhere in the alignment is not finite here.
@@ -334,6 +351,11 @@ class _Tile:
         x = (it.start + row).clamp(max=len(self._x) - 1)
         y = (it.first + column).clamp(max=len(self._cut.y) - 1)
         return x, y
+
+
+def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
+    # What lies outside a band weighs nothing, and has no ratio.
+    return band is None and ratios.fits(gamma, dtype)
 
 
 class _Room:
