@@ -19,14 +19,16 @@ weight ``exp(rates)`` of all paths into a cell,
 and its gradient is the expected number of times that a path meets a cell, diagonal steps counted
 twice: the expected alignment.
 
-Layout: rates are (T, L, n), the n pairs ("lanes") innermost. The cells of an anti-diagonal are a
-strided view of that, n contiguous numbers each, so no skewed copy is made and every operation
-runs over whole lanes.
+Layout: a field is (rows + 1, columns + 1, n), the n pairs ("lanes") innermost, and row 0 and
+column 0 a border that holds what lies before the field. The cells of an anti-diagonal, and those
+before them, are strided views of it, n contiguous numbers each: nothing is copied, and rates turn
+into log weights in their place. A band cuts the field into strips, see `strips`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -34,121 +36,239 @@ from torch import Tensor
 GROWTH = math.log2(1 + math.sqrt(2))
 """Base 2 logarithm of the growth of the number of paths (Delannoy numbers) per unit of weight."""
 
-_NEVER = -1e30
+NEVER = -1e30
 """Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
 
 
+@attrs.frozen(eq=False)
+class Strip:
+    """A stretch of x, and the columns of y that may be met there; each lane has its own.
+
+    Attributes:
+        start: first step of x.
+        rows: how many steps of x, from 0 to shape[0].
+        first: first step of y.
+        shape: rows and columns of the field that holds every lane's.
+    """
+
+    start: Int[Tensor, "x"]
+    rows: Int[Tensor, "x"]
+    first: Int[Tensor, "y"]
+    shape: tuple[int, int]
+
+    def of_lanes(self, x_of: Int[Tensor, "n"], y_of: Int[Tensor, "n"]) -> "Strip":
+        """For lanes that pair x number x_of with y number y_of."""
+        return Strip(self.start[x_of], self.rows[x_of], self.first[y_of], self.shape)
+
+
+def strips(
+    x_lengths: Int[Tensor, "x"], y_lengths: Int[Tensor, "y"], band: float | None
+) -> list[Strip]:
+    """Cut the cells of every pair into strips, so that most of what lies outside a band is in none.
+
+    Without a band, one strip. With one, x is cut at like *relative* positions i/(t-1), as a band
+    is: the columns of a strip then differ between lanes by where they start, not by how many they
+    are, whatever the lengths. Cells: about ``1 + 1/(2·band·strips)`` times those in the band.
+    """
+    steps, others = int(x_lengths.max()), int(y_lengths.max())
+    # The least width at which a corner can always be reached, of the shortest x.
+    least = 0.5 / (torch.minimum(y_lengths, x_lengths.min()) - 1).double()
+    count = 1
+    if band is not None:
+        count = min(math.ceil(1 / max(band, 1e-9)), -(-(steps + others) // _STRIP))
+    if band is None or 2 * band + 1 / count >= 0.9:
+        zero = torch.zeros_like(x_lengths)
+        return [Strip(zero, x_lengths, torch.zeros_like(y_lengths), (steps, others))]
+    reach = least.clamp(min=band) + 1e-9
+    p = torch.arange(count + 1, device=x_lengths.device)[:, None]
+    # Rows with p/count <= i/(t-1) < (p+1)/count; the last row is the last strip's.
+    start = (p * (x_lengths - 1) + count - 1) // count
+    start[-1] = x_lengths
+    rows = start.diff(dim=0)
+    low = torch.ceil((p[:-1] / count - reach) * (y_lengths - 1))
+    high = torch.floor((p[1:] / count + reach) * (y_lengths - 1))
+    # A single step's band is infinitely wide, and infinity times a length of 0 is NaN.
+    low = low.nan_to_num(0.0).clamp(min=0).long()
+    high = torch.minimum(high.nan_to_num(0.0).clamp(max=others).long() + 1, y_lengths)
+    shapes = zip(rows.amax(1).tolist(), (high - low).amax(1).tolist(), strict=True)
+    return [
+        Strip(start[k], rows[k], low[k], shape) for k, shape in enumerate(shapes) if shape[0] > 0
+    ]
+
+
+_STRIP = 16
+"""Least rows and columns, together and on average, of a strip: more strips, less work at once."""
+
+
 def forward(
-    rates: Float[Tensor, "T L n"],
-    x_lengths: Int[Tensor, "n"],
+    lanes: list[Strip],
+    field: Callable[[int], Float[Tensor, "rows+1 columns+1 n"]],
     y_lengths: Int[Tensor, "n"],
-    allowed: Bool[Tensor, "T L n"] | None = None,
     shares: list[Tensor] | None = None,
 ) -> Float[Tensor, "n"]:
-    """Log2 of the total weight of all paths from the first cell to (t, l), each lane at its own.
+    """Log2 of the total weight of all paths from the first cell to the last, each lane at its own.
 
     Args:
-        rates: log (base 2) of the weight of each cell.
-        x_lengths: t of each lane, 1 <= t <= T.
-        y_lengths: l of each lane, 1 <= l <= L.
-        allowed: False where no path may pass. Anti-diagonals are cut to what some lane allows.
-        shares: if given, one tensor per anti-diagonal is appended: (3, cells, n), the shares of
-            the ways into each cell (from above, from the left, diagonally), for `backward`.
+        lanes: the strips, of lanes, in order.
+        field: called with the number of every strip in turn; returns a field with the log (base
+            2) of the weight of each cell, `NEVER` where no path may pass, and any border. It is
+            overwritten, and may be the same memory every time.
+        y_lengths: l of each lane.
+        shares: memory, 3·rows·columns·n elements for every strip, which holds the shares of the
+            ways into each cell afterwards, for `backward`.
 
-    Cost: four transcendentals a cell; memory O(T·n) beside the rates and the shares.
+    Cost: four transcendentals a cell, and some ten operations of one pass; memory O(columns·n).
     """
-    steps, _, lanes = rates.shape
-    ends = _Ends(x_lengths, y_lengths)
-    result = rates.new_empty(lanes)
-    # Row t + 1 of a buffer is cell t of an anti-diagonal; the first and last row are the border.
-    last, before, current = (rates.new_full((steps + 2, lanes), _NEVER) for _ in range(3))
-    room = rates.new_empty(3, steps, lanes)
-    peaks = rates.new_empty(steps, lanes)
-    for k, (low, high) in enumerate(_spans(rates, allowed)):
-        rate = _diagonal(rates, k, low, high)
-        cells = current[low + 1 : high + 1]
-        ways = room[:, : high - low] if shares is None else torch.empty_like(room[:, : high - low])
-        if k == 0:
-            torch.mul(rate, 2, out=cells)
-            ways.zero_()[2] = 1.0
+    border = None
+    for k, strip in enumerate(lanes):
+        cells = field(k)
+        cells[:, 0] = NEVER
+        if border is None:
+            # Into the first cell leads a diagonal step from nowhere, and no other.
+            cells[0] = NEVER
+            cells[0, 0] = 0.0
         else:
-            above, left, peak = last[low:high], last[low + 1 : high + 1], peaks[: high - low]
-            torch.add(before[low:high], rate, out=ways[2])
-            torch.maximum(above, left, out=peak)
-            torch.maximum(peak, ways[2], out=peak)
-            torch.sub(above, peak, out=ways[0])
-            torch.sub(left, peak, out=ways[1])
-            ways[2].sub_(peak)
-            ways.exp2_()
-            torch.sum(ways, 0, out=cells)
-            if shares is not None:
-                ways.div_(cells)
-            cells.log2_().add_(peak).add_(rate)
-        if shares is not None:
-            shares.append(ways)
-        if allowed is not None:
-            cells.masked_fill_(~_diagonal(allowed, k, low, high), _NEVER)
-            # What these rows held three anti-diagonals ago is next to be read.
-            current[low] = _NEVER
-            current[high + 1] = _NEVER
-        for lane, t in ends.at(k):
-            result[lane] = current[t + 1, lane]
-        before, last, current = last, current, before
-    return result
+            cells[0] = border
+        _weigh(cells, None if shares is None else shares[k])
+        if k + 1 < len(lanes):
+            index, inside = _border(strip, lanes[k + 1])
+            border = cells.reshape(-1)[index].masked_fill_(~inside, NEVER)
+    return cells.view(-1)[_last(lanes[-1], y_lengths)]
 
 
 def backward(
     grad: Float[Tensor, "n"],
-    shares: list[Tensor],
-    rates: Float[Tensor, "T L n"],
-    x_lengths: Int[Tensor, "n"],
+    lanes: list[Strip],
+    field: Callable[[int], Float[Tensor, "rows+1 columns+1 n"]],
     y_lengths: Int[Tensor, "n"],
-    allowed: Bool[Tensor, "T L n"] | None = None,
-) -> Float[Tensor, "T L n"]:
-    """Gradient of ``grad · forward(...)`` to the rates, written over them; `shares` is used up.
+    shares: list[Tensor],
+) -> Iterator[tuple[int, Float[Tensor, "rows columns n"]]]:
+    """Gradient of ``grad · forward(...)`` to the rates of each strip, from the last to the first.
 
     For grad = 1 this is the expected alignment: how often a path meets each cell, diagonal steps
     and the first cell counted twice; each lane sums to t + l. No transcendentals.
+
+    Args:
+        grad: of each lane.
+        lanes: as in `forward`.
+        field: called with the number of every strip; returns memory. It may be the same every
+            time: the gradient of a strip is to be used before the next is asked for.
+        y_lengths: l of each lane.
+        shares: what `forward` filled, a tensor for every strip; used up.
     """
-    steps, _, lanes = rates.shape
-    ends = _Ends(x_lengths, y_lengths)
-    spans = list(enumerate(_spans(rates, allowed)))
-    # Rows as in `forward`: what later anti-diagonals sent to this one, and to the one before.
-    here, earlier = (rates.new_zeros(steps + 2, lanes) for _ in range(2))
-    for k, (low, high) in reversed(spans):
-        for lane, t in ends.at(k):
-            here[t + 1, lane] += grad[lane]
-        arrived = here[low + 1 : high + 1]
-        ways = shares.pop().mul_(arrived)
-        torch.add(arrived, ways[2], out=_diagonal(rates, k, low, high))
-        earlier[low:high].add_(ways[0])
-        earlier[low + 1 : high + 1].add_(ways[1])
-        # This anti-diagonal is done; its rows now collect for the one two before it.
-        here[low:high].copy_(ways[2])
-        here[high].zero_()
-        here, earlier = earlier, here
-    return rates if allowed is None else rates.masked_fill_(~allowed, 0.0)
+    border, after = None, None
+    for k in reversed(range(len(lanes))):
+        strip = lanes[k]
+        cells = field(k).zero_()
+        flat = cells.view(-1)
+        if after is None or border is None:
+            flat[_last(strip, y_lengths)] = grad
+        else:
+            index, inside = _border(strip, after)
+            flat.scatter_add_(0, index.view(-1), border.masked_fill_(~inside, 0.0).view(-1))
+        _spread(cells, shares[k])
+        border, after = (cells[0].clone() if k > 0 else None), strip
+        yield k, cells[1:, 1:]
+
+
+def _weigh(field: Tensor, shares: Tensor | None) -> None:
+    """Turn the weights of cells into those of all paths into them, in place."""
+    rows, columns, lanes = field.shape
+    stride, base, done = (columns - 1) * lanes, field.storage_offset(), 0
+    room = field.new_empty(4 * min(rows - 1, columns - 1) * lanes)
+    for corner, count in diagonals(rows - 1, columns - 1):
+        # From the cell before the first diagonally, which is `corner`, in memory's order.
+        offset, size = base + corner * lanes, count * lanes
+        cells = field.as_strided((count, lanes), (stride, 1), offset + (columns + 1) * lanes)
+        before = field.as_strided((count, lanes), (stride, 1), offset)
+        beside = field.as_strided((2, count, lanes), (stride, stride, 1), offset + lanes)
+        if shares is None:
+            ways = room[: 3 * size].view(3, count, lanes)
+        else:
+            ways = shares[done : done + 3 * size].view(3, count, lanes)
+            done += 3 * size
+        peak = room[3 * size : 4 * size].view(count, lanes)
+        above, left, across = ways.unbind()
+        torch.add(before, cells, out=across)
+        torch.maximum(*beside.unbind(), out=peak)
+        torch.maximum(peak, across, out=peak)
+        torch.sub(beside, peak, out=ways[:2])
+        across.sub_(peak)
+        ways.exp2_()
+        # The total takes the place of the peak, which is added first.
+        cells.add_(peak)
+        torch.add(above, left, out=peak).add_(across)
+        if shares is not None:
+            ways.div_(peak)
+        cells.add_(peak.log2_())
+
+
+def _spread(field: Tensor, shares: Tensor) -> None:
+    """Send what arrives at each cell on to those before it, by their shares, in place."""
+    rows, columns, lanes = field.shape
+    stride, base = (columns - 1) * lanes, field.storage_offset()
+    done = 3 * (rows - 1) * (columns - 1) * lanes
+    for corner, count in reversed(list(diagonals(rows - 1, columns - 1))):
+        offset, size = base + corner * lanes, count * lanes
+        shape, strides = (count, lanes), (stride, 1)
+        cells = field.as_strided(shape, strides, offset + (columns + 1) * lanes)
+        done -= 3 * size
+        ways = shares[done : done + 3 * size].view(3, count, lanes).mul_(cells)
+        above, left, across = ways.unbind()
+        field.as_strided(shape, strides, offset + lanes).add_(above)
+        field.as_strided(shape, strides, offset + columns * lanes).add_(left)
+        field.as_strided(shape, strides, offset).add_(across)
+        # A diagonal step counts its cell twice.
+        cells.add_(across)
+
+
+def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Of every anti-diagonal: where the cell diagonally before its first lies, and its length."""
+    for k in range(rows + columns - 1):
+        low = max(0, k - columns + 1)
+        yield low * columns + k, min(k, rows - 1) + 1 - low
+
+
+def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
+    """Where the next strip's row 0 lies in this one's field, flat, and whether it does."""
+    columns = strip.shape[1]
+    lanes = torch.arange(len(strip.rows), device=strip.rows.device)
+    column = torch.arange(after.shape[1] + 1, device=strip.rows.device)[:, None]
+    column = column + (after.first - strip.first)
+    inside = column <= columns
+    index = (strip.rows * (columns + 1) + column.clamp(max=columns)) * len(lanes) + lanes
+    return index, inside
+
+
+def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
+    """Where each lane's last cell lies in the field of the last strip, flat."""
+    lanes = torch.arange(len(y_lengths), device=y_lengths.device)
+    cell = strip.rows * (strip.shape[1] + 1) + y_lengths - strip.first
+    return cell * len(lanes) + lanes
 
 
 def band_mask(
-    x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], steps: int, others: int, band: float
-) -> Bool[Tensor, "T L n"]:
-    """True at the cells of each lane that lie in its band.
+    lanes: Strip, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], band: float
+) -> Bool[Tensor, "rows columns n"]:
+    """True at the cells of a strip that lie in each lane's band.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``: the second is the least width at
     which the corner can always be reached. ``band=1`` allows everything.
     """
-    # Once for every distinct pair of lengths: lanes are many, and often alike.
-    pairs, where = torch.unique(torch.stack((x_lengths, y_lengths)), dim=1, return_inverse=True)
-    x_lengths, y_lengths = pairs
-    i = torch.arange(steps, device=x_lengths.device, dtype=torch.float64)[:, None, None]
-    j = torch.arange(others, device=x_lengths.device, dtype=torch.float64)[None, :, None]
+    rows, columns = lanes.shape
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
-    # Multiplied out: lengths of 1 need no case, and whole numbers compare exactly.
-    width = torch.maximum(band * t * length, torch.maximum(t, length) / 2)
-    inside = (i * length - j * t).abs() <= width * (1 + 1e-9)
-    return (inside & (i <= t) & (j <= length))[:, :, where]
+    i = torch.arange(rows, device=t.device)[:, None] + lanes.start
+    # Multiplied out: lengths of 1 need few cases, and whole numbers compare exactly.
+    width = torch.maximum(band * t * length, torch.maximum(t, length) / 2) * (1 + 1e-9)
+    # A single step of x meets every step of y: half of l - 1 over a quarter is enough for that.
+    t = t.clamp(min=0.25)
+    low = ((i * length - width) / t).ceil_() - lanes.first
+    high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
+    # No more columns than float32 counts exactly.
+    low, high = low.float()[:, None], high.float()[:, None]
+    j = torch.arange(columns, device=t.device, dtype=torch.float32)[:, None]
+    return (j >= low).logical_and_(j <= high)
 
 
 def log_paths(
@@ -159,25 +279,36 @@ def log_paths(
     Without a band N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it is this
     module's recursion on zero cost, run once for every distinct pair of lengths.
     """
-    pairs, where = torch.unique(torch.stack((x_lengths, y_lengths)), dim=1, return_inverse=True)
+    span = y_lengths.max() + 1
+    pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
     counts = []
-    for t, length in zip(*(side.split(_PAIRS_AT_ONCE) for side in pairs), strict=True):
-        steps, others = int(t.max()), int(length.max())
+    for some in pairs.split(_PAIRS_AT_ONCE):
+        t, length = some // span, some % span
         if band is None:
-            k = torch.arange(min(steps, others), device=t.device)
+            k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
             terms = _log_choose(t - 1, k) + _log_choose(length - 1, k) + k.double() * math.log(2)
             logs = torch.logsumexp(terms, 1) / math.log(2)
             counts.append(logs - GROWTH * (t + length).double())
         else:
-            allowed = band_mask(t, length, steps, others, band)
-            rates = torch.full(
-                (steps, others, len(t)), -GROWTH, dtype=torch.float64, device=t.device
-            )
-            counts.append(forward(rates, t, length, allowed))
+            counts.append(_log_paths_in_band(t, length, band))
     return torch.cat(counts)[where]
 
 
-_PAIRS_AT_ONCE = 256
+_PAIRS_AT_ONCE = 1024
+
+
+def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:
+    lanes = strips(t, length, band)
+
+    def field(k: int) -> Tensor:
+        rows, columns = lanes[k].shape
+        cells = torch.full(
+            (rows + 1, columns + 1, len(t)), -GROWTH, dtype=torch.float64, device=t.device
+        )
+        cells[1:, 1:].masked_fill_(~band_mask(lanes[k], t, length, band), NEVER)
+        return cells
+
+    return forward(lanes, field, length)
 
 
 def _log_choose(m: Int[Tensor, "n"], k: Int[Tensor, "K"]) -> Float[Tensor, "n K"]:
@@ -186,48 +317,3 @@ def _log_choose(m: Int[Tensor, "n"], k: Int[Tensor, "K"]) -> Float[Tensor, "n K"
         torch.lgamma(n + 1) - torch.lgamma(k.double() + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
     )
     return logs.masked_fill(k > m[:, None], -torch.inf)
-
-
-class _Ends:
-    """Which lanes end on which anti-diagonal, and in which row."""
-
-    def __init__(self, x_lengths: Tensor, y_lengths: Tensor) -> None:
-        ends = x_lengths + y_lengths - 2
-        self._lanes = torch.argsort(ends)
-        self._rows = (x_lengths - 1)[self._lanes]
-        self._stops = [0, *torch.bincount(ends).cumsum(0).tolist()]
-
-    def at(self, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if k + 1 < len(self._stops) and self._stops[k] < self._stops[k + 1]:
-            here = slice(self._stops[k], self._stops[k + 1])
-            yield self._lanes[here], self._rows[here]
-
-
-def _spans(rates: Tensor, allowed: Tensor | None) -> list[tuple[int, int]]:
-    """First cell, and one past the last, of every anti-diagonal; counted along x."""
-    steps, others, _ = rates.shape
-    full = [(max(0, k - others + 1), min(k, steps - 1) + 1) for k in range(steps + others - 1)]
-    if allowed is None:
-        return full
-    i, j = allowed.any(2).nonzero(as_tuple=True)
-    low = torch.full((len(full),), steps, device=i.device).scatter_reduce(0, i + j, i, "amin")
-    high = torch.zeros(len(full), dtype=torch.long, device=i.device)
-    high = high.scatter_reduce(0, i + j, i + 1, "amax")
-    # A lane may have no cell here and one further down later (a path crosses by diagonal steps),
-    # so spans are widened, from the end: what a span reads of the two before it lies in them or
-    # next to them.
-    spans, first, stop = [], steps, 0
-    ranges = zip(low.tolist(), high.tolist(), full, strict=True)
-    for lowest, highest, (start, end) in reversed(list(ranges)):
-        first = min(first, lowest, end - 1)
-        stop = min(max(stop - 1, highest, first + 1), end)
-        first = max(first, start)
-        spans.append((first, stop))
-    return spans[::-1]
-
-
-def _diagonal(cells: Tensor, k: int, low: int, high: int) -> Tensor:
-    """Cells (i, k - i) for low <= i < high, as a (high - low, n) view."""
-    _, others, lanes = cells.shape
-    offset = cells.storage_offset() + (low * others + k - low) * lanes
-    return cells.as_strided((high - low, lanes), ((others - 1) * lanes, 1), offset)

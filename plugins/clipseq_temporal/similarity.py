@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
-from clipseq_temporal.recursion import GROWTH, backward, band_mask, forward
+from clipseq_temporal.recursion import GROWTH, NEVER, backward, band_mask, forward, strips
 from clipseq_temporal.scores import temporal_scores
 
 
@@ -25,10 +25,14 @@ class TemporalSimilarity(Similarity):
     by t + l makes it cosine units: a constant cost c gives exactly 1 - c at any lengths, and
     γ → 0 gives 1 minus normalised DTW.
 
-    Computed in log space, anti-diagonal by anti-diagonal over all pairs of a tile at once, each
-    pair read at its own lengths; the gradient is the expected alignment, computed anew in
-    backward. Cost: O(B·C·T·L·D) for the products, and 4 transcendentals a cell in forward,
-    as many in backward.
+    Computed anti-diagonal by anti-diagonal over all pairs of a tile at once, each pair read at
+    its own lengths; the gradient is the expected alignment, computed anew in backward. Cost:
+    O(B·C·T·L·D) for the products, one product more than the three that nobody can avoid. Without
+    a band the recursion runs in ratios of neighbouring cells: one transcendental and some five
+    passes a cell, in backward twice as many. Where a ratio overflows (steps that contrast for
+    long; float32 has room for about 125·γ·log 2 in summed difference of cosines), and for γ below
+    0.024, it runs in log space: four transcendentals and ten passes. A band does so too, over
+    little more than its own cells: time is in proportion to them, products included.
 
     Args:
         gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and
@@ -68,16 +72,19 @@ class TemporalSimilarity(Similarity):
         A diagonal step and the first cell count twice, so the weights of a pair sum to t + l. It
         is the gradient of ``-(t + l)·S`` to the costs.
         """
-        # (T, L, n)
-        rates = torch.einsum("ntd,nld->tln", x.values, y.values)
-        rates = rates / (self.gamma * math.log(2)) - GROWTH
-        rates = rates.contiguous()
         t, length = x.lengths, y.lengths
-        allowed = None
-        if self.band is not None:
-            allowed = band_mask(t, length, rates.shape[0], rates.shape[1], self.band)
-        shares: list[Tensor] = []
+        # One strip, with or without a band: n pairs are few.
+        lanes = strips(t, length, None)
         with torch.no_grad():
-            forward(rates, t, length, allowed, shares)
-            ones = torch.ones_like(t, dtype=rates.dtype)
-            return backward(ones, shares, rates, t, length, allowed).permute(2, 0, 1)
+            rates = torch.einsum("ntd,nld->tln", x.values, y.values)
+            rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
+            if self.band is not None:
+                rates.masked_fill_(~band_mask(lanes[0], t, length, self.band), NEVER)
+            field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
+            shares = [rates.new_empty(3 * rates.numel())]
+            forward(lanes, lambda _: field, length, shares)
+            ones = torch.ones_like(rates[0, 0])
+            ((_, alignment),) = backward(ones, lanes, lambda _: field, length, shares)
+        whole = alignment.new_zeros(x.values.shape[1], y.values.shape[1], len(t))
+        whole[: alignment.shape[0], : alignment.shape[1]] = alignment
+        return whole.permute(2, 0, 1)

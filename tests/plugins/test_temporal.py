@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ragged import ragged, real_steps
 
 import clipseq
+from clipseq_temporal import recursion, scores
 
 
 def in_band(i, j, t, length, band):
@@ -157,6 +158,106 @@ def test_long_sequences_keep_float32_precision():
     similarity = clipseq.get_similarity("temporal", gamma=0.02)
     expected = similarity(x.double(), y.double())
     torch.testing.assert_close(similarity(x, y).double(), expected, atol=1e-5, rtol=0)
+
+
+def scores_and_gradients(similarity, x, y, x_mask, y_mask):
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    result = similarity(x, y, x_mask, y_mask)
+    weights = torch.linspace(-1, 1, result.numel()).view_as(result).to(result.dtype)
+    return result, *torch.autograd.grad((result * weights).sum(), (x, y))
+
+
+@pytest.fixture
+def cells_in_log_space(monkeypatch):
+    """How many cells' log weights were computed, a tile after the other."""
+    counted = []
+    weigh = recursion._weigh
+
+    def count(field, shares):
+        counted.append(field[1:, 1:].numel())
+        weigh(field, shares)
+
+    monkeypatch.setattr(recursion, "_weigh", count)
+    return counted
+
+
+@pytest.mark.parametrize("band", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("shortest", [1.0, 0.6])
+def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_log_space):
+    t, length = 248, 77
+    x, y = torch.randn(4, t, 4), torch.randn(4, length, 4)
+    x_lengths = torch.linspace(shortest * t, t, 4).long()
+    y_lengths = torch.linspace(shortest * length, length, 4).long()
+    x_mask = torch.arange(t) < x_lengths[:, None]
+    y_mask = torch.arange(length) < y_lengths[:, None]
+    similarity = clipseq.get_similarity("temporal", band=band)
+    recursion.log_paths(x_lengths.repeat(4), y_lengths.repeat_interleave(4), band)
+    counting = sum(cells_in_log_space)  # of the number of paths, no part of the cells
+    cells_in_log_space.clear()
+    scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    # Forward, and forward again in backward.
+    computed = (sum(cells_in_log_space) - counting) / 2
+    inside = 2 * band - band**2  # of a band of that width, of all cells of a long pair
+    assert computed <= 1.75 * inside * 16 * t * length
+
+
+@pytest.mark.parametrize("band", [None, 0.3])
+def test_ratios_that_overflow_change_nothing(band, cells_in_log_space):
+    # Steps that stay alike for long, next to steps unlike all of them: beside the last column of
+    # a sequence too, where only padding follows, and in the other sequences of its tile.
+    step = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    x = torch.cat([step.expand(60, 2), -step.expand(60, 2)])[None].repeat(2, 1, 1)
+    x[1] = -x[1]
+    y = torch.stack([step, -step, -step, step, -step, step, -step, step])[None].repeat(3, 1, 1)
+    y[1] = -step
+    y[2] = -y[2]
+    x = x + 0.1 * torch.randn_like(x)
+    x_mask = torch.arange(120) < torch.tensor([[120], [100]])
+    y_mask = torch.arange(8) < torch.tensor([[8], [5], [7]])
+    similarity = clipseq.get_similarity("temporal", band=band)
+    exact = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    cells_in_log_space.clear()
+    single = scores_and_gradients(similarity, x.float(), y.float(), x_mask, y_mask)
+    assert cells_in_log_space
+    for value, other in zip(single, exact, strict=True):
+        assert (value - other).abs().max() <= 2e-5 * other.abs().max()
+    if band is None:
+        for i, a in enumerate(real_steps(x, x_mask)):
+            for j, b in enumerate(real_steps(y, y_mask)):
+                expected = by_recursion(1 - unit(a) @ unit(b).T, 0.1)
+                assert single[0][i, j].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_padding_beside_unlike_steps_harms_no_gradient(cells_in_log_space):
+    # The score does not see that a ratio overflows in the padding; the gradient is not to either.
+    step = torch.tensor([1.0, 0.0])
+    x, y = step.expand(2, 60, 2), 0.1 * torch.randn(2, 8, 2) - step
+    x_mask = torch.ones(2, 60, dtype=torch.bool)
+    y_mask = torch.arange(8) < torch.tensor([[5], [8]])
+    similarity = clipseq.get_similarity("temporal")
+    exact = scores_and_gradients(similarity, x.double(), y.double(), x_mask, y_mask)
+    similarity(x, y, x_mask, y_mask)
+    assert not cells_in_log_space
+    single = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    assert cells_in_log_space
+    for value, other in zip(single, exact, strict=True):
+        assert (value - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.parametrize("band", [None, 0.1])
+def test_any_number_of_threads_gives_the_same_bits(band, monkeypatch):
+    monkeypatch.setattr(scores, "DIAGONAL", 256)  # many tiles
+    x, x_mask = ragged(9, 20, 4, seed=1, prefix=True)
+    y, y_mask = ragged(9, 12, 4, seed=2, prefix=True)
+    similarity = clipseq.get_similarity("temporal", band=band)
+    one = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        three = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, three, strict=True))
 
 
 @pytest.mark.parametrize(
