@@ -31,7 +31,7 @@ from torch.nn.functional import pad, threshold_
 
 from clipseq import in_threads
 
-CELLS = 2**18
+CELLS = 2**19
 """Most cells (H·T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
 
 _WIDTH = 8
@@ -252,24 +252,25 @@ class _Direction:
     """
 
     def __init__(self, name: str, room: _Room, heads: int, n: int, size: int, q: int) -> None:
-        self.means = room.take(f"means over {name}", heads, n, size, q)
-        self.sums = room.take(f"sums over {name}", heads, n, size + 1, q)
-        self.values, self.common = self.sums[:, :, :-1], self.sums[:, :, -1:]
-        self.each = room.take("each", heads, n, size, q)
-        self.inverse_totals = self.means  # until `divide`
+        self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
+        self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
+        self._each = room.take("spare", heads, n, size, q)
+        self._inverse_totals = self._to_queries = self._common  # until they are known
 
-    def divide(self, totals: Float[Tensor, "H n 1 Q"], padded: bool) -> None:
-        """Turn the sums of the keys by their weights into means."""
-        # A padded step may have no weight at all; its cosine is not used.
-        self.inverse_totals = (totals.clamp_(min=torch.finfo(totals.dtype).tiny) if padded else totals).reciprocal_()
-        self.means.mul_(self.inverse_totals)
+    def divide(self, padded: bool) -> None:
+        """Turn what `rows` holds, the sums of the keys by their weights and of ones, into means."""
+        totals = self._common
+        if padded:  # such a query may have no weight at all; its cosine is not used
+            totals = totals.clamp(min=torch.finfo(totals.dtype).tiny)
+        self._inverse_totals = totals.reciprocal()
+        self.means.mul_(self._inverse_totals)
 
     def _products(
         self, queries: Float[Tensor, "H #n d Q"]
     ) -> tuple[Float[Tensor, "H n 1 Q"], Float[Tensor, "H n 1 Q"]]:
         """Head by head, ⟨q, a⟩ and ⟨a, a⟩ for a query q and what it attends to."""
-        along = torch.mul(self.means, queries, out=self.each).sum(2, keepdim=True)
-        squares = torch.mul(self.means, self.means, out=self.each).sum(2, keepdim=True)
+        along = torch.mul(self.means, queries, out=self._each).sum(2, keepdim=True)
+        squares = torch.mul(self.means, self.means, out=self._each).sum(2, keepdim=True)
         return along, squares
 
     def cosines(self, queries: Float[Tensor, "H #n d Q"]) -> Float[Tensor, "n 1 Q"]:
@@ -283,20 +284,27 @@ class _Direction:
         """Of the cosines, to which `grad` is `scale` times the gradient.
 
         From now on `means` is `scale` times the gradient to the sum of the keys by their weights,
-        only that by way of its norm; and `sums` that by way of the numerator as well, and then what
-        the gradients to all products with the query have in common: by way of the total, and of the
-        numerator at fixed weights.
+        but only that by way of its norm.
         """
         along, squares = self._products(queries)
         inverse = _or_infinite(squares.sum(0)).reciprocal_()
         # The gradient to what was attended to, over all heads: to_query·q + to_itself·a.
         to_query = inverse.sqrt().mul_(grad)
         to_itself = along.sum(0).mul_(to_query).mul_(inverse).neg_()
-        # A mean is a sum over its total: the total's part is -⟨gradient, mean⟩.
+        # In common to the products of a query: by way of the total, as a mean is a sum over its
+        # total (that part is -⟨gradient, mean⟩), and by way of the numerator.
         along.sub_(1 / scale).mul_(to_query).addcmul_(squares, to_itself).neg_()
-        torch.mul(along, self.inverse_totals, out=self.common)
-        self.means.mul_(self.inverse_totals * to_itself)
-        torch.addcmul(self.means, queries, self.inverse_totals * to_query, out=self.values)
+        torch.mul(along, self._inverse_totals, out=self._common)
+        self.means.mul_(self._inverse_totals * to_itself)
+        self._to_queries = self._inverse_totals * to_query
+
+    def complete(self, queries: Float[Tensor, "H #n d Q"]) -> None:
+        """Add the gradient by way of the numerator.
+
+        From now on `rows` is `scale` times the whole gradient to the sum, and then what those to
+        all products with the query have in common.
+        """
+        self.means.addcmul_(queries, self._to_queries)
 
 
 class _Tile:
@@ -308,11 +316,10 @@ class _Tile:
         self._room, self._shape = room, (heads, count, length, steps)
         self.over_y = _Direction("y", room, heads, count, size, steps)
         self.over_x = _Direction("x", room, heads, 1, size, count * length)
-        self._keys_y = group.ones[:, :-1]  # (H·c, d, L)
-        self._means_y, self._means_x = self.over_y.means.flatten(0, 1), self.over_x.means[:, 0]
-        self._sums_y, self._sums_x = self.over_y.sums.flatten(0, 1), self.over_x.sums[:, 0].mT
+        self._rows_y, self._rows_x = self.over_y.rows.flatten(0, 1), self.over_x.rows[:, 0]
+        self._means_y, self._means_x = self._rows_y[:, :-1], self._rows_x[:, :-1]
         self._weights = _Cells(room.take("weights", *self._shape))
-        self._gradient = _Cells(room.take("gradient", *self._shape))
+        self._gradient = _Cells(room.take("spare", *self._shape))
         self._other = self._weights  # the weights over y, if not those over x
 
     def attend(self, group: _Group, one: _One, shared: bool) -> None:
@@ -326,10 +333,10 @@ class _Tile:
             torch.sub(over_x.cells, over_x.cells.amax(2, keepdim=True), out=over_y.cells).exp2_()
             over_x.cells.sub_(over_x.cells.amax(3, keepdim=True))
         over_x.cells.exp2_()
-        torch.bmm(self._keys_y, over_y.pairs, out=self._means_y)
-        torch.bmm(one.values, over_x.tall.mT, out=self._means_x)
-        self.over_y.divide(over_y.cells.sum(2, keepdim=True), one.padded)
-        self.over_x.divide(over_x.tall.sum(2)[:, None, None], group.padded)
+        torch.bmm(group.ones, over_y.pairs, out=self._rows_y)
+        torch.bmm(one.ones, over_x.tall.mT, out=self._rows_x)
+        self.over_y.divide(one.padded)
+        self.over_x.divide(group.padded)
         self._other = over_y
 
     def add_gradients(
@@ -349,13 +356,15 @@ class _Tile:
         # Of the norms of what was attended to.
         to_values.baddbmm_(self._means_x, over_x.tall)
         to_y.pairs.baddbmm_(over_y.pairs, self._means_y.mT, alpha=1 / scale)
+        self.over_y.complete(one.queries)
+        self.over_x.complete(group.queries)
         # Of the weights and numerators, all by way of the products.
-        torch.bmm(self._sums_x, one.ones, out=gradient.tall)
+        torch.bmm(self._rows_x.mT, one.ones, out=gradient.tall)
         if over_y is over_x:
-            gradient.pairs.baddbmm_(group.ones.mT, self._sums_y)
+            gradient.pairs.baddbmm_(group.ones.mT, self._rows_y)
             gradient.cells.mul_(over_x.cells)
         else:
-            other = torch.bmm(group.ones.mT, self._sums_y).view(self._shape)
+            other = torch.bmm(group.ones.mT, self._rows_y).view(self._shape)
             gradient.cells.mul_(over_x.cells).addcmul_(other, over_y.cells)
         to_products.baddbmm_(group.values, gradient.tall)
         to_y.tall.baddbmm_(gradient.tall, one.values.mT)
