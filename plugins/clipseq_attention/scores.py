@@ -147,7 +147,12 @@ def _(x: Tensor, y: Tensor, *_: Any) -> Tensor:
 
 @attention_scores_backward.register_fake
 def _(
-    grad: Tensor, scores: Tensor, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor,
+    grad: Tensor,
+    scores: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale)
