@@ -7,22 +7,38 @@ steps attended to, but for that divisor, and their products with the steps are t
 the cosines. So the cells of a tile are written by one matrix product, exponentiated in place (to
 base 2, a third of the time in torch), and read by matrix products and sums.
 
-Layout: one y against several x of like lengths. Heads come first, then x: a head of the tile is
-one (b·T, L) matrix, without padding along L. Padded t are left out by one more feature, 1 in y, 0
-in a real step of x and far below zero in a padded one.
+A numerator ``⟨x_t, Σ_l a_l y_l⟩`` is ``Σ_l a_l ⟨x_t, y_l⟩``: its gradients to x_t and y_l, at fixed
+attention, are those of the product ⟨x_t, y_l⟩, which the logits are made of as well. So backward
+adds up one gradient to ⟨x_t, y_l⟩, and by way of the attended values only that of their norm. The
+one to the products is a product of matrices once more; what is common to all keys of a query rides
+in it as one more feature that is 1 in the other factor.
+
+Layout: one x, the longer side, against several y of like lengths. A head of the tile is one
+(c·L, T) matrix and so is everything per step: features first, steps innermost, so that what differs
+from step to step meets long rows. What is padding (y to the longest of the tile, x to a width that
+matrix products like) is left out by two more features of the logits' factors: 1 on one side and, on
+the other, 0 for a real step and far below zero for padding.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad, threshold_
+
+from clipseq import in_threads
 
 CELLS = 2**19
 """Most cells (H·T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
+
+_WIDTH = 8
+"""T is padded to a multiple of it: odd rows cost matrix products a third of their speed."""
+
+_PARTS = 8
+"""Most threads; each has room for a tile and for the gradient to y."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied
@@ -43,55 +59,85 @@ def attention_scores(
 
     `scale`, a scalar, is what products are multiplied by before the softmax.
     """
-    if len(x) < len(y):  # few tiles of many pairs rather than many of few
+    if _swapped(x, y):
         return attention_scores(y, x, y_lengths, x_lengths, scale).T.contiguous()
     scores = x.new_empty(len(x), len(y))
-    columns, room = list(_columns(y, y_lengths)), _Room(x)
-    for rows in _tiles(x, x_lengths, y_lengths, scale):
-        shared = _may_share(rows, y, scale)
-        for j, column in enumerate(columns):
-            over_y, over_x = _attend(rows, column, shared[j], room)
-            means = over_y.cosines(room).mul_(rows.real).sum(1) / rows.lengths
-            scores[rows.items, j] = (means + over_x.cosines(room).mean(1)) / 2
+    groups, lengths = _groups(x, y, y_lengths), x_lengths.tolist()
+    shared = _shared(x, y, groups, scale)
+    order = torch.cat([group.items for group in groups])
+
+    def work(items: list[int]) -> None:
+        tiles = _Tiles(x)
+        for i in items:
+            one = _One.made(x[i], lengths[i], scale)
+            parts = []
+            for group, one_table in zip(groups, shared[i], strict=True):
+                tile = tiles.take(group, one)
+                tile.attend(group, one, one_table)
+                over_y = tile.over_y.cosines(one.queries).view(len(group.real), -1)
+                over_x = tile.over_x.cosines(group.queries).view_as(group.real)
+                mean = over_x.mul_(group.real).sum(1).div_(group.lengths)
+                parts.append(mean.add_(over_y[:, : lengths[i]].mean(1)))
+            scores[i, order] = torch.cat(parts).div_(2)
+
+    in_threads(work, _parts(x, x_lengths))
     return scores
 
 
 @torch.library.custom_op("clipseq::attention_scores_backward", mutates_args=())
 def attention_scores_backward(
-    grad: Tensor, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor
+    grad: Tensor,
+    scores: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, y and scale, every tile computed again: only the inputs were kept."""
-    if len(x) < len(y):
+    """Gradients to x, y and scale, every tile computed again: inputs and scores were kept."""
+    if _swapped(x, y):
         grad_y, grad_x, grad_scale = attention_scores_backward(
-            grad.T, y, x, y_lengths, x_lengths, scale
+            grad.T, scores.T, y, x, y_lengths, x_lengths, scale
         )
         return grad_x, grad_y, grad_scale
-    grad_x, grad_y, grad_scale = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(scale)
-    columns, room, times = list(_columns(y, y_lengths)), _Room(x), float(scale)
-    for rows in _tiles(x, x_lengths, y_lengths, scale):
-        shared = _may_share(rows, y, scale)
-        shares_y = grad[rows.items] / (2 * rows.lengths[:, None])
-        shares_x = grad[rows.items] / (2 * y_lengths)
-        # By way of the logits, which scale too has a part in, and by all other ways.
-        steps, size = rows.values.shape[2:]
-        to_logits, to_rest = torch.zeros_like(rows.values), torch.zeros_like(rows.values)
-        for j, column in enumerate(columns):
-            over_y, over_x = _attend(rows, column, shared[j], room)
-            queries_y, sums_y = over_y.differentiate(rows.real * shares_y[:, j, None], room)
-            queries_x, sums_x = over_x.differentiate(shares_x[:, j, None], room)
-            logits = _logits_gradient(
-                rows, column, over_y.weights, over_x.weights, sums_y, sums_x, room
-            )
-            _tall(to_logits).baddbmm_(_tall(logits), column.values)
-            to_rest.addcmul_(over_y.means, queries_y)
-            _pairs(to_rest).baddbmm_(_pairs(over_x.weights), _pairs(sums_x)[..., :size])
-            here = torch.mul(over_x.means, queries_x, out=over_x.means).sum(1)
-            here.baddbmm_(_tall(over_y.weights).mT, _tall(sums_y)[..., :size])
-            here.baddbmm_(_tall(logits).mT, _tall(rows.values), alpha=times)
-            grad_y[j, :, : column.steps] += here
-        grad_scale += (to_logits * rows.values).sum()
-        grad_x[rows.items, :, :steps] = to_rest.add_(to_logits.mul_(scale)).transpose(0, 1)
-    return grad_x, grad_y, grad_scale
+    grad_x, (_, heads, _, size) = torch.zeros_like(x), x.shape
+    groups, lengths = _groups(x, y, y_lengths), x_lengths.tolist()
+    shared = _shared(x, y, groups, scale)
+    times = float(scale)
+    # Of the cosines, times scale.
+    shares_y = grad * (scale / (2 * x_lengths[:, None]))
+    shares_x = grad * (scale / (2 * y_lengths))
+
+    def work(items: list[int]) -> tuple[list[_Cells], Tensor]:
+        tiles = _Tiles(x)
+        to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
+        along = torch.zeros_like(scale)
+        for i in items:
+            one = _One.made(x[i], lengths[i], scale)
+            to_products, to_values = (torch.zeros_like(one.values) for _ in range(2))
+            for group, to_y, one_table in zip(groups, to_ys, shared[i], strict=True):
+                tile = tiles.take(group, one)
+                tile.attend(group, one, one_table)
+                by_y = shares_y[i, group.items].view(-1, 1, 1) * one.real
+                by_x = (shares_x[i, group.items, None] * group.real).view(1, 1, -1)
+                tile.over_y.differentiate(one.queries, by_y, times)
+                tile.over_x.differentiate(group.queries, by_x, times)
+                tile.add_gradients(group, one, to_products, to_values, to_y, times)
+            along += (to_products * one.values).sum()
+            to_x = to_products.add_(to_values, alpha=1 / times).mT
+            grad_x[i, :, : lengths[i]] = to_x[:, : lengths[i]]
+        return to_ys, along
+
+    done = in_threads(work, _parts(x, x_lengths))
+    grad_y = torch.zeros_like(y)
+    for number, group in enumerate(groups):
+        total = done[0][0][number].cells
+        for to_ys, _ in done[1:]:
+            total += to_ys[number].cells
+        grad_y[group.items, :, : group.real.shape[1]] = total.transpose(0, 1)
+    # Of the gradient to the products, what came by way of the numerators has no part in scale.
+    along = torch.stack([part for _, part in done]).sum() - (grad * scores).sum()
+    return grad_x, grad_y, along / scale
 
 
 @attention_scores.register_fake
@@ -101,13 +147,19 @@ def _(x: Tensor, y: Tensor, *_: Any) -> Tensor:
 
 @attention_scores_backward.register_fake
 def _(
-    grad: Tensor, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor
+    grad: Tensor,
+    scores: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(output, *inputs)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,27 +171,54 @@ attention_scores.register_autograd(_differentiate, setup_context=_save)
 
 
 @attrs.frozen(eq=False)
-class _Rows:
-    """Several x of like lengths, cut to the longest of them."""
+class _One:
+    """One x, T padded to a multiple of `_WIDTH`."""
 
-    values: Tensor  # (H, b, T, d)
-    logits: Tensor  # (H, b, T, d + 1): exponents of 2, and then 0 or, in a padded step, _NEVER
-    ones: Tensor  # (H, b, T, d + 1): and then 1
-    real: Tensor  # (b, T): 1 or, in a padded step, 0
-    lengths: Tensor  # (b,)
-    items: Tensor  # where in the batch they are
+    logits: Float[Tensor, "H f T"]  # d + 2 rows: 1; exponents of 2; 0 or, in padding, _NEVER
+    ones: Float[Tensor, "H e T"]  # d + 1 rows: values, then 1
+    values: Float[Tensor, "H d T"]
+    queries: Float[Tensor, "H 1 d T"]  # the same
+    real: Float[Tensor, " T"]  # 1 or, in padding, 0
+    padded: bool  # whether there is padding
+
+    @classmethod
+    def made(cls, x: Tensor, steps: int, scale: Tensor) -> "_One":
+        """Of x (H, S, d), of which the first `steps` are real."""
+        padding = -steps % _WIDTH
+        ones = pad(x[:, :steps].mT, (0, padding, 0, 1))
+        ones[:, -1] = 1.0
+        values = ones[:, :-1]
+        logits = pad(values * (scale / math.log(2)), (0, 0, 1, 1), value=1.0)
+        logits[:, -1, :steps], logits[:, -1, steps:] = 0.0, _NEVER
+        real = pad(x.new_ones(steps), (0, padding))
+        return cls(logits, ones, values, values[:, None], real, padding > 0)
 
 
 @attrs.frozen(eq=False)
-class _Column:
-    """One y."""
+class _Group:
+    """Several y of like lengths, cut to the longest of them."""
 
-    ones: Tensor  # (H, L, d + 1): and then 1
-    values: Tensor  # (H, L, d)
+    logits: Float[Tensor, "H f N"]  # N = c·L; d + 2 rows: 0 or, in padding, _NEVER; values; 1
+    ones: Float[Tensor, "K e L"]  # K = H·c; d + 1 rows: values, then 1
+    values: Float[Tensor, "H d N"]
+    queries: Float[Tensor, "H 1 d N"]  # the same
+    real: Float[Tensor, "c L"]  # 1 or, in padding, 0
+    padded: bool  # whether there is padding
+    lengths: Int[Tensor, " c"]
+    items: Int[Tensor, " c"]  # where in the batch they are
 
-    @property
-    def steps(self) -> int:
-        return self.values.shape[1]
+    @classmethod
+    def made(cls, y: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
+        steps = int(lengths.max())
+        values = y[items, :, :steps].transpose(0, 1)  # (H, c, L, d)
+        real = torch.arange(steps, device=y.device) < lengths[:, None]
+        logits = pad(values.permute(0, 3, 1, 2).flatten(2), (0, 0, 1, 1), value=1.0)
+        logits[:, 0] = torch.where(real, 0.0, _NEVER).flatten()
+        ones = pad(values.mT.flatten(0, 1), (0, 0, 0, 1), value=1.0)
+        flat = logits[:, 1:-1]
+        padded = bool((lengths < steps).any())
+        real = real.to(y.dtype)
+        return cls(logits, ones, flat, flat[:, None], real, padded, lengths, items)
 
 
 class _Room:
@@ -149,6 +228,11 @@ class _Room:
         self._like = like
         self._buffers: dict[str, Tensor] = {}
 
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return sum(map(len, self._buffers.values()))
+
     def take(self, name: str, *shape: int) -> Tensor:
         """An uninitialised tensor; the last one of that name is lost."""
         size = math.prod(shape)
@@ -157,130 +241,207 @@ class _Room:
         return self._buffers[name][:size].view(shape)
 
 
-@attrs.frozen(eq=False)
-class _Attended:
-    """One direction of a tile: what each of b·Q queries attended to."""
+class _Cells:
+    """A tensor (H, c, L, n) as one matrix a head, and as one a pair."""
 
-    name: str
-    queries: Tensor  # (H, b or 1, Q, d)
-    weights: Tensor  # (H, b, T, L), not normalised
-    totals: Tensor  # (H, b, Q), the sum of a query's weights
-    means: Tensor  # (H, b, Q, d), of the keys by those weights
+    def __init__(self, cells: Tensor) -> None:
+        self.cells = cells
+        self.tall = cells.flatten(1, 2)  # (H, c·L, n)
+        self.pairs = cells.flatten(0, 1)  # (H·c, L, n)
 
-    def _products(self, room: _Room) -> tuple[Tensor, Tensor, Tensor]:
-        """Head by head, ⟨q, a⟩ and ⟨a, a⟩ for a query q and what it attended to; 1/||a||."""
-        each = room.take("each", *self.means.shape)
-        along = torch.mul(self.queries, self.means, out=each).sum(3)
-        squares = torch.linalg.vector_norm(self.means, dim=3).square_()
-        squared = squares.sum(0)
-        # Where the values cancel to rounding, or are all zero, there is no direction.
-        nothing = squared <= _NOTHING**2
-        return along, squares, squared.masked_fill_(nothing, torch.inf).rsqrt_()
 
-    def cosines(self, room: _Room) -> Float[Tensor, "b Q"]:
-        """Between each query, a unit vector or zero, and what it attended to."""
-        along, _, inverse = self._products(room)
-        return along.sum(0).mul_(inverse)
+class _Direction:
+    """One direction of a tile: what each of n·Q queries attends to.
 
-    def differentiate(self, grad: Float[Tensor, "b Q"], room: _Room) -> tuple[Tensor, Tensor]:
-        """Of the cosines times `grad`: the gradients to the queries and to the sums.
+    Over y, n is c and Q is T; over x, n is 1 and Q is c·L.
+    """
 
-        The first is a factor (b, Q, 1) of `means`, the second (H, b, Q, d + 1): to the sum of the
-        keys by their weights, and to that of ones.
+    def __init__(self, name: str, room: _Room, heads: int, n: int, size: int, q: int) -> None:
+        self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
+        self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
+        self._each = room.take("spare", heads, n, size, q)
+        self._inverse_totals = self._to_queries = self._common  # until they are known
+
+    def divide(self, padded: bool) -> None:
+        """Turn what `rows` holds, the sums of the keys by their weights and of ones, into means."""
+        totals = self._common
+        if padded:  # such a query may have no weight at all; its cosine is not used
+            totals = totals.clamp(min=torch.finfo(totals.dtype).tiny)
+        self._inverse_totals = totals.reciprocal()
+        self.means.mul_(self._inverse_totals)
+
+    def _products(
+        self, queries: Float[Tensor, "H #n d Q"]
+    ) -> tuple[Float[Tensor, "H n 1 Q"], Float[Tensor, "H n 1 Q"]]:
+        """Head by head, ⟨q, a⟩ and ⟨a, a⟩ for a query q and what it attends to."""
+        along = torch.mul(self.means, queries, out=self._each).sum(2, keepdim=True)
+        squares = torch.mul(self.means, self.means, out=self._each).sum(2, keepdim=True)
+        return along, squares
+
+    def cosines(self, queries: Float[Tensor, "H #n d Q"]) -> Float[Tensor, "n 1 Q"]:
+        """Between each query, a unit vector or zero, and what it attends to."""
+        along, squares = self._products(queries)
+        return along.sum(0).mul_(_or_infinite(squares.sum(0)).rsqrt_())
+
+    def differentiate(
+        self, queries: Float[Tensor, "H #n d Q"], grad: Float[Tensor, "n 1 Q"], scale: float
+    ) -> None:
+        """Of the cosines, to which `grad` is `scale` times the gradient.
+
+        From now on `means` is `scale` times the gradient to the sum of the keys by their weights,
+        but only that by way of its norm.
         """
-        along, squares, inverse = self._products(room)
-        # The gradient to what was attended to, over all heads: to_query·q - to_itself·a.
-        to_query = grad * inverse
-        to_itself = to_query * along.sum(0) * inverse.square()
-        size = self.means.shape[3]
-        to_sums = room.take(f"sums of {self.name}", *self.means.shape[:3], size + 1)
-        # A mean is a sum over its total: the total's part is -⟨gradient, mean⟩.
-        to_totals = squares.mul_(to_itself).addcmul_(along, to_query, value=-1)
-        to_sums[..., size] = to_totals.div_(self.totals)
-        values = to_sums[..., :size]
-        torch.mul(self.queries, (to_query / self.totals)[..., None], out=values)
-        values.addcmul_(self.means, (to_itself / self.totals)[..., None], value=-1)
-        return to_query[..., None], to_sums
+        along, squares = self._products(queries)
+        inverse = _or_infinite(squares.sum(0)).reciprocal_()
+        # The gradient to what was attended to, over all heads: to_query·q + to_itself·a.
+        to_query = inverse.sqrt().mul_(grad)
+        to_itself = along.sum(0).mul_(to_query).mul_(inverse).neg_()
+        # In common to the products of a query: by way of the total, as a mean is a sum over its
+        # total (that part is -⟨gradient, mean⟩), and by way of the numerator.
+        along.sub_(1 / scale).mul_(to_query).addcmul_(squares, to_itself).neg_()
+        torch.mul(along, self._inverse_totals, out=self._common)
+        self.means.mul_(self._inverse_totals * to_itself)
+        self._to_queries = self._inverse_totals * to_query
+
+    def complete(self, queries: Float[Tensor, "H #n d Q"]) -> None:
+        """Add the gradient by way of the numerator.
+
+        From now on `rows` is `scale` times the whole gradient to the sum, and then what those to
+        all products with the query have in common.
+        """
+        self.means.addcmul_(queries, self._to_queries)
 
 
-def _attend(rows: _Rows, column: _Column, shared: bool, room: _Room) -> tuple[_Attended, _Attended]:
-    """Every step of x over y, and every step of y over each x."""
-    heads, count, steps, size = rows.values.shape
-    logits = room.take("weights", heads, count, steps, column.steps)
-    torch.bmm(_tall(rows.logits), column.ones.mT, out=_tall(logits))
-    if shared:
-        over_y = over_x = logits.exp2_()
-    else:
-        over_y = (logits - logits.amax(3, keepdim=True)).exp2_()
-        over_x = logits.sub_(logits.amax(2, keepdim=True)).exp2_()
-    # A padded step of x may have no weight at all; its cosine is not used.
-    totals_y, totals_x = over_y.sum(3).add_(1 - rows.real), over_x.sum(2)
-    means_y = room.take("means over y", heads, count, steps, size)
-    torch.bmm(_tall(over_y), column.values, out=_tall(means_y))
-    means_x = room.take("means over x", heads, count, column.steps, size)
-    torch.bmm(_pairs(over_x).mT, _pairs(rows.values), out=_pairs(means_x))
-    return (
-        _Attended("y", rows.values, over_y, totals_y, means_y.div_(totals_y[..., None])),
-        _Attended("x", column.values[:, None], over_x, totals_x, means_x.div_(totals_x[..., None])),
-    )
+class _Tile:
+    """Room for one tile, and every view of it that is multiplied, made once for a shape."""
+
+    def __init__(self, group: _Group, one: _One, room: _Room) -> None:
+        heads, size, steps = one.values.shape
+        count, length = group.real.shape
+        self._room, self._shape = room, (heads, count, length, steps)
+        self.over_y = _Direction("y", room, heads, count, size, steps)
+        self.over_x = _Direction("x", room, heads, 1, size, count * length)
+        self._rows_y, self._rows_x = self.over_y.rows.flatten(0, 1), self.over_x.rows[:, 0]
+        self._means_y, self._means_x = self._rows_y[:, :-1], self._rows_x[:, :-1]
+        self._weights = _Cells(room.take("weights", *self._shape))
+        self._gradient = _Cells(room.take("spare", *self._shape))
+        self._other = self._weights  # the weights over y, if not those over x
+
+    def attend(self, group: _Group, one: _One, shared: bool) -> None:
+        """Every step of x over each y, and every step of y over x."""
+        over_x = self._weights
+        torch.bmm(group.logits.mT, one.logits, out=over_x.tall)
+        if shared:
+            over_y = over_x
+        else:
+            over_y = _Cells(self._room.take("weights over y", *self._shape))
+            torch.sub(over_x.cells, over_x.cells.amax(2, keepdim=True), out=over_y.cells).exp2_()
+            over_x.cells.sub_(over_x.cells.amax(3, keepdim=True))
+        over_x.cells.exp2_()
+        torch.bmm(group.ones, over_y.pairs, out=self._rows_y)
+        torch.bmm(one.ones, over_x.tall.mT, out=self._rows_x)
+        self.over_y.divide(one.padded)
+        self.over_x.divide(group.padded)
+        self._other = over_y
+
+    def add_gradients(
+        self,
+        group: _Group,
+        one: _One,
+        to_products: Float[Tensor, "H d T"],
+        to_values: Float[Tensor, "H d T"],
+        to_y: _Cells,
+        scale: float,
+    ) -> None:
+        """Add the gradients to x by way of the products, and `scale` times the other; that to y.
+
+        After both directions' `differentiate`.
+        """
+        over_x, over_y, gradient = self._weights, self._other, self._gradient
+        # Of the norms of what was attended to.
+        to_values.baddbmm_(self._means_x, over_x.tall)
+        to_y.pairs.baddbmm_(over_y.pairs, self._means_y.mT, alpha=1 / scale)
+        self.over_y.complete(one.queries)
+        self.over_x.complete(group.queries)
+        # Of the weights and numerators, all by way of the products.
+        torch.bmm(self._rows_x.mT, one.ones, out=gradient.tall)
+        if over_y is over_x:
+            gradient.pairs.baddbmm_(group.ones.mT, self._rows_y)
+            gradient.cells.mul_(over_x.cells)
+        else:
+            other = torch.bmm(group.ones.mT, self._rows_y).view(self._shape)
+            gradient.cells.mul_(over_x.cells).addcmul_(other, over_y.cells)
+        to_products.baddbmm_(group.values, gradient.tall)
+        to_y.tall.baddbmm_(gradient.tall, one.values.mT)
 
 
-def _logits_gradient(
-    rows: _Rows,
-    column: _Column,
-    over_y: Float[Tensor, "H b T L"],
-    over_x: Float[Tensor, "H b T L"],
-    sums_y: Float[Tensor, "H b T e"],
-    sums_x: Float[Tensor, "H b L e"],
-    room: _Room,
-) -> Float[Tensor, "H b T L"]:
-    """The gradients to the weights of both directions, from those to their sums; times them."""
-    gradient = room.take("gradient", *over_y.shape)
-    torch.bmm(_tall(sums_y), column.ones.mT, out=_tall(gradient))
-    if over_y is over_x:
-        _pairs(gradient).baddbmm_(_pairs(rows.ones), _pairs(sums_x).mT)
-        return gradient.mul_(over_y)
-    other = torch.bmm(_pairs(rows.ones), _pairs(sums_x).mT).view(over_x.shape)
-    return gradient.mul_(over_y).addcmul_(other, over_x)
+class _Tiles:
+    """The tiles of one thread, in the same memory."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._room = _Room(like)
+        self._made: dict[tuple[int, int], _Tile] = {}
+
+    def take(self, group: _Group, one: _One) -> _Tile:
+        """Room for a tile; what the last one held is lost."""
+        key = id(group), len(one.real)
+        if key not in self._made:
+            size = self._room.size
+            tile = _Tile(group, one, self._room)
+            if self._room.size > size:
+                self._made.clear()  # they hold what the room has outgrown
+            self._made[key] = tile
+        return self._made[key]
 
 
-def _tall(values: Tensor) -> Tensor:
-    """(H, b, T, n) as (H, b·T, n)."""
-    return values.flatten(1, 2)
+def _or_infinite(squares: Tensor) -> Tensor:
+    # Where the values cancel to rounding, or are all zero, there is no direction.
+    return threshold_(squares, _NOTHING**2, math.inf)
 
 
-def _pairs(values: Tensor) -> Tensor:
-    """(H, b, T, n) as (H·b, T, n)."""
-    return values.flatten(0, 1)
+def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[list[bool]]:
+    """For each x and each group, whether one table of exponentials may serve both directions."""
+    longest = torch.linalg.vector_norm(x, dim=3).amax((1, 2))
+    others = torch.linalg.vector_norm(y, dim=3).amax((1, 2))
+    largest = torch.stack([others[group.items].max() for group in groups])
+    return (longest[:, None] * largest * scale <= _LARGEST[y.dtype]).tolist()
 
 
-def _may_share(rows: _Rows, y: Tensor, scale: Tensor) -> list[bool]:
-    """For each y, whether one table of exponentials may serve both directions."""
-    longest = torch.linalg.vector_norm(rows.values, dim=3).amax((1, 2))
-    others = torch.linalg.vector_norm(y, dim=3).amax(2)
-    return ((longest * others).amax(1) * scale <= _LARGEST[y.dtype]).tolist()
+def _swapped(x: Tensor, y: Tensor) -> bool:
+    """Whether y should be the side that is taken one by one.
+
+    The longer side should, as long rows are quick, unless that makes many small tiles.
+    """
+    tiles_x, tiles_y = _tiles(x, y), _tiles(y, x)
+    if max(tiles_x, tiles_y) > 2 * min(tiles_x, tiles_y):
+        return tiles_y < tiles_x
+    return y.shape[2] > x.shape[2]
 
 
-def _columns(y: Tensor, lengths: Tensor) -> Iterator[_Column]:
-    for one, steps in zip(y, lengths.tolist(), strict=True):
-        ones = torch.nn.functional.pad(one[:, :steps], (0, 1), value=1.0)
-        yield _Column(ones, one[:, :steps].contiguous())
+def _tiles(one: Tensor, other: Tensor) -> int:
+    """How many tiles there are of each of `one` with several of `other`."""
+    return len(one) * -(-len(other) // _pairs_of_a_tile(one, other.shape[2]))
 
 
-def _tiles(x: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor) -> Iterator[_Rows]:
+def _pairs_of_a_tile(one: Tensor, length: int) -> int:
+    # A tile has its cells and, for each step of x and y, what it attends to.
+    return max(1, CELLS // (one.shape[1] * one.shape[2] * max(length, one.shape[3])))
+
+
+def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    order = x_lengths.argsort(descending=True)
-    steps_of = x_lengths[order].tolist()
-    across = x.shape[1] * int(y_lengths.max())
-    first = 0
+    order = lengths.argsort(descending=True)
+    sizes = lengths[order].tolist()
+    groups, first = [], 0
     while first < len(order):
-        steps = steps_of[first]
-        items = order[first : first + max(1, CELLS // (across * steps))]
+        items = order[first : first + _pairs_of_a_tile(x, sizes[first])]
         first += len(items)
-        values = x[items, :, :steps].transpose(0, 1).contiguous()
-        lengths = x_lengths[items]
-        real = torch.arange(steps, device=x.device) < lengths[:, None]
-        ones = torch.nn.functional.pad(values, (0, 1), value=1.0)
-        logits = ones * (scale / math.log(2))
-        logits[..., -1] = torch.where(real, 0.0, _NEVER)
-        yield _Rows(values, logits, ones, real.to(x.dtype), lengths, items)
+        groups.append(_Group.made(y, lengths[items], items))
+    return groups
+
+
+def _parts(x: Tensor, lengths: Tensor) -> list[list[int]]:
+    """Which x each thread works on: of all lengths, as the others."""
+    order = lengths.argsort(descending=True).tolist()
+    count = min(torch.get_num_threads(), _PARTS, len(order)) if x.device.type == "cpu" else 1
+    return [order[first::count] for first in range(count)]

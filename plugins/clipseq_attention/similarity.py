@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipseq import Sequences, Similarity, unit
+from clipseq import Sequences, Similarity
 from clipseq_attention.scores import attention_scores
 
 
@@ -59,35 +59,28 @@ class AttentionSimilarity(Similarity):
         """tau; stays positive, as its logarithm is what is learnt."""
         return self.log_temperature.squeeze().exp()
 
-    def prepare_x(self, x: Sequences) -> dict[str, Tensor]:
-        """Heads (B, H, T, d) of the unit steps, and the mask."""
-        values = unit(x.values)
-        batch, steps, features = values.shape
-        size = -(-features // self.num_heads)
-        heads = -(-features // size)
-        padded = nn.functional.pad(values, (0, heads * size - features))
-        split = padded.view(batch, steps, heads, size).transpose(1, 2)
-        return {"heads": split, "mask": x.mask}
+    def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
+        heads_x, heads_y = self._heads(x), self._heads(y)
+        scale = heads_x.shape[1] / self.temperature.to(heads_x.dtype)
+        return attention_scores(heads_x, heads_y, x.lengths, y.lengths, scale)
 
-    def score(self, x: dict[str, Tensor], y: dict[str, Tensor]) -> Float[Tensor, "b c"]:
-        scale = x["heads"].shape[1] / self.temperature.to(x["heads"].dtype)
-        lengths = x["mask"].sum(1), y["mask"].sum(1)
-        return attention_scores(x["heads"], y["heads"], *lengths, scale)
-
-    def score_all(
-        self, x: dict[str, Tensor], y: dict[str, Tensor], steps: tuple[int, int]
-    ) -> Float[Tensor, "B C"]:
+    def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """`score` of everything at once: the operator cuts its own tiles."""
         return self.score(x, y)
 
-    def align(self, x: dict[str, Tensor], y: dict[str, Tensor]) -> Float[Tensor, "n t l"]:
+    def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         """The attention itself, mean over heads and over the two directions."""
-        x_mask, y_mask = x["mask"], y["mask"]
-        logits = self._logits(x["heads"] @ y["heads"].mT)
-        over_y = logits.masked_fill(~y_mask[:, None, None, :], -torch.inf).softmax(3)
-        over_x = logits.masked_fill(~x_mask[:, None, :, None], -torch.inf).softmax(2)
+        products = self._heads(x) @ self._heads(y).mT
+        logits = products * (products.shape[1] / self.temperature.to(products.dtype))
+        over_y = logits.masked_fill(~y.mask[:, None, None, :], -torch.inf).softmax(3)
+        over_x = logits.masked_fill(~x.mask[:, None, :, None], -torch.inf).softmax(2)
         both = (over_y + over_x).mean(1) / 2
-        return both.masked_fill(~(x_mask[:, :, None] & y_mask[:, None, :]), 0.0)
+        return both.masked_fill(~(x.mask[:, :, None] & y.mask[:, None, :]), 0.0)
 
-    def _logits(self, products: Tensor) -> Tensor:
-        return products * (products.shape[-3] / self.temperature.to(products.dtype))
+    def _heads(self, steps: Sequences) -> Float[Tensor, "B H T d"]:
+        """The features of each head; a view where they divide evenly."""
+        features = steps.values.shape[2]
+        size = -(-features // self.num_heads)
+        heads = -(-features // size)
+        padded = nn.functional.pad(steps.values, (0, heads * size - features))
+        return padded.unflatten(2, (heads, size)).transpose(1, 2)

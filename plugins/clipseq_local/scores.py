@@ -6,16 +6,24 @@ pairs would take more memory than the steps themselves they are found again inst
 grows with the batch and not with its square.
 
 Padded steps are copies of the last real one: they change no maximum, so cells need no mask.
+
+torch looks for where a maximum is one cell at a time, which would take half as long as the product.
+So it is computed: the cells that are the largest of theirs become 1 and the others 0, times a
+number that falls from step to step, and the largest of these tells the first. In a tile the items
+of y are innermost and its steps before them, so that neither maximum runs along memory: one cell of
+each of many items at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import attrs
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from clipseq import in_threads
 from clipseq.kernels import use_kernels
 
 CELLS = 2**19
@@ -54,14 +62,15 @@ def maxima(
         places = (best_y, best_x) if keep else (None, None)
         return triton_kernels.forward(x, y, x_lengths, y_lengths, *places), best_y, best_x
     scores = x.new_empty(len(x), len(y))
-    for rows, columns, products in _tiles(x, y, x_lengths, y_lengths):
-        t, length = x_lengths[rows], y_lengths[columns]
-        if keep:
-            over_y, over_x = _search(products, rows, columns, t, length, best_y, best_x)
-        else:
-            over_y, over_x = products.amax(3).mT, products.amax(1)
-        means = _real_mean(over_y, t[:, None]) + _real_mean(over_x, length[None])
-        scores[rows[:, None], columns] = means / 2
+    columns = _columns(y, y_lengths)
+
+    def work(items: Tensor) -> None:
+        for tile in _tiles(x, x_lengths, items, columns):
+            scores[tile.rows[:, None], tile.columns] = tile.scores()
+            if keep:
+                tile.search(best_y, best_x)
+
+    in_threads(work, _parts(x_lengths))
     return scores, best_y, best_x
 
 
@@ -81,26 +90,34 @@ def maxima_backward(
 
         places = (best_y, best_x) if best_y.numel() else (None, None)
         return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, *places)
-    grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
+    grad_x = torch.empty_like(x)
     steps, length = x.shape[1], y.shape[1]
-    rows = max(1, _ENTRIES // (len(y) * max(steps, length)))
+    count = max(1, _ENTRIES // (len(y) * max(steps, length)))
     real_x = torch.arange(steps, device=x.device) < x_lengths[:, None]
     real_y = torch.arange(length, device=x.device) < y_lengths[:, None]
-    for first in range(0, len(x), rows):
-        block = slice(first, first + rows)
-        if best_y.numel():
-            where_y, where_x = best_y[block], best_x[block]
-        else:
-            where_y, where_x = _no_indices(x[block], y)
-            t = x_lengths[block]
-            for i, j, products in _tiles(x[block], y, t, y_lengths):
-                _search(products, i, j, t[i], y_lengths[j], where_y, where_x)
-        share = grad[block] / 2
-        weight_y = (share / x_lengths[block, None])[:, None, :] * real_x[block, :, None]
-        weight_x = (share / y_lengths)[:, :, None] * real_y
-        _spread(
-            x[block], y, where_y.long(), where_x.long(), weight_y, weight_x, grad_x[block], grad_y
-        )
+    columns = [] if best_y.numel() else _columns(y, y_lengths)
+
+    def work(items: Tensor) -> Tensor:
+        to_y = torch.zeros_like(y)
+        for rows in items.split(count):
+            block, t = x[rows], x_lengths[rows]
+            if best_y.numel():
+                where_y, where_x = best_y[rows], best_x[rows]
+            else:
+                where_y, where_x = _no_indices(block, y)
+                for tile in _tiles(block, t, torch.arange(len(t), device=t.device), columns):
+                    tile.search(where_y, where_x)
+            share = grad[rows] / 2
+            weight_y = (share / t[:, None])[:, None, :] * real_x[rows, :, None]
+            weight_x = (share / y_lengths)[:, :, None] * real_y
+            grad_x[rows] = _spread(
+                block, y, where_y.long(), where_x.long(), weight_y, weight_x, to_y
+            )
+        return to_y
+
+    grad_y, *others = in_threads(work, _parts(x_lengths))
+    for other in others:
+        grad_y += other
     return grad_x, grad_y
 
 
@@ -130,33 +147,6 @@ def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]
 maxima.register_autograd(_differentiate, setup_context=_save)
 
 
-def _search(
-    products: Float[Tensor, "b T c L"],
-    rows: Int[Tensor, "b"],
-    columns: Int[Tensor, "c"],
-    t: Int[Tensor, "b"],
-    length: Int[Tensor, "c"],
-    best_y: Integer[Tensor, "B S C"],
-    best_x: Integer[Tensor, "B C M"],
-) -> tuple[Float[Tensor, "b c T"], Float[Tensor, "b c L"]]:
-    """The maxima of a tile; where they are is written to `best_y` and `best_x`."""
-    over_y, where_y = products.max(3)
-    over_x, where_x = products.max(1)
-    # A padded step stands for the last real one.
-    where_y, where_x = where_y.clamp(max=length - 1), where_x.clamp(max=(t - 1)[:, None, None])
-    steps, others = products.shape[1], products.shape[3]
-    best_y[:, :steps][rows[:, None], :, columns] = where_y.mT.to(best_y.dtype)
-    best_x[:, :, :others][rows[:, None], columns] = where_x.to(best_x.dtype)
-    return over_y.mT, over_x
-
-
-def _real_mean(
-    values: Float[Tensor, "b c n"], lengths: Int[Tensor, "#b #c"]
-) -> Float[Tensor, "b c"]:
-    real = torch.arange(values.shape[2], device=values.device) < lengths[..., None]
-    return values.mul_(real).sum(2) / lengths
-
-
 def _index_type(steps: int) -> torch.dtype:
     return torch.uint8 if steps <= 2**8 else torch.int16 if steps <= 2**15 else torch.int32
 
@@ -178,10 +168,9 @@ def _spread(
     where_x: Int[Tensor, "b C L"],
     weight_y: Float[Tensor, "b T C"],
     weight_x: Float[Tensor, "b C L"],
-    grad_x: Float[Tensor, "b T D"],
     grad_y: Float[Tensor, "C L D"],
-) -> None:
-    """Write grad_x and add to grad_y: each maximum gives its two steps each other, weighted."""
+) -> Float[Tensor, "b T D"]:
+    """The gradient to x; that to y is added. A maximum gives its two steps each other, weighted."""
     (rows, steps, size), (others, length, _) = x.shape, y.shape
     flat_x, flat_y = x.reshape(-1, size), y.reshape(-1, size)
     # Steps by their number in the batch.
@@ -193,23 +182,26 @@ def _spread(
         where_y.flatten(0, 1), flat_y, per_sample_weights=weight_y.flatten(0, 1), mode="sum"
     )
     to_x += _collected(flat_y, where_x, own_y, weight_x, len(flat_x))
-    grad_x.copy_(to_x.view_as(grad_x))
     to_y = embedding_bag(
         where_x.permute(1, 2, 0).reshape(-1, rows),
         flat_x,
         per_sample_weights=weight_x.permute(1, 2, 0).reshape(-1, rows),
         mode="sum",
     )
-    to_y += _collected(flat_x, where_y, own_x, weight_y, len(flat_y))
     grad_y += to_y.view_as(grad_y)
+    grad_y += _collected(flat_x, where_y, own_x, weight_y, len(flat_y)).view_as(grad_y)
+    return to_x.view_as(x)
 
 
 def _collected(
     values: Float[Tensor, "N D"], targets: Tensor, sources: Tensor, weights: Tensor, count: int
 ) -> Float[Tensor, "count D"]:
     """For each target, the weighted sum of its sources."""
-    targets, order = targets.flatten().sort(stable=True)
-    starts = torch.searchsorted(targets, torch.arange(count, device=targets.device))
+    # The fewer bits, the sooner a sort is done.
+    targets, order = targets.flatten().to(_index_type(count)).sort(stable=True)
+    starts = torch.searchsorted(
+        targets, torch.arange(count, dtype=targets.dtype, device=targets.device)
+    )
     return embedding_bag(
         sources.flatten()[order],
         values,
@@ -219,41 +211,140 @@ def _collected(
     )
 
 
+@attrs.frozen(eq=False)
+class _Columns:
+    """Items of y of like lengths, cut to the longest: those that one tile has."""
+
+    items: Int[Tensor, " c"]
+    lengths: Int[Tensor, " c"]
+    values: Float[Tensor, "N D"]  # N = L·c
+
+
+@attrs.frozen(eq=False)
+class _Tile:
+    """The products of the steps of some x and y, and their maxima."""
+
+    rows: Int[Tensor, " b"]
+    columns: Int[Tensor, " c"]
+    x_lengths: Int[Tensor, " b"]
+    y_lengths: Int[Tensor, " c"]
+    products: Float[Tensor, "b T L c"]
+    spare: Float[Tensor, "b T L c"]
+    over_y: Float[Tensor, "b T c"]
+    over_x: Float[Tensor, "b L c"]
+
+    @classmethod
+    def made(
+        cls, rows: Tensor, columns: _Columns, lengths: Tensor, products: Tensor, spare: Tensor
+    ) -> "_Tile":
+        over_y = _largest(products, spare).clone()  # `spare` will be written to
+        over_x = products.amax(1)
+        return cls(rows, columns.items, lengths, columns.lengths, products, spare, over_y, over_x)
+
+    def scores(self) -> Float[Tensor, "b c"]:
+        """Both maxima's means over real steps, averaged."""
+        steps, length = self.products.shape[1:3]
+        step = torch.arange(steps, device=self.rows.device)
+        real_x = step[:, None] < self.x_lengths[:, None, None]
+        real_y = torch.arange(length, device=self.rows.device)[:, None] < self.y_lengths
+        mean_y = (self.over_y * real_x).sum(1) / self.x_lengths[:, None]
+        return (mean_y + (self.over_x * real_y).sum(1) / self.y_lengths) / 2
+
+    def search(self, best_y: Integer[Tensor, "B S C"], best_x: Integer[Tensor, "B C M"]) -> None:
+        """Write where the maxima are."""
+        steps, length = self.products.shape[1:3]
+        torch.eq(self.products, self.over_y[:, :, None], out=self.spare)
+        self.spare.mul_(_falling(self.spare, length)[:, None])
+        where_y = length - _largest(self.spare, self.spare)
+        torch.eq(self.products, self.over_x[:, None], out=self.spare)
+        self.spare.mul_(_falling(self.spare, steps)[:, None, None])
+        where_x = (steps - self.spare.amax(1)).mT
+        # A padded step stands for the last real one.
+        where_y = where_y.clamp_(max=self.y_lengths - 1).mT.to(best_y.dtype)
+        where_x = where_x.clamp_(max=self.x_lengths[:, None, None] - 1).to(best_x.dtype)
+        best_y[:, :steps][self.rows[:, None], :, self.columns] = where_y
+        best_x[:, :, :length][self.rows[:, None], self.columns] = where_x
+
+
+def _falling(like: Tensor, steps: int) -> Tensor:
+    return torch.arange(steps, 0, -1, dtype=like.dtype, device=like.device)
+
+
+def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) -> Tensor:
+    """The largest over L, half against half; `spare`, which may be `values`, is written to.
+
+    torch's own is no quicker, and many times slower where c is not a multiple of 32.
+    """
+    steps = values.shape[2]
+    while steps > 1:
+        half = steps // 2
+        kept = spare[:, :, :half]
+        torch.maximum(values[:, :, :half], values[:, :, steps - half : steps], out=kept)
+        if steps % 2 and values is not spare:
+            spare[:, :, half] = values[:, :, half]
+        values, steps = spare, steps - half
+    return values[:, :, 0]
+
+
 def _tiles(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Float[Tensor, "b T c L"]]]:
-    """Items of x, items of y, and the products of their steps, cut to the longest."""
-    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    x_order, y_order = x_lengths.argsort(descending=True), y_lengths.argsort(descending=True)
-    x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
-    column, room = 0, x.new_empty(0)
-    while column < len(y_order):
-        others = y_sorted[column]
-        columns = y_order[column : column + max(1, _COLUMNS // others)]
-        column += len(columns)
-        y_tile = _filled(y, y_lengths, columns, others)
-        row = 0
-        while row < len(x_order):
-            steps = x_sorted[row]
-            rows = x_order[row : row + max(1, CELLS // (len(y_tile) * steps))]
-            row += len(rows)
-            x_tile = _filled(x, x_lengths, rows, steps)
-            cells = len(x_tile) * len(y_tile)
+    x: Tensor, lengths: Tensor, items: Int[Tensor, " n"], columns: Sequence[_Columns]
+) -> Iterator[_Tile]:
+    """The tiles of some x, from the longest to the shortest, with every y."""
+    sizes, room, spare = lengths[items].tolist(), x.new_empty(0), x.new_empty(0)
+    for column in columns:
+        count = len(column.items)
+        first = 0
+        while first < len(items):
+            steps = sizes[first]
+            rows = items[first : first + max(1, CELLS // (len(column.values) * steps))]
+            first += len(rows)
+            x_tile = _filled(x, lengths, rows, steps).flatten(0, 1)
+            cells = len(x_tile) * len(column.values)
             if len(room) < cells:
-                room = x.new_empty(cells)
-            products = room[:cells].view(len(x_tile), len(y_tile))
-            torch.mm(x_tile, y_tile.mT, out=products)
-            yield rows, columns, products.view(len(rows), steps, len(columns), others)
+                room, spare = (x.new_empty(cells) for _ in range(2))
+            products = room[:cells].view(len(x_tile), len(column.values))
+            torch.mm(x_tile, column.values.mT, out=products)
+            shape = len(rows), steps, len(column.values) // count, count
+            yield _Tile.made(
+                rows, column, lengths[rows], products.view(shape), spare[:cells].view(shape)
+            )
 
 
-def _filled(values: Tensor, lengths: Tensor, items: Tensor, steps: int) -> Tensor:
-    """The first steps of some items, one after the other; padding repeats the last real one."""
+def _columns(y: Tensor, lengths: Tensor) -> list[_Columns]:
+    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
+    order = lengths.argsort(descending=True)
+    sizes, columns, first = lengths[order].tolist(), [], 0
+    while first < len(order):
+        steps = sizes[first]
+        items = order[first : first + max(1, _COLUMNS // steps)]
+        first += len(items)
+        values = _filled(y, lengths, items, steps).transpose(0, 1)
+        columns.append(_Columns(items, lengths[items], values.flatten(0, 1)))
+    return columns
+
+
+def _parts(lengths: Tensor) -> list[Tensor]:
+    """Which x each thread works on: of all lengths, as the others."""
+    order = lengths.argsort(descending=True)
+    count = min(torch.get_num_threads(), _PARTS, len(order)) if lengths.device.type == "cpu" else 1
+    return [order[first::count] for first in range(count)]
+
+
+def _filled(
+    values: Float[Tensor, "B S D"], lengths: Tensor, items: Tensor, steps: int
+) -> Float[Tensor, "n steps D"]:
+    """The first steps of some items; padding repeats the last real one."""
     step = torch.arange(steps, device=values.device).clamp(max=(lengths[items] - 1)[:, None])
-    return values[items[:, None], step].flatten(0, 1)
+    rows = items[:, None] * values.shape[1] + step
+    taken = values.flatten(0, 1).index_select(0, rows.flatten())
+    return taken.view(*rows.shape, values.shape[2])
 
 
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
 _ENTRIES = 2**16
-"""Most indices that backward works on at once."""
+"""Most indices that a thread's backward works on at once."""
+
+_PARTS = 8
+"""Most threads; each has room for a tile and for the gradient to y."""
