@@ -116,7 +116,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     _terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     put_aside = session.config.stash[RESULTS].put_aside
     if put_aside and _terminal:
-        _terminal.write_line(f"results of another machine, versions or threads: now in {put_aside}")
+        _terminal.write_line(
+            f"results of another machine, versions or threads: {put_aside} with the first new one"
+        )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -52,13 +52,15 @@ def page(conditions: dict[str, Any], entries: Sequence[Entry]) -> str:
     """The page's text."""
     measured = [entry for entry in entries if "skipped" not in entry]
     shares = [e["real_cells"] / e["cells"] for e in measured if e["padding"] == "ragged"]
-    share = f"{min(shares):.0%} to {max(shares):.0%}" if shares else "not measured here"
+    bounds = dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))) if shares else ()
+    share = " to ".join(bounds) or "not measured here"
     parts = [TITLE.format(share=share), _conditions(conditions, measured)]
     parts.append(
         "## Against the size\n\n"
         "![Time and memory of each similarity against B·C·T·L](figures/performance.png)\n\n"
-        "Time grows in proportion to B·C·T·L (the thin lines do); memory does not.\n\n"
-        + _growth(measured)
+        "Thin lines: in proportion to B·C·T·L. The table has T=62 and L=20 and ever more pairs: "
+        "where time is in proportion its first number stays, where memory is bounded its second "
+        "grows as the inputs do, if at all.\n\n" + _growth(measured)
     )
     parts.append("## Each similarity\n\n" + _sizes() + "\n" + _similarities(measured))
     parts.append(
@@ -79,7 +81,7 @@ def _conditions(conditions: dict[str, Any], measured: Sequence[Entry]) -> str:
     )
     return (
         f"Measured {when} on {machine['cores']} cores of {machine['cpu']} ({machine['system']}), "
-        f"{conditions['threads']} threads, float32, {timed}: {names}.\n"
+        f"torch.set_num_threads({conditions['threads']}), float32, {timed}: {names}.\n"
     )
 
 
@@ -270,8 +272,12 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _finish(panel: Any, title: str, quantity: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     panel.set(xscale="log", yscale="log", xlabel="B·C·T·L", ylabel=quantity)
     panel.set_title(title, loc="left", fontweight="bold")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
 

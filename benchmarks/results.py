@@ -48,9 +48,8 @@ class Results:
         old = json.loads(path.read_text())
         if _comparable(old["conditions"]) == _comparable(conditions):
             self.entries = {_key(entry): entry for entry in old["entries"]}
-        elif old["entries"]:
+        else:
             self.put_aside = path.with_suffix(".previous.json")
-            path.replace(self.put_aside)
 
     def has(self, label: str, size: str, padding: str) -> bool:
         """Whether there is a figure, or the reason why there is none."""
@@ -58,6 +57,8 @@ class Results:
 
     def add(self, entry: Entry) -> None:
         """Keep an entry in the place of an older one, and write the file."""
+        if self.put_aside and not self.entries:
+            self.path.replace(self.put_aside)
         self.entries[_key(entry)] = entry
         content = {"conditions": self.conditions, "entries": list(self.entries.values())}
         new = self.path.with_suffix(".new")
