@@ -21,7 +21,8 @@ def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
     for autograd inside. Which thread takes which item is left to chance: for results that are the
     same in every run, let each item write to places of its own, and add up in the order of items.
 
-    On a GPU, or with one thread or one item, it is the plain loop.
+    With one thread or one item it is the plain loop. It is for tensors on the CPU: a GPU has its
+    own way to be busy, so give it one item.
 
     Args:
         work: called once per item.
