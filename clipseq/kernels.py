@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+__all__ = ["halves", "obstacle", "terms", "use_kernels"]
+
 FEATURES = 32
 """`halves` fills the features up to a multiple of this, so that no kernel has to mask them."""
 

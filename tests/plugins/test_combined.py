@@ -142,3 +142,14 @@ def test_align_is_the_weighted_mean_of_shares():
 def test_refuses_bad_options(options, error, message):
     with pytest.raises(error, match=message):
         clipseq.get_similarity("combined", **options)
+
+
+def test_parts_that_compare_the_steps_themselves_share_them():
+    similarity = clipseq.get_similarity("combined")
+    x, y = torch.randn(2, 5, 4), torch.randn(3, 4, 4)
+    for side in similarity.prepare(x, y):
+        assert side.tree["attention"].values is side.tree["temporal"].values
+    # One with a projection of its own compares other steps.
+    parts = {"attention": {}, "temporal": {"embed_dim": 4}}
+    for side in clipseq.get_similarity("combined", parts=parts).prepare(x, y):
+        assert side.tree["attention"].values is not side.tree["temporal"].values

@@ -56,9 +56,6 @@ def test_a_batch_of_64_adds_at_most_256_mib(name):
 
 # One head: what is asked does not depend on it, and the time does.
 ONE_HEAD = {"num_heads": 1}
-PAIRS_AS_TENSORS = pytest.mark.xfail(
-    strict=False, reason="log_paths finds distinct pairs by torch.unique(dim=1): a tensor a pair"
-)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +64,10 @@ PAIRS_AS_TENSORS = pytest.mark.xfail(
         ("global", {}),
         ("local", {}),
         ("attention", ONE_HEAD),
-        pytest.param("temporal", {}, marks=PAIRS_AS_TENSORS),
-        pytest.param(
+        ("temporal", {}),
+        (
             "combined",
             {"parts": {"global": {}, "local": {}, "attention": ONE_HEAD, "temporal": {}}},
-            marks=PAIRS_AS_TENSORS,
         ),
     ],
 )
