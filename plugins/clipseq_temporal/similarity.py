@@ -26,13 +26,14 @@ class TemporalSimilarity(Similarity):
     γ → 0 gives 1 minus normalised DTW.
 
     Computed anti-diagonal by anti-diagonal over all pairs of a tile at once, each pair read at
-    its own lengths; the gradient is the expected alignment, computed anew in backward. Cost:
-    O(B·C·T·L·D) for the products, one product more than the three that nobody can avoid. Without
-    a band the recursion runs in ratios of neighbouring cells: one transcendental and some five
-    passes a cell, in backward twice as many. Where a ratio overflows (steps that contrast for
+    its own lengths; the gradient is the expected alignment, computed anew in backward.
+
+    Cost: O(B·C·T·L·D) for the products, one product more than the three that nobody can avoid.
+    Without a band the recursion runs in ratios of neighbouring cells: one transcendental and some
+    five passes a cell, in backward twice as many. Where a ratio overflows (steps that contrast for
     long; float32 has room for about 125·γ·log 2 in summed difference of cosines), and for γ below
-    0.024, it runs in log space: four transcendentals and ten passes. A band does so too, over
-    little more than its own cells: time is in proportion to them, products included.
+    0.024, it runs in log space: four transcendentals and ten passes. A band does so too, and only
+    over little more than its own cells, products included.
 
     Args:
         gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and
