@@ -170,13 +170,13 @@ class _Many(Processes):
                 f"{_ranks(gone)} gone, without a word: killed, perhaps, for want of memory; "
                 "what was printed there may tell"
             )
-        elif _timed_out(error):
-            what = (
-                f"a process has not answered for training.timeout = {self.timeout} s, though "
-                "none has ended"
-            )
         else:
-            what = "the connection to another process failed, though none has ended"
+            # Which of the two cannot be told from the error: gloo breaks the connection on a
+            # time-out, and it may be the call after that which fails.
+            what = (
+                "another process does not answer, though none has ended: it hangs (longer than "
+                f"training.timeout = {self.timeout} s), or the network between them failed"
+            )
         self._post(Letter(self.rank, what, tuple(gone)))
         lost = ProcessLost(
             f"{what} (noticed by rank {self.rank} of {self.size}, {self.doing}: "
@@ -348,14 +348,15 @@ def _of_a_connection(error: BaseException) -> TypeGuard[RuntimeError]:
     if not isinstance(error, RuntimeError) or isinstance(error, ClipseqError):
         return False
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("gloo", "nccl", "connection closed", "connection reset")
-    )
+    return isinstance(error, dist.DistError) or any(sign in text for sign in _BROKEN)
 
 
-def _timed_out(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return "timed out" in text or "timeout" in text
+# gloo raises plain RuntimeErrors, some without the name of its source file: the first call that
+# times out closes the pair of sockets, and the next, of which this is the error, finds it closed.
+_BROKEN = (
+    "gloo", "nccl", "pair closure", "socket closed", "timed out waiting", "connection closed",
+    "connection reset", "broken pipe",
+)  # fmt: skip
 
 
 def _first_line(error: BaseException) -> str:
