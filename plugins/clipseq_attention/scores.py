@@ -27,7 +27,7 @@ import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, threshold
 
 from clipseq import in_threads
 
@@ -396,7 +396,7 @@ class _Tiles:
 
 def _or_infinite(squares: Tensor) -> Tensor:
     # Where the values cancel to rounding, or are all zero, there is no direction.
-    return torch.threshold_(squares, _NOTHING**2, math.inf)
+    return threshold(squares, _NOTHING**2, math.inf, inplace=True)
 
 
 def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[list[bool]]:

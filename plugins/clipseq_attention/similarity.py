@@ -28,8 +28,8 @@ class AttentionSimilarity(Similarity):
     normalises the attention over both sides.
 
     ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in backward.
-    Cost: O(B·C·T·L·D), as many matrix products as twelve times those of the steps, and 2·H
-    exponentials a cell, forward and backward together.
+    Cost: O(B·C·T·L·D), forward and backward together that of twelve matrix products of all steps
+    with all others, 2·H exponentials a cell, and half as long again for what is done step by step.
 
     Args:
         num_heads: heads; features that do not divide evenly leave the last head zeros.

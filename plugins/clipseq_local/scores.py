@@ -174,23 +174,15 @@ def _spread(
     (rows, steps, size), (others, length, _) = x.shape, y.shape
     flat_x, flat_y = x.reshape(-1, size), y.reshape(-1, size)
     # Steps by their number in the batch.
-    where_y = where_y + torch.arange(others, device=x.device) * length
-    where_x = where_x + torch.arange(rows, device=x.device)[:, None, None] * steps
-    own_x = torch.arange(rows * steps, device=x.device).view(rows, steps, 1).expand_as(where_y)
-    own_y = torch.arange(others * length, device=x.device).view(others, length).expand_as(where_x)
-    to_x = embedding_bag(
-        where_y.flatten(0, 1), flat_y, per_sample_weights=weight_y.flatten(0, 1), mode="sum"
-    )
-    to_x += _collected(flat_y, where_x, own_y, weight_x, len(flat_x))
-    to_y = embedding_bag(
-        where_x.permute(1, 2, 0).reshape(-1, rows),
-        flat_x,
-        per_sample_weights=weight_x.permute(1, 2, 0).reshape(-1, rows),
-        mode="sum",
-    )
-    grad_y += to_y.view_as(grad_y)
-    grad_y += _collected(flat_x, where_y, own_x, weight_y, len(flat_y)).view_as(grad_y)
-    return to_x.view_as(x)
+    steps_x = torch.arange(rows * steps, device=x.device).view(rows, steps, 1)
+    steps_y = torch.arange(others * length, device=x.device).view(others, length)
+    where_y = where_y + steps_y[:, 0]
+    where_x = where_x + steps_x[:, :1]
+    ends_x = torch.cat([steps_x.expand_as(where_y).flatten(), where_x.flatten()])
+    ends_y = torch.cat([where_y.flatten(), steps_y.expand_as(where_x).flatten()])
+    weights = torch.cat([weight_y.flatten(), weight_x.flatten()])
+    grad_y += _collected(flat_x, ends_y, ends_x, weights, len(flat_y)).view_as(grad_y)
+    return _collected(flat_y, ends_x, ends_y, weights, len(flat_x)).view_as(x)
 
 
 def _collected(
@@ -198,15 +190,15 @@ def _collected(
 ) -> Float[Tensor, "count D"]:
     """For each target, the weighted sum of its sources."""
     # The fewer bits, the sooner a sort is done.
-    targets, order = targets.flatten().to(_index_type(count)).sort(stable=True)
+    targets, order = targets.to(_index_type(count)).sort(stable=True)
     starts = torch.searchsorted(
         targets, torch.arange(count, dtype=targets.dtype, device=targets.device)
     )
     return embedding_bag(
-        sources.flatten()[order],
+        sources[order],
         values,
         starts,
-        per_sample_weights=weights.flatten()[order],
+        per_sample_weights=weights[order],
         mode="sum",
     )
 
@@ -343,7 +335,7 @@ def _filled(
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
-_ENTRIES = 2**16
+_ENTRIES = 2**15
 """Most indices that a thread's backward works on at once."""
 
 _PARTS = 8

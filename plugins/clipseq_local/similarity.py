@@ -21,7 +21,8 @@ class LocalSimilarity(Similarity):
 
     ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
     (arXiv:2004.12832, which sums where we average); a window longer than both sequences is
-    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows.
+    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, one matrix product of all
+    with all, and half as long again for the maxima and for backward.
 
     Args:
         window: steps in a window, or a pair of numbers, for x and for y.
