@@ -173,7 +173,7 @@ class Similarity(nn.Module, ABC):
         """
         with torch.autocast(x.occupied.device.type, enabled=False):
             scores = self.score_all(x.tree, y.tree, (x.steps, y.steps))
-            shape = len(x.occupied), len(y.occupied)
+            shape = x.occupied.shape[0], y.occupied.shape[0]
             if scores.shape != shape:
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
