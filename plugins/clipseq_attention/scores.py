@@ -37,8 +37,9 @@ CELLS = 2**19
 _WIDTH = 8
 """T is padded to a multiple of it: odd rows cost matrix products a third of their speed."""
 
-_PARTS = 8
-"""Most threads; each has room for a tile and for the gradient to y."""
+_PARTS = 1
+"""Most groups of x side by side, each with room for a tile and for a gradient to y. One: on two
+cores torch's own sharing of every operation among threads was faster at each size measured."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied
