@@ -39,7 +39,7 @@ _WIDTH = 8
 
 _PARTS = 1
 """Most groups of x side by side, each with room for a tile and for a gradient to y. One: on two
-cores torch's own sharing of every operation among threads was faster at each size measured."""
+cores torch's own sharing of every operation among threads was faster at S1 and S2 (benchmarks/)."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied

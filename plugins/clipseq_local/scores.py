@@ -340,4 +340,4 @@ _ENTRIES = 2**15
 
 _PARTS = 1
 """Most groups of x side by side, each with room for a tile and for a gradient to y. One: on two
-cores torch's own sharing of every operation among threads was faster at each size measured."""
+cores torch's own sharing of every operation among threads was faster at S1 and S2 (benchmarks/)."""
