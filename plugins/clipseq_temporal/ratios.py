@@ -22,6 +22,8 @@ right or not finite, and the caller then takes ``recursion``.
 """
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +32,7 @@ from torch import Tensor
 from clipseq_temporal.recursion import GROWTH, diagonals
 
 SCALE = 2.0**40
-"""Of the largest gradient in `backward`: one over a large q must not vanish."""
+"""Of the largest gradient in `Kept.backward`: one over a large q must not vanish."""
 
 
 def fits(gamma: float, dtype: torch.dtype) -> bool:
@@ -39,114 +41,201 @@ def fits(gamma: float, dtype: torch.dtype) -> bool:
     return 2 * largest < -math.log2(torch.finfo(dtype).tiny) - 2
 
 
-def forward(
-    weights: Float[Tensor, "T L n"],
+class InPlace:
+    """The weights of all paths, for no more than their sum: what is across replaces a weight.
+
+    Attributes:
+        weights: (T, L, n), exp(rate) of each cell of n pairs ("lanes"), to be filled before
+            `forward`, which overwrites them.
+    """
+
+    def __init__(self, weights: Float[Tensor, "T L n"]) -> None:
+        self.weights = weights
+        steps, others, lanes = weights.shape
+        self._down = weights.new_empty(steps, lanes)  # of each row, only the last
+        room = weights.new_empty(min(steps, others), lanes)
+        self._views = []
+        for at in _diagonals(weights):
+            down = self._down[at.row : at.row + at.count]
+            self._views.append((at(0), at(0, above=1), down, room[: at.count]))
+
+    def forward(
+        self, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """Log2 of the total weight of all paths from the first cell to the last, or not finite.
+
+        Args:
+            x_lengths: t of each lane, 1 <= t <= T.
+            y_lengths: l of each lane, 1 <= l <= L.
+
+        Cost: five operations of one pass; memory O(T·n).
+        """
+        edge = self.weights[:, 0].log2()
+        self._down.copy_(self.weights[:, 0])
+        for cells, above, left, total in self._views:
+            torch.add(above, left, out=total)
+            total.add_(cells).mul_(cells)
+            torch.div(total, left, out=cells)
+            torch.div(total, above, out=left)
+        return _sum_of_logs(edge, self.weights, x_lengths, y_lengths)
+
+
+class Kept:
+    """The weights of all paths, and the gradient of their sum.
+
+    Attributes:
+        weights: as in `InPlace`, but `forward` leaves them as they are.
+    """
+
+    def __init__(self, planes: Float[Tensor, "3 T L n"]) -> None:
+        self.weights, self._across, self._down = planes
+        _, steps, others, lanes = planes.shape
+        room = planes.new_empty(min(steps, others), lanes)
+        self._views = []
+        for at in _diagonals(planes):
+            # Nothing comes diagonally after the cells of the last column and row.
+            inner = slice(int(at.number >= others - 2), at.count - int(at.number >= steps - 2))
+            some = inner.start < inner.stop
+            self._views.append(
+                _Views(
+                    total=room[: at.count],
+                    weights=at(0),
+                    across=at(1),
+                    down=at(2),
+                    across_above=at(1, above=1),
+                    down_left=at(2, left=1),
+                    down_above=at(2, above=1),
+                    sources=at.pair(at(0), at(2, left=1)),
+                    inner=at(2)[inner] if some else None,
+                    after=at(0, above=-1, left=-1, cells=inner) if some else None,
+                )
+            )
+
+    def forward(
+        self, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """As `InPlace.forward`. All ratios stay, for `backward`."""
+        edge = self.weights[:, 0].log2()
+        self._across[0] = self.weights[0]
+        self._down[:, 0] = self.weights[:, 0]
+        for at in self._views:
+            total, weights = at.total, at.weights
+            torch.add(at.across_above, at.down_left, out=total)
+            total.add_(weights).mul_(weights)
+            torch.div(total, at.down_left, out=at.across)
+            torch.div(total, at.across_above, out=at.down)
+        return _sum_of_logs(edge, self._across, x_lengths, y_lengths)
+
+    def backward(
+        self, grad: Float[Tensor, "n"], x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
+    ) -> Float[Tensor, "T L n"]:
+        """Gradient of ``grad · forward(...)`` to the rates; weights and ratios are used up.
+
+        Precise where the largest of `grad` is about `SCALE`. Not finite where a ratio overflowed
+        in what lies beyond a lane's last cell, too.
+        """
+        # A ratio is read once, at the cell that it leads to. Afterwards its place collects what
+        # is sent back to its own cell, from the right first; what goes back diagonally waits in
+        # the place of the weight that it came from.
+        arrived, weights = self._down, self.weights
+        steps, others, lanes = arrived.shape
+        arrived[0] = 0.0
+        arrived[:, -1] = 0.0
+        flat = arrived.view(-1)
+        lane = torch.arange(lanes, device=arrived.device)
+        last = ((x_lengths - 1) * others + y_lengths - 1) * lanes + lane
+        # Where a lane ends in an anti-diagonal of the loop, or -1.
+        inside = (x_lengths > 1) & (y_lengths > 1)
+        ends = torch.where(inside, x_lengths + y_lengths - 4, -1)
+        order = ends.argsort(stable=True)
+        counts = torch.bincount(ends + 1, minlength=len(self._views) + 1).tolist()
+        _, *places = last[order].split(counts)
+        _, *grads = grad[order].split(counts)
+        for at, place, arriving in reversed(list(zip(self._views, places, grads, strict=True))):
+            here, part = at.down, at.total
+            if at.inner is not None:
+                at.inner.add_(at.after)
+            if len(place) > 0:
+                flat.index_add_(0, place, arriving)
+            torch.add(at.across_above, at.down_left, out=part)
+            torch.div(here, part.add_(at.weights), out=part)
+            at.sources.mul_(part)
+            at.down_above.addcmul_(part, at.across_above)
+            # A diagonal step counts its cell twice.
+            here.add_(at.weights)
+        # What arrives in the first row and column has only them to go.
+        arrived[0, :-1] += weights[1, 1:] if steps > 1 else 0.0
+        arrived[1:-1, 0] += weights[2:, 1] if others > 1 else 0.0
+        flat.index_add_(0, last, grad.masked_fill(inside, 0.0))
+        for edge in (arrived[0], arrived[:, 0]):
+            edge.copy_(edge.flip(0).cumsum(0).flip(0))
+        arrived[0, 0] *= 2
+        return arrived
+
+
+class _Views(NamedTuple):
+    """What one anti-diagonal of `Kept` reads and writes; across, down, weights: of its cells."""
+
+    total: Tensor
+    weights: Tensor
+    across: Tensor
+    down: Tensor
+    across_above: Tensor  # of the cells above
+    down_left: Tensor
+    down_above: Tensor
+    sources: Tensor  # weights and down_left
+    inner: Tensor | None  # of down, where there is a cell diagonally after it
+    after: Tensor | None  # the weights of those
+
+
+class _Diagonal:
+    """An anti-diagonal of (T, L, n), or of several planes of it, and the cells around it."""
+
+    def __init__(self, memory: Tensor, number: int, corner: int, count: int) -> None:
+        steps, self._others, self._lanes = memory.shape[-3:]
+        self.number, self.count = number, count
+        self.row = 1 + corner // self._others  # of its first cell
+        self._memory, self._plane = memory, steps * self._others
+        # Of the first cell, counted in cells.
+        self._first = memory.storage_offset() // self._lanes + corner + self._others + 1
+
+    def __call__(
+        self, plane: int, *, above: int = 0, left: int = 0, cells: slice | None = None
+    ) -> Tensor:
+        """(count, n) of a plane, so many cells above these and to the left, or of some of them."""
+        start, stop = (cells.start, cells.stop) if cells is not None else (0, self.count)
+        first = self._first + plane * self._plane - above * self._others - left
+        stride = self._others - 1
+        return self._memory.as_strided(
+            (stop - start, self._lanes),
+            (stride * self._lanes, 1),
+            (first + start * stride) * self._lanes,
+        )
+
+    def pair(self, one: Tensor, other: Tensor) -> Tensor:
+        """Both as one tensor (2, count, n)."""
+        apart = other.storage_offset() - one.storage_offset()
+        return one.as_strided((2, *one.shape), (apart, *one.stride()))
+
+
+def _diagonals(memory: Tensor) -> Iterator[_Diagonal]:
+    """Those of all cells but the first row and column."""
+    steps, others = memory.shape[-3:-1]
+    for number, (corner, count) in enumerate(diagonals(steps - 1, others - 1)):
+        yield _Diagonal(memory, number, corner, count)
+
+
+def _sum_of_logs(
+    edge: Float[Tensor, "T n"],
+    across: Float[Tensor, "T L n"],
     x_lengths: Int[Tensor, "n"],
     y_lengths: Int[Tensor, "n"],
-    ratios: tuple[Float[Tensor, "T L n"], Float[Tensor, "T L n"]] | None = None,
 ) -> Float[Tensor, "n"]:
-    """Log2 of the total weight of all paths from the first cell to the last, or not finite.
-
-    Args:
-        weights: exp(rate) of each cell. Overwritten without `ratios`.
-        x_lengths: t of each lane, 1 <= t <= T.
-        y_lengths: l of each lane, 1 <= l <= L.
-        ratios: memory, which holds across and down afterwards, for `backward`.
-
-    Cost: five operations of one pass; memory O(T·n) without `ratios`.
-    """
-    steps, others, lanes = weights.shape
-    # Into the first row and column leads a single path.
-    edge = weights[:, 0].log2()
-    if ratios is None:
-        # In place: what is across replaces the weight, what is down only the last of each row.
-        across, down = weights, weights[:, 0].clone()
-    else:
-        across, down = ratios
-        across[0] = weights[0]
-        down[:, 0] = weights[:, 0]
-    stride, shift = (others - 1) * lanes, (others + 1) * lanes
-    room = weights.new_empty(min(steps, others), lanes)
-    bases = [cells.storage_offset() for cells in (weights, across, down)]
-    for corner, count in diagonals(steps - 1, others - 1):
-        shape, strides, offset = (count, lanes), (stride, 1), corner * lanes
-        weight = weights.as_strided(shape, strides, bases[0] + offset + shift)
-        from_above = across.as_strided(shape, strides, bases[1] + offset + lanes)
-        if ratios is None:
-            first = 1 + max(0, corner // others)
-            from_left = to_right = down[first : first + count]
-            below = weight
-        else:
-            from_left = down.as_strided(shape, strides, bases[2] + offset + others * lanes)
-            to_right = down.as_strided(shape, strides, bases[2] + offset + shift)
-            below = across.as_strided(shape, strides, bases[1] + offset + shift)
-        total = room[:count]
-        torch.add(from_above, from_left, out=total)
-        total.add_(weight).mul_(weight)
-        torch.div(total, from_left, out=below)
-        torch.div(total, from_above, out=to_right)
-    # Down the first column, then along the last row.
-    lane = torch.arange(lanes, device=weights.device)
-    column = torch.arange(others, device=weights.device)[:, None]
+    """The log weight of the last cells: down the first column, then along the last row."""
+    others, lanes = across.shape[1:]
+    lane = torch.arange(lanes, device=across.device)
+    column = torch.arange(others, device=across.device)[:, None]
     row = across[x_lengths - 1, column, lane].log2_()
     row = row.masked_fill_((column == 0) | (column >= y_lengths), 0.0)
+    # Into the first row and column leads a single path.
     return edge[0] + edge.cumsum(0)[x_lengths - 1, lane] + row.sum(0)
-
-
-def backward(
-    grad: Float[Tensor, "n"],
-    weights: Float[Tensor, "T L n"],
-    ratios: tuple[Float[Tensor, "T L n"], Float[Tensor, "T L n"]],
-    x_lengths: Int[Tensor, "n"],
-    y_lengths: Int[Tensor, "n"],
-) -> Float[Tensor, "T L n"]:
-    """Gradient of ``grad · forward(...)`` to the rates, in memory of `ratios`; all is used up.
-
-    Precise where the largest of `grad` is about `SCALE`. Not finite where a ratio overflowed in
-    what lies beyond a lane's last cell, too.
-    """
-    steps, others, lanes = weights.shape
-    # A ratio is read once, at the cell that it leads to. Afterwards its place collects what is
-    # sent back to its own cell, from the right first; what goes back diagonally waits in the
-    # place of the weight that it came from.
-    across, arrived = ratios
-    arrived[0] = 0.0
-    arrived[:, -1] = 0.0
-    inner = (x_lengths > 1) & (y_lengths > 1)
-    ends = torch.where(inner, x_lengths + y_lengths - 4, steps + others)
-    order = ends.argsort()
-    stops = [0, *torch.bincount(ends, minlength=steps + others).cumsum(0).tolist()]
-    stride, shift = (others - 1) * lanes, (others + 1) * lanes
-    room = weights.new_empty(min(steps, others), lanes)
-    bases = [cells.storage_offset() for cells in (weights, across, arrived)]
-    for k, (corner, count) in reversed(list(enumerate(diagonals(steps - 1, others - 1)))):
-        shape, strides, offset = (count, lanes), (stride, 1), corner * lanes
-        weight = weights.as_strided(shape, strides, bases[0] + offset + shift)
-        here = arrived.as_strided(shape, strides, bases[2] + offset + shift)
-        # Cells of the last column and row have none diagonally after them.
-        first, last = int(k >= others - 2), count - int(k >= steps - 2)
-        if last > first:
-            after = bases[0] + offset + 2 * shift + first * stride
-            here[first:last].add_(weights.as_strided((last - first, lanes), strides, after))
-        if stops[k] < stops[k + 1]:
-            lane = order[stops[k] : stops[k + 1]]
-            arrived[x_lengths[lane] - 1, y_lengths[lane] - 1, lane] += grad[lane]
-        from_above = across.as_strided(shape, strides, bases[1] + offset + lanes)
-        left = arrived.as_strided(shape, strides, bases[2] + offset + others * lanes)
-        part = room[:count]
-        torch.add(from_above, left, out=part)
-        torch.div(here, part.add_(weight), out=part)
-        left.mul_(part)
-        above = arrived.as_strided(shape, strides, bases[2] + offset + lanes)
-        above.addcmul_(part, from_above)
-        # A diagonal step counts its cell twice.
-        here.add_(weight.mul_(part))
-    # What arrives in the first row and column has only them to go.
-    arrived[0, :-1] += weights[1, 1:] if steps > 1 else 0.0
-    arrived[1:-1, 0] += weights[2:, 1] if others > 1 else 0.0
-    lane = torch.arange(lanes, device=weights.device)
-    arrived[x_lengths - 1, y_lengths - 1, lane] += grad.masked_fill(inner, 0.0)
-    for edge in (arrived[0], arrived[:, 0]):
-        edge.copy_(edge.flip(0).cumsum(0).flip(0))
-    arrived[0, 0] *= 2
-    return arrived

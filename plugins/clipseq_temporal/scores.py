@@ -1,17 +1,16 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import attrs
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq import in_threads
 from clipseq.kernels import use_kernels
-from clipseq_temporal import ratios
+from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
@@ -22,12 +21,12 @@ from clipseq_temporal.recursion import (
     strips,
 )
 
-NUMBERS = 11 * 2**20
-"""Most numbers that a tile and thread hold at once: what bounds the memory."""
+NUMBERS = 22 * 2**20
+"""Most numbers that a tile holds: what bounds the memory."""
 
-DIAGONAL = 2**15
-"""Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly
-work, few enough for what an anti-diagonal needs to stay in a core's own cache."""
+DIAGONAL = 2**16
+"""Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly work
+and to be shared among threads, few enough for what an anti-diagonal needs to stay in the cache."""
 
 ROWS = 32
 """Most x of a tile."""
@@ -45,23 +44,20 @@ def temporal_scores(
             return triton_kernels.forward(x, y, x_lengths, y_lengths, gamma, band)
     scores = x.new_empty(len(x), len(y))
     counts = _log_paths_table(x_lengths, y_lengths, band)
-    rooms = _Rooms(x)
-
-    def score(cut: _Cut) -> bool:
-        tile = _Tile(cut, band, in_ratios)
-        with rooms.borrowed() as room:
-            weight = tile.weight(gamma, room)
-        # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
-        paths = counts[cut.rows][:, cut.columns].to(x.dtype)
-        mean = weight.view(paths.T.shape).T - paths
-        lengths = cut.x_lengths[:, None] + cut.y_lengths
-        scores[cut.rows[:, None], cut.columns] = gamma * math.log(2) * mean / lengths
-        return tile.in_ratios
-
+    room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
-    for cuts in _cuts(x, y, x_lengths, y_lengths, gamma, band):
-        # Where ratios did not do, they rarely do for the next; tiles at once do not ask each other.
-        in_ratios = all(_side_by_side(score, cuts))
+    groups, others = _groups(x, y, x_lengths, y_lengths, band, 1)
+    for rows in groups:
+        for columns in others:
+            tile = _Tile(rows, columns, band, in_ratios, room)
+            weight = tile.weight(gamma)
+            # Where ratios did not do, they rarely do for the next.
+            in_ratios = tile.in_ratios
+            # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
+            paths = counts[rows.items][:, columns.items].to(x.dtype)
+            mean = weight.view(paths.T.shape).T - paths
+            lengths = rows.lengths[:, None] + columns.lengths
+            scores[rows.items[:, None], columns.items] = gamma * math.log(2) * mean / lengths
     return scores
 
 
@@ -86,35 +82,23 @@ def temporal_scores_backward(
     largest = grad.abs().amax()
     largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
     grad = grad / largest
-    rooms = _Rooms(x)
-    # Of each group of x, step-major; no two tiles that are computed at once write to the same.
-    to_x: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def differentiate(cut: _Cut) -> tuple[Tensor, bool]:
-        tile = _Tile(cut, band, in_ratios)
-        to_y = cut.y.new_zeros(cut.y.shape)
-        lanes = grad[cut.rows[:, None], cut.columns].T.reshape(-1)
-        with rooms.borrowed() as room:
-            tile.differentiate(lanes, gamma, to_x[cut.group][1], to_y, room)
-        return to_y, tile.in_ratios
-
+    room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
-    grad_y = torch.zeros_like(y)
-    for cuts in _cuts(x, y, x_lengths, y_lengths, gamma, band):
-        for cut in cuts:
-            if cut.group not in to_x:
-                shape = (cut.steps, len(cut.rows), x.shape[2])
-                to_x[cut.group] = (cut.rows, x.new_zeros(shape))
-        # In the order of cuts, whichever was done first.
-        parts, went = zip(*_side_by_side(differentiate, cuts), strict=True)
-        in_ratios = all(went)
-        to_y = sum(parts[1:], start=parts[0])
-        grad_y[cuts[0].columns, : len(to_y)] = to_y.transpose(0, 1)
-    grad_x = torch.zeros_like(x)
-    while to_x:
-        rows, to_rows = to_x.popitem()[1]
-        grad_x[rows, : len(to_rows)] = to_rows.mul_(largest).transpose(0, 1)
-    return grad_x, grad_y.mul_(largest)
+    # A cell's weight and two ratios, or its rate and three shares.
+    groups, others = _groups(x, y, x_lengths, y_lengths, band, 3 if in_ratios else 4)
+    to_ys = [torch.zeros_like(columns.values) for columns in others]
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    for rows in groups:
+        to_x = torch.zeros_like(rows.values)
+        for columns, to_y in zip(others, to_ys, strict=True):
+            tile = _Tile(rows, columns, band, in_ratios, room)
+            lanes = grad[rows.items[:, None], columns.items].T.reshape(-1)
+            tile.differentiate(lanes, gamma, to_x, to_y)
+            in_ratios = tile.in_ratios
+        grad_x[rows.items, : len(to_x)] = to_x.mul_(largest).transpose(0, 1)
+    for columns, to_y in zip(others, to_ys, strict=True):
+        grad_y[columns.items, : len(to_y)] = to_y.mul_(largest).transpose(0, 1)
+    return grad_x, grad_y
 
 
 @temporal_scores.register_fake
@@ -148,165 +132,154 @@ def _log_paths_table(x_lengths: Tensor, y_lengths: Tensor, band: float | None) -
 
 
 @attrs.frozen(eq=False)
-class _Cut:
-    """A group of x and a group of y, each of like lengths, and all pairs of them."""
+class _Group:
+    """Sequences of like lengths, cut to the longest of them."""
 
-    group: int  # of x
-    x: Tensor  # (B, T, D), of which it takes rows and steps
-    y: Tensor  # (L, c, D)
-    rows: Tensor
-    steps: int
-    columns: Tensor
-    x_lengths: Tensor  # (b,)
-    y_lengths: Tensor  # (c,)
+    items: Int[Tensor, "n"]  # where in the batch they are
+    lengths: Int[Tensor, "n"]
+    values: Float[Tensor, "S n D"]
+
+    @classmethod
+    def made(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
+        lengths = lengths[items]
+        steps = int(lengths[0])  # they come from the longest to the shortest
+        return cls(items, lengths, values[items, :steps].transpose(0, 1).contiguous())
 
 
-def _cuts(
+def _groups(
     x: Tensor,
     y: Tensor,
     x_lengths: Tensor,
     y_lengths: Tensor,
-    gamma: float,
     band: float | None,
-) -> Iterator[list[_Cut]]:
-    """All groups of x, for every group of y in turn."""
+    numbers: int,
+) -> tuple[Iterator[_Group], list[_Group]]:
+    """Groups of x, of which one at a time is held, and of y: a tile has one of each.
+
+    It holds so many `numbers` for every cell.
+    """
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
     x_order = x_lengths.argsort(descending=True, stable=True)
     y_order = y_lengths.argsort(descending=True, stable=True)
     x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
-    groups = list(_groups(x_sorted))
-    # A cell's weight and two ratios, or its rate and three shares.
-    each = 3 if _ratios_fit(gamma, band, x.dtype) else 4
-    column = 0
-    while column < len(y_sorted):
-        others = y_sorted[column]
-        longest = x_lengths.new_tensor([x_sorted[0]]), y_lengths.new_tensor([others])
+    rows = x_order.split(_sizes(x_sorted))
+    others, first = [], 0
+    while first < len(y_sorted):
+        longest = x_lengths.new_tensor([x_sorted[0]]), y_lengths.new_tensor([y_sorted[first]])
         shapes = [strip.shape for strip in strips(*longest, band)]
         lanes = min(
             DIAGONAL // max(min(shape) for shape in shapes),
-            NUMBERS // (each * sum(rows * columns for rows, columns in shapes)),
+            NUMBERS // (numbers * sum(rows * columns for rows, columns in shapes)),
         )
-        columns = y_order[column : column + max(1, lanes // max(map(len, groups)))]
-        column += len(columns)
-        y_tile = y[columns, :others].transpose(0, 1).contiguous()
-        yield [
-            _Cut(
-                group=number,
-                x=x,
-                y=y_tile,
-                rows=x_order[group.start : group.stop],
-                steps=x_sorted[group.start],
-                columns=columns,
-                x_lengths=x_lengths[x_order[group.start : group.stop]],
-                y_lengths=y_lengths[columns],
-            )
-            for number, group in enumerate(groups)
-        ]
+        # As many groups as it takes, of one size: small tiles are slow.
+        count = -(-(len(y_sorted) - first) // max(1, lanes // max(map(len, rows))))
+        items = y_order[first : first - (first - len(y_sorted)) // count]
+        first += len(items)
+        others.append(_Group.made(y, y_lengths, items))
+    return (_Group.made(x, x_lengths, items) for items in rows), others
 
 
-def _groups(lengths: list[int]) -> Iterator[range]:
-    """Neighbours in descending lengths; at least two groups where there is enough for two.
+def _sizes(lengths: list[int]) -> list[int]:
+    """Of groups of neighbours in descending lengths.
 
     Products are fastest with many x of a tile, and where lengths differ much, few waste less.
     """
-    most = min(ROWS, -(-len(lengths) // 2))
-    start = 0
+    sizes, start = [], 0
     while start < len(lengths):
-        stop = min(start + most, len(lengths))
-        if lengths[stop - 1] < 0.75 * lengths[start]:
-            stop = min(start + -(-most // 2), len(lengths))
-        yield range(start, stop)
-        start = stop
+        size = min(ROWS, len(lengths) - start)
+        if lengths[start + size - 1] < 0.75 * lengths[start]:
+            size = -(-size // 2)
+        sizes.append(size)
+        start += size
+    return sizes
 
 
 class _Tile:
-    """The cells of all pairs of a cut, strip by strip.
+    """The cells of all pairs of two groups, strip by strip.
 
-    Lane ``j·b + i`` is the pair of the cut's i-th x and j-th y.
+    Lane ``j·b + i`` is the pair of the i-th x and the j-th y.
 
     Attributes:
         in_ratios: whether to compute in `ratios`; False from where that has overflowed.
     """
 
-    def __init__(self, cut: _Cut, band: float | None, in_ratios: bool) -> None:
+    def __init__(
+        self, rows: _Group, columns: _Group, band: float | None, in_ratios: bool, room: "_Room"
+    ) -> None:
         self.in_ratios = in_ratios
-        self._cut = cut
         self._band = band
-        self._strips = strips(cut.x_lengths, cut.y_lengths, band)
-        # (T, b, D)
-        self._x = torch.stack([cut.x[row, : cut.steps] for row in cut.rows.tolist()], dim=1)
-        b, c = len(cut.rows), len(cut.columns)
-        x_of = torch.arange(b, device=cut.x.device).repeat(c)
-        y_of = torch.arange(c, device=cut.x.device).repeat_interleave(b)
-        self._t = cut.x_lengths[x_of]
-        self._l = cut.y_lengths[y_of]
+        self._room = room
+        self._strips = strips(rows.lengths, columns.lengths, band)
+        self._x, self._y = rows.values, columns.values
+        b, c = len(rows.items), len(columns.items)
+        x_of = torch.arange(b, device=rows.items.device).repeat(c)
+        y_of = torch.arange(c, device=rows.items.device).repeat_interleave(b)
+        self._t = rows.lengths[x_of]
+        self._l = columns.lengths[y_of]
         self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
         # Then one lane's band is every lane's.
         self._alike = band is not None and all(
-            bool((side == side[0]).all()) for side in (cut.x_lengths, cut.y_lengths)
+            bool((side == side[0]).all()) for side in (rows.lengths, columns.lengths)
         )
 
-    def weight(self, gamma: float, room: "_Room") -> Tensor:
+    def weight(self, gamma: float) -> Tensor:
         """Log2 of the total weight of each lane's paths."""
         if self.in_ratios:
-            weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
-            result = ratios.forward(weights, self._t, self._l)
+            field = self._room.made(InPlace, *self._shape())
+            self._rates(0, gamma, field.weights).exp2_()
+            result = field.forward(self._t, self._l)
             self.in_ratios = bool(result.isfinite().all())
             if self.in_ratios:
                 return result
-        return forward(self._lanes, lambda k: self._field(k, gamma, room), self._l)
+        return forward(self._lanes, lambda k: self._field(k, gamma), self._l)
 
-    def differentiate(
-        self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor, room: "_Room"
-    ) -> None:
+    def differentiate(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> None:
         """Add the gradient of ``grad · weight`` to the cosines, times that of these, to both.
 
         γ·log 2 times the weight is the score, and rates are cosines over γ·log 2: they cancel.
-        to_x is (T, b, D), to_y (L, c, D) and zero. `grad` is at most 1.
+        to_x is (T, b, D), to_y (L, c, D). `grad` is at most 1.
         """
         if self.in_ratios:
-            self.in_ratios = self._differentiate_ratios(grad, gamma, to_x, to_y, room)
+            self.in_ratios = self._differentiate_ratios(grad, gamma, to_x, to_y)
             if self.in_ratios:
                 return
-        to_y.zero_()
         sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
-        shares = list(room.take("kept", sum(sizes)).split(sizes))
-        forward(self._lanes, lambda k: self._field(k, gamma, room), self._l, shares)
-        found = backward(grad, self._lanes, lambda k: self._room_for(k, room), self._l, shares)
+        shares = list(self._room.take("shares", sum(sizes)).split(sizes))
+        forward(self._lanes, lambda k: self._field(k, gamma), self._l, shares)
+        found = backward(grad, self._lanes, self._room_for, self._l, shares)
         for k, alignment in found:
             self._add_products(k, alignment, to_x, to_y)
 
-    def _differentiate_ratios(
-        self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor, room: "_Room"
-    ) -> bool:
-        """`differentiate`, and whether a ratio was too large for it; to_x is as it was then."""
-        weights = self._rates(0, gamma, room.take("field", *self._shape())).exp2_()
-        across, down = room.take("kept", 2, *self._shape())
-        result = ratios.forward(weights, self._t, self._l, (across, down))
+    def _differentiate_ratios(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> bool:
+        """`differentiate`, and whether a ratio was too large for it; then nothing was added."""
+        field = self._room.made(Kept, 3, *self._shape())
+        self._rates(0, gamma, field.weights).exp2_()
+        result = field.forward(self._t, self._l)
         if not bool(result.isfinite().all()):
             return False
-        grad = grad * ratios.SCALE
-        alignment = ratios.backward(grad, weights, (across, down), self._t, self._l)
+        alignment = field.backward(grad * SCALE, self._t, self._l)
         cells = alignment.view(len(self._x), -1, self._x.shape[1])
-        to_y.flatten(0, 1).addbmm_(cells, self._x, alpha=1 / ratios.SCALE)
         # What is not finite anywhere in the alignment is not finite here.
-        if not bool(to_y.isfinite().all()):
+        y_part = self._room.take("to y", *to_y.shape).zero_()
+        y_part.flatten(0, 1).addbmm_(cells, self._x)
+        if not bool(y_part.isfinite().all()):
             return False
-        y = self._cut.y.flatten(0, 1).expand(len(cells), -1, -1)
-        to_x.baddbmm_(cells.mT, y, alpha=1 / ratios.SCALE)
+        to_y.add_(y_part, alpha=1 / SCALE)
+        y = self._y.flatten(0, 1).expand(len(cells), -1, -1)
+        to_x.baddbmm_(cells.mT, y, alpha=1 / SCALE)
         return True
 
     def _shape(self) -> tuple[int, int, int]:
-        return len(self._x), len(self._cut.y), len(self._l)
+        return len(self._x), len(self._y), len(self._l)
 
-    def _room_for(self, strip: int, room: "_Room") -> Tensor:
+    def _room_for(self, strip: int) -> Tensor:
         """Memory for the cells of a strip and their border."""
         rows, columns = self._strips[strip].shape
-        return room.take("field", rows + 1, columns + 1, len(self._l))
+        return self._room.take("field", rows + 1, columns + 1, len(self._l))
 
-    def _field(self, strip: int, gamma: float, room: "_Room") -> Tensor:
+    def _field(self, strip: int, gamma: float) -> Tensor:
         """The rates of a strip, behind a border yet to be filled."""
-        field = self._room_for(strip, room)
+        field = self._room_for(strip)
         rates = self._rates(strip, gamma, field[1:, 1:])
         if self._band is not None:
             lanes, t, length = self._lanes[strip], self._t, self._l
@@ -348,10 +321,10 @@ class _Tile:
     def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
         """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
         if len(self._strips) == 1:
-            return self._x, self._cut.y
+            return self._x, self._y
         x, y = (
             side[steps, torch.arange(side.shape[1], device=side.device)]
-            for side, steps in zip((self._x, self._cut.y), self._where(strip), strict=True)
+            for side, steps in zip((self._x, self._y), self._where(strip), strict=True)
         )
         return x, y
 
@@ -360,21 +333,25 @@ class _Tile:
         it = self._strips[strip]
         row, column = (torch.arange(n, device=it.start.device)[:, None] for n in it.shape)
         x = (it.start + row).clamp(max=len(self._x) - 1)
-        y = (it.first + column).clamp(max=len(self._cut.y) - 1)
+        y = (it.first + column).clamp(max=len(self._y) - 1)
         return x, y
 
 
 def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
     # What lies outside a band weighs nothing, and has no ratio.
-    return band is None and ratios.fits(gamma, dtype)
+    return band is None and fits(gamma, dtype)
+
+
+Made = TypeVar("Made", InPlace, Kept)
 
 
 class _Room:
-    """Memory that the tiles of a thread use one after the other."""
+    """Memory that tiles use one after the other: touching fresh pages costs more than the work."""
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
         self._held: dict[str, Tensor] = {}
+        self._made: dict[type, Any] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
         """What is held under the name, of this shape, whatever it holds; made where too small."""
@@ -385,28 +362,11 @@ class _Room:
             held = self._held[name] = self._like.new_empty(size)
         return held[:size].view(shape)
 
-
-class _Rooms:
-    """As many as are in use at once."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._free: list[_Room] = []
-
-    @contextmanager
-    def borrowed(self) -> Iterator[_Room]:
-        try:
-            room = self._free.pop()
-        except IndexError:
-            room = _Room(self._like)
-        yield room
-        self._free.append(room)
-
-
-Result = TypeVar("Result")
-
-
-def _side_by_side(work: Callable[[_Cut], Result], cuts: list[_Cut]) -> list[Result]:
-    if cuts[0].x.device.type == "cpu":
-        return in_threads(work, cuts)
-    return [work(cut) for cut in cuts]
+    def made(self, cls: type[Made], *shape: int) -> Made:
+        """``cls(self.take(...))``, the last one where the shape is the same."""
+        shape_of_last, last = self._made.get(cls, (None, None))
+        if shape_of_last != shape:
+            self._made.pop(cls, None)
+            last = cls(self.take(cls.__name__, *shape))
+            self._made[cls] = shape, last
+        return last
