@@ -32,7 +32,6 @@ from clipseq.registry import (
 )
 from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
-from clipseq.threads import in_threads
 
 if TYPE_CHECKING:
     from clipseq.encoders import RadarConfig, TextConfig
@@ -64,7 +63,6 @@ __all__ = [
     "failed_plugins",
     "get_similarity",
     "hookimpl",
-    "in_threads",
     "register_similarity",
     "unit",
 ]

@@ -23,7 +23,8 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
-        largest = torch.linalg.vector_norm(values, torch.inf, dim=-1, keepdim=True)
+        # torch's infinity norm is the same, one element at a time.
+        largest = values.abs().amax(-1, keepdim=True)
         zero = largest == 0
         scaled = values / largest.masked_fill(zero, 1.0)
         # At least 1 where the vector is not zero, as one of its entries is ±1.

@@ -29,17 +29,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
-from clipseq import in_threads
-
 CELLS = 2**19
 """Most cells (H·T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
 
 _WIDTH = 8
 """T is padded to a multiple of it: odd rows cost matrix products a third of their speed."""
-
-_PARTS = 1
-"""Most groups of x side by side, each with room for a tile and for a gradient to y. One: on two
-cores torch's own sharing of every operation among threads was faster at S1 and S2 (benchmarks/)."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied
@@ -66,22 +60,18 @@ def attention_scores(
     groups, lengths = _groups(x, y, y_lengths), x_lengths.tolist()
     shared = _shared(x, y, groups, scale)
     order = torch.cat([group.items for group in groups])
-
-    def work(items: list[int]) -> None:
-        tiles = _Tiles(x)
-        for i in items:
-            one = _One.made(x[i], lengths[i], scale)
-            parts = []
-            for group, one_table in zip(groups, shared[i], strict=True):
-                tile = tiles.take(group, one)
-                tile.attend(group, one, one_table)
-                over_y = tile.over_y.cosines(one.queries).view(len(group.real), -1)
-                over_x = tile.over_x.cosines(group.queries).view_as(group.real)
-                mean = over_x.mul_(group.real).sum(1).div_(group.lengths)
-                parts.append(mean.add_(over_y[:, : lengths[i]].mean(1)))
-            scores[i, order] = torch.cat(parts).div_(2)
-
-    in_threads(work, _parts(x, x_lengths))
+    tiles = _Tiles(x)
+    for i in _longest_first(lengths):
+        one = _One.made(x[i], lengths[i], scale)
+        parts = []
+        for group, one_table in zip(groups, shared[i], strict=True):
+            tile = tiles.take(group, one)
+            tile.attend(group, one, one_table)
+            over_y = tile.over_y.cosines(one.queries).view(len(group.real), -1)
+            over_x = tile.over_x.cosines(group.queries).view_as(group.real)
+            mean = over_x.mul_(group.real).sum(1).div_(group.lengths)
+            parts.append(mean.add_(over_y[:, : lengths[i]].mean(1)))
+        scores[i, order] = torch.cat(parts).div_(2)
     return scores
 
 
@@ -109,35 +99,27 @@ def attention_scores_backward(
     shares_y = grad * (scale / (2 * x_lengths[:, None]))
     shares_x = grad * (scale / (2 * y_lengths))
 
-    def work(items: list[int]) -> tuple[list[_Cells], Tensor]:
-        tiles = _Tiles(x)
-        to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
-        along = torch.zeros_like(scale)
-        for i in items:
-            one = _One.made(x[i], lengths[i], scale)
-            to_products, to_values = (torch.zeros_like(one.values) for _ in range(2))
-            for group, to_y, one_table in zip(groups, to_ys, shared[i], strict=True):
-                tile = tiles.take(group, one)
-                tile.attend(group, one, one_table)
-                by_y = shares_y[i, group.items].view(-1, 1, 1) * one.real
-                by_x = (shares_x[i, group.items, None] * group.real).view(1, 1, -1)
-                tile.over_y.differentiate(one.queries, by_y, times)
-                tile.over_x.differentiate(group.queries, by_x, times)
-                tile.add_gradients(group, one, to_products, to_values, to_y, times)
-            along += (to_products * one.values).sum()
-            to_x = to_products.add_(to_values, alpha=1 / times).mT
-            grad_x[i, :, : lengths[i]] = to_x[:, : lengths[i]]
-        return to_ys, along
-
-    done = in_threads(work, _parts(x, x_lengths))
+    tiles = _Tiles(x)
+    to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
+    # Of the gradient to the products, what comes by way of the numerators has no part in scale.
+    along = -(grad * scores).sum()
+    for i in _longest_first(lengths):
+        one = _One.made(x[i], lengths[i], scale)
+        to_products, to_values = (torch.zeros_like(one.values) for _ in range(2))
+        for group, to_y, one_table in zip(groups, to_ys, shared[i], strict=True):
+            tile = tiles.take(group, one)
+            tile.attend(group, one, one_table)
+            by_y = shares_y[i, group.items].view(-1, 1, 1) * one.real
+            by_x = (shares_x[i, group.items, None] * group.real).view(1, 1, -1)
+            tile.over_y.differentiate(one.queries, by_y, times)
+            tile.over_x.differentiate(group.queries, by_x, times)
+            tile.add_gradients(group, one, to_products, to_values, to_y, times)
+        along += (to_products * one.values).sum()
+        to_x = to_products.add_(to_values, alpha=1 / times).mT
+        grad_x[i, :, : lengths[i]] = to_x[:, : lengths[i]]
     grad_y = torch.zeros_like(y)
-    for number, group in enumerate(groups):
-        total = done[0][0][number].cells
-        for to_ys, _ in done[1:]:
-            total += to_ys[number].cells
-        grad_y[group.items, :, : group.real.shape[1]] = total.transpose(0, 1)
-    # Of the gradient to the products, what came by way of the numerators has no part in scale.
-    along = torch.stack([part for _, part in done]).sum() - (grad * scores).sum()
+    for group, to_y in zip(groups, to_ys, strict=True):
+        grad_y[group.items, :, : group.real.shape[1]] = to_y.cells.transpose(0, 1)
     return grad_x, grad_y, along / scale
 
 
@@ -377,7 +359,7 @@ class _Tile:
 
 
 class _Tiles:
-    """The tiles of one thread, in the same memory."""
+    """The tiles, one after the other, in the same memory."""
 
     def __init__(self, like: Tensor) -> None:
         self._room = _Room(like)
@@ -441,8 +423,6 @@ def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:
     return groups
 
 
-def _parts(x: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Which x each thread works on: of all lengths, as the others."""
-    order = lengths.argsort(descending=True).tolist()
-    count = min(torch.get_num_threads(), _PARTS, len(order)) if x.device.type == "cpu" else 1
-    return [order[first::count] for first in range(count)]
+def _longest_first(lengths: list[int]) -> list[int]:
+    # Like lengths one after the other use the same views, and the largest tile makes the room.
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])

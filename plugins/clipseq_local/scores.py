@@ -23,7 +23,6 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clipseq import in_threads
 from clipseq.kernels import use_kernels
 
 CELLS = 2**19
@@ -62,15 +61,10 @@ def maxima(
         places = (best_y, best_x) if keep else (None, None)
         return triton_kernels.forward(x, y, x_lengths, y_lengths, *places), best_y, best_x
     scores = x.new_empty(len(x), len(y))
-    columns = _columns(y, y_lengths)
-
-    def work(items: Tensor) -> None:
-        for tile in _tiles(x, x_lengths, items, columns):
-            scores[tile.rows[:, None], tile.columns] = tile.scores()
-            if keep:
-                tile.search(best_y, best_x)
-
-    in_threads(work, _parts(x_lengths))
+    for tile in _tiles(x, x_lengths, _columns(y, y_lengths)):
+        scores[tile.where] = tile.scores()
+        if keep:
+            tile.search(best_y, best_x)
     return scores, best_y, best_x
 
 
@@ -90,34 +84,25 @@ def maxima_backward(
 
         places = (best_y, best_x) if best_y.numel() else (None, None)
         return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, *places)
-    grad_x = torch.empty_like(x)
+    grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
     steps, length = x.shape[1], y.shape[1]
-    count = max(1, _ENTRIES // (len(y) * max(steps, length)))
     real_x = torch.arange(steps, device=x.device) < x_lengths[:, None]
     real_y = torch.arange(length, device=x.device) < y_lengths[:, None]
     columns = [] if best_y.numel() else _columns(y, y_lengths)
-
-    def work(items: Tensor) -> Tensor:
-        to_y = torch.zeros_like(y)
-        for rows in items.split(count):
-            block, t = x[rows], x_lengths[rows]
-            if best_y.numel():
-                where_y, where_x = best_y[rows], best_x[rows]
-            else:
-                where_y, where_x = _no_indices(block, y)
-                for tile in _tiles(block, t, torch.arange(len(t), device=t.device), columns):
-                    tile.search(where_y, where_x)
-            share = grad[rows] / 2
-            weight_y = (share / t[:, None])[:, None, :] * real_x[rows, :, None]
-            weight_x = (share / y_lengths)[:, :, None] * real_y
-            grad_x[rows] = _spread(
-                block, y, where_y.long(), where_x.long(), weight_y, weight_x, to_y
-            )
-        return to_y
-
-    grad_y, *others = in_threads(work, _parts(x_lengths))
-    for other in others:
-        grad_y += other
+    count = max(1, _ENTRIES // (len(y) * max(steps, length)))
+    for first in range(0, len(x), count):
+        rows = slice(first, first + count)
+        block, t = x[rows], x_lengths[rows]
+        if best_y.numel():
+            where_y, where_x = best_y[rows], best_x[rows]
+        else:
+            where_y, where_x = _no_indices(block, y)
+            for tile in _tiles(block, t, columns):
+                tile.search(where_y, where_x)
+        share = grad[rows] / 2
+        weight_y = (share / t[:, None])[:, None, :] * real_x[rows, :, None]
+        weight_x = (share / y_lengths)[:, :, None] * real_y
+        grad_x[rows] = _spread(block, y, where_y.long(), where_x.long(), weight_y, weight_x, grad_y)
     return grad_x, grad_y
 
 
@@ -203,11 +188,15 @@ def _collected(
     )
 
 
+Items = slice | Int[Tensor, " n"]
+"""Where some sequences are in the batch: neighbours are a slice, which copies nothing."""
+
+
 @attrs.frozen(eq=False)
 class _Columns:
     """Items of y of like lengths, cut to the longest: those that one tile has."""
 
-    items: Int[Tensor, " c"]
+    items: Items
     lengths: Int[Tensor, " c"]
     values: Float[Tensor, "N D"]  # N = L·c
 
@@ -216,8 +205,7 @@ class _Columns:
 class _Tile:
     """The products of the steps of some x and y, and their maxima."""
 
-    rows: Int[Tensor, " b"]
-    columns: Int[Tensor, " c"]
+    where: tuple[Items, Items]  # in (B, C)
     x_lengths: Int[Tensor, " b"]
     y_lengths: Int[Tensor, " c"]
     products: Float[Tensor, "b T L c"]
@@ -227,18 +215,22 @@ class _Tile:
 
     @classmethod
     def made(
-        cls, rows: Tensor, columns: _Columns, lengths: Tensor, products: Tensor, spare: Tensor
+        cls, rows: Items, columns: _Columns, lengths: Tensor, products: Tensor, spare: Tensor
     ) -> "_Tile":
         over_y = _largest(products, spare).clone()  # `spare` will be written to
         over_x = products.amax(1)
-        return cls(rows, columns.items, lengths, columns.lengths, products, spare, over_y, over_x)
+        where = rows, columns.items
+        if not all(isinstance(items, slice) for items in where):
+            rows, items = (_numbers(items, lengths.device) for items in where)
+            where = rows[:, None], items
+        return cls(where, lengths, columns.lengths, products, spare, over_y, over_x)
 
     def scores(self) -> Float[Tensor, "b c"]:
         """Both maxima's means over real steps, averaged."""
         steps, length = self.products.shape[1:3]
-        step = torch.arange(steps, device=self.rows.device)
+        step = torch.arange(steps, device=self.x_lengths.device)
         real_x = step[:, None] < self.x_lengths[:, None, None]
-        real_y = torch.arange(length, device=self.rows.device)[:, None] < self.y_lengths
+        real_y = torch.arange(length, device=step.device)[:, None] < self.y_lengths
         mean_y = (self.over_y * real_x).sum(1) / self.x_lengths[:, None]
         return (mean_y + (self.over_x * real_y).sum(1) / self.y_lengths) / 2
 
@@ -254,8 +246,8 @@ class _Tile:
         # A padded step stands for the last real one.
         where_y = where_y.clamp_(max=self.y_lengths - 1).mT.to(best_y.dtype)
         where_x = where_x.clamp_(max=self.x_lengths[:, None, None] - 1).to(best_x.dtype)
-        best_y[:, :steps][self.rows[:, None], :, self.columns] = where_y
-        best_x[:, :, :length][self.rows[:, None], self.columns] = where_x
+        best_y.mT[:, :, :steps][self.where] = where_y
+        best_x[:, :, :length][self.where] = where_x
 
 
 def _falling(like: Tensor, steps: int) -> Tensor:
@@ -278,56 +270,65 @@ def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) 
     return values[:, :, 0]
 
 
-def _tiles(
-    x: Tensor, lengths: Tensor, items: Int[Tensor, " n"], columns: Sequence[_Columns]
-) -> Iterator[_Tile]:
-    """The tiles of some x, from the longest to the shortest, with every y."""
-    sizes, room, spare = lengths[items].tolist(), x.new_empty(0), x.new_empty(0)
-    for column in columns:
-        count = len(column.items)
-        first = 0
-        while first < len(items):
-            steps = sizes[first]
-            rows = items[first : first + max(1, CELLS // (len(column.values) * steps))]
-            first += len(rows)
-            x_tile = _filled(x, lengths, rows, steps).flatten(0, 1)
-            cells = len(x_tile) * len(column.values)
+def _tiles(x: Tensor, lengths: Tensor, columns: Sequence[_Columns]) -> Iterator[_Tile]:
+    """The tiles of all x, from the longest to the shortest, with every y."""
+    order = lengths.argsort(descending=True, stable=True)
+    sizes, numbers = lengths[order].tolist(), order.tolist()
+    widest = max(len(column.values) for column in columns)
+    room, spare = x.new_empty(0), x.new_empty(0)
+    first = 0
+    while first < len(numbers):
+        steps = sizes[first]
+        rows = _items(numbers[first : first + max(1, CELLS // (widest * steps))], order)
+        x_lengths = lengths[rows]
+        first += len(x_lengths)
+        x_tile = _filled(x, x_lengths, rows, steps).flatten(0, 1)
+        for column in columns:
+            cells, count = len(x_tile) * len(column.values), len(column.lengths)
             if len(room) < cells:
                 room, spare = (x.new_empty(cells) for _ in range(2))
             products = room[:cells].view(len(x_tile), len(column.values))
             torch.mm(x_tile, column.values.mT, out=products)
-            shape = len(rows), steps, len(column.values) // count, count
+            shape = len(x_lengths), steps, len(column.values) // count, count
             yield _Tile.made(
-                rows, column, lengths[rows], products.view(shape), spare[:cells].view(shape)
+                rows, column, x_lengths, products.view(shape), spare[:cells].view(shape)
             )
 
 
 def _columns(y: Tensor, lengths: Tensor) -> list[_Columns]:
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    order = lengths.argsort(descending=True)
-    sizes, columns, first = lengths[order].tolist(), [], 0
-    while first < len(order):
+    order = lengths.argsort(descending=True, stable=True)
+    sizes, numbers, columns, first = lengths[order].tolist(), order.tolist(), [], 0
+    while first < len(numbers):
         steps = sizes[first]
-        items = order[first : first + max(1, _COLUMNS // steps)]
-        first += len(items)
-        values = _filled(y, lengths, items, steps).transpose(0, 1)
-        columns.append(_Columns(items, lengths[items], values.flatten(0, 1)))
+        items = _items(numbers[first : first + max(1, _COLUMNS // steps)], order)
+        y_lengths = lengths[items]
+        first += len(y_lengths)
+        values = _filled(y, y_lengths, items, steps).transpose(0, 1)
+        columns.append(_Columns(items, y_lengths, values.flatten(0, 1)))
     return columns
 
 
-def _parts(lengths: Tensor) -> list[Tensor]:
-    """Which x each thread works on: of all lengths, as the others."""
-    order = lengths.argsort(descending=True)
-    count = min(torch.get_num_threads(), _PARTS, len(order)) if lengths.device.type == "cpu" else 1
-    return [order[first::count] for first in range(count)]
+def _items(numbers: list[int], like: Tensor) -> Items:
+    if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return slice(numbers[0], numbers[0] + len(numbers))
+    return like.new_tensor(numbers)
+
+
+def _numbers(items: Items, device: torch.device) -> Int[Tensor, " n"]:
+    if isinstance(items, slice):
+        return torch.arange(items.start, items.stop, device=device)
+    return items
 
 
 def _filled(
-    values: Float[Tensor, "B S D"], lengths: Tensor, items: Tensor, steps: int
+    values: Float[Tensor, "B S D"], lengths: Int[Tensor, " n"], items: Items, steps: int
 ) -> Float[Tensor, "n steps D"]:
-    """The first steps of some items; padding repeats the last real one."""
-    step = torch.arange(steps, device=values.device).clamp(max=(lengths[items] - 1)[:, None])
-    rows = items[:, None] * values.shape[1] + step
+    """The first steps of some items of those lengths; padding repeats the last real one."""
+    if isinstance(items, slice) and bool((lengths == steps).all()):
+        return values[items, :steps]
+    step = torch.arange(steps, device=values.device).clamp(max=(lengths - 1)[:, None])
+    rows = _numbers(items, values.device)[:, None] * values.shape[1] + step
     taken = values.flatten(0, 1).index_select(0, rows.flatten())
     return taken.view(*rows.shape, values.shape[2])
 
@@ -335,9 +336,5 @@ def _filled(
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
-_ENTRIES = 2**15
-"""Most indices that a thread's backward works on at once."""
-
-_PARTS = 1
-"""Most groups of x side by side, each with room for a tile and for a gradient to y. One: on two
-cores torch's own sharing of every operation among threads was faster at S1 and S2 (benchmarks/)."""
+_ENTRIES = 2**17
+"""Most indices that backward works on at once."""

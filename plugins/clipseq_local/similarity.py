@@ -101,9 +101,11 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     """Unit means of the real steps in each window of x, which is packed to the front."""
     steps = x.values.shape[1]
     window = min(window, steps)  # beyond the longest sequence nothing changes
-    count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
-    reach = (count - 1) * stride + window
-    values = nn.functional.pad(x.values, (0, 0, 0, reach - steps))
+    if stride == 1:  # then none reaches past the end, and padding by nothing would be a copy
+        count, values = steps - window + 1, x.values
+    else:
+        count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
+        values = nn.functional.pad(x.values, (0, 0, 0, (count - 1) * stride + window - steps))
     # Padding is zero and `unit` undoes any factor: the plain mean of a window points the right way.
     means = (
         nn.functional.avg_pool1d(values.mT, window, stride).mT

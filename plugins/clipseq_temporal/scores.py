@@ -169,11 +169,13 @@ def _groups(
         shapes = [strip.shape for strip in strips(*longest, band)]
         lanes = min(
             DIAGONAL // max(min(shape) for shape in shapes),
-            NUMBERS // (numbers * sum(rows * columns for rows, columns in shapes)),
+            NUMBERS // (numbers * sum(steps * breadth for steps, breadth in shapes)),
         )
-        # As many groups as it takes, of one size: small tiles are slow.
-        count = -(-(len(y_sorted) - first) // max(1, lanes // max(map(len, rows))))
-        items = y_order[first : first - (first - len(y_sorted)) // count]
+        columns = max(1, lanes // max(map(len, rows)))
+        left = len(y_sorted) - first
+        if columns < left < 1.25 * columns:  # a small tile is slow: two of one size instead
+            columns = -(-left // 2)
+        items = y_order[first : first + columns]
         first += len(items)
         others.append(_Group.made(y, y_lengths, items))
     return (_Group.made(x, x_lengths, items) for items in rows), others

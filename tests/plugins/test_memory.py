@@ -78,8 +78,8 @@ def test_a_larger_batch_adds_but_its_scores_and_what_grows_as_its_inputs(name, o
     small, middle, large = (
         total - 8 * own for total, own in zip(added(name, *sizes, **options), inputs, strict=True)
     )
-    # 48 bytes a pair and part: scores, their gradients, counts in float64; a pair has 1240 cells.
+    # 48 bytes a pair: scores, their gradients, counts in float64; a pair has 1240 cells.
     # And 8 MiB for tiles, which few sequences do not fill.
-    pair = 48 * len(options.get("parts", "1"))
+    pair = 48
     assert middle - small <= pair * (256**2 - 128**2) + 2**23
     assert large - small <= pair * (512**2 - 128**2) + 2**23
