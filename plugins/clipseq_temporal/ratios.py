@@ -231,11 +231,15 @@ def _sum_of_logs(
     x_lengths: Int[Tensor, "n"],
     y_lengths: Int[Tensor, "n"],
 ) -> Float[Tensor, "n"]:
-    """The log weight of the last cells: down the first column, then along the last row."""
+    """The log weight of the last cells: down the first column, then along the last row.
+
+    In float64.
+    """
     others, lanes = across.shape[1:]
     lane = torch.arange(lanes, device=across.device)
     column = torch.arange(others, device=across.device)[:, None]
     row = across[x_lengths - 1, column, lane].log2_()
     row = row.masked_fill_((column == 0) | (column >= y_lengths), 0.0)
-    # Into the first row and column leads a single path.
-    return edge[0] + edge.cumsum(0)[x_lengths - 1, lane] + row.sum(0)
+    # Into the first row and column leads a single path. What is added up may cancel.
+    edge = edge.double()
+    return edge[0] + edge.cumsum(0)[x_lengths - 1, lane] + row.sum(0, dtype=torch.float64)

@@ -54,8 +54,8 @@ def temporal_scores(
             # Where ratios did not do, they rarely do for the next.
             in_ratios = tile.in_ratios
             # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
-            paths = counts[rows.items][:, columns.items].to(x.dtype)
-            mean = weight.view(paths.T.shape).T - paths
+            paths = counts[rows.items][:, columns.items]
+            mean = (weight.view(paths.T.shape).T - paths).to(x.dtype)
             lengths = rows.lengths[:, None] + columns.lengths
             scores[rows.items[:, None], columns.items] = gamma * math.log(2) * mean / lengths
     return scores
@@ -64,6 +64,7 @@ def temporal_scores(
 @torch.library.custom_op("clipseq::temporal_scores_backward", mutates_args=())
 def temporal_scores_backward(
     grad: Tensor,
+    scores: Tensor,
     x: Tensor,
     y: Tensor,
     x_lengths: Tensor,
@@ -71,7 +72,7 @@ def temporal_scores_backward(
     gamma: float,
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y, every tile computed again: only the inputs were kept."""
+    """Gradients to x and y, every tile computed again: inputs and scores were kept."""
     if use_kernels(x):
         from clipseq_temporal import triton_kernels
 
@@ -92,8 +93,8 @@ def temporal_scores_backward(
         to_x = torch.zeros_like(rows.values)
         for columns, to_y in zip(others, to_ys, strict=True):
             tile = _Tile(rows, columns, band, in_ratios, room)
-            lanes = grad[rows.items[:, None], columns.items].T.reshape(-1)
-            tile.differentiate(lanes, gamma, to_x, to_y)
+            pairs = rows.items[:, None], columns.items
+            tile.differentiate(grad[pairs].T, scores[pairs].T, gamma, to_x, to_y)
             in_ratios = tile.in_ratios
         grad_x[rows.items, : len(to_x)] = to_x.mul_(largest).transpose(0, 1)
     for columns, to_y in zip(others, to_ys, strict=True):
@@ -107,13 +108,13 @@ def _(x: Tensor, y: Tensor, *_: Any) -> Tensor:
 
 
 @temporal_scores_backward.register_fake
-def _(grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, scores: Tensor, x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(y)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.gamma, ctx.band = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(output, *tensors)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -235,19 +236,25 @@ class _Tile:
                 return result
         return forward(self._lanes, lambda k: self._field(k, gamma), self._l)
 
-    def differentiate(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> None:
+    def differentiate(
+        self, grad: Tensor, scores: Tensor, gamma: float, to_x: Tensor, to_y: Tensor
+    ) -> None:
         """Add the gradient of ``grad · weight`` to the cosines, times that of these, to both.
 
         γ·log 2 times the weight is the score, and rates are cosines over γ·log 2: they cancel.
-        to_x is (T, b, D), to_y (L, c, D). `grad` is at most 1.
+        grad, at most 1, and scores are (c, b), to_x is (T, b, D), to_y (L, c, D).
         """
+        grad = grad.reshape(-1)
         if self.in_ratios:
             self.in_ratios = self._differentiate_ratios(grad, gamma, to_x, to_y)
             if self.in_ratios:
                 return
+        # What a constant adds to every rate is all paths' in common. Less the score, logarithms
+        # along the paths that matter stay small, and their differences precise.
+        less = scores / (gamma * math.log(2))
         sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
         shares = list(self._room.take("shares", sum(sizes)).split(sizes))
-        forward(self._lanes, lambda k: self._field(k, gamma), self._l, shares)
+        forward(self._lanes, lambda k: self._field(k, gamma, less), self._l, shares)
         found = backward(grad, self._lanes, self._room_for, self._l, shares)
         for k, alignment in found:
             self._add_products(k, alignment, to_x, to_y)
@@ -279,10 +286,10 @@ class _Tile:
         rows, columns = self._strips[strip].shape
         return self._room.take("field", rows + 1, columns + 1, len(self._l))
 
-    def _field(self, strip: int, gamma: float) -> Tensor:
+    def _field(self, strip: int, gamma: float, less: Tensor | float = 0.0) -> Tensor:
         """The rates of a strip, behind a border yet to be filled."""
         field = self._room_for(strip)
-        rates = self._rates(strip, gamma, field[1:, 1:])
+        rates = self._rates(strip, gamma, field[1:, 1:], less)
         if self._band is not None:
             lanes, t, length = self._lanes[strip], self._t, self._l
             if self._alike:
@@ -291,11 +298,17 @@ class _Tile:
             rates.masked_fill_(~band_mask(lanes, t, length, self._band), NEVER)
         return field
 
-    def _rates(self, strip: int, gamma: float, out: Tensor) -> Tensor:
-        """Base 2 logarithms: cosines over γ less the growth of the number of paths."""
+    def _rates(self, strip: int, gamma: float, out: Tensor, less: Tensor | float = 0.0) -> Tensor:
+        """Base 2 logarithms: cosines over γ less the growth of the number of paths.
+
+        And `less` something (c, b) of each pair.
+        """
         x, y = self._steps(strip)
+        constant = x.new_tensor(-GROWTH) - less
+        if constant.ndim > 0:
+            constant = constant.repeat(len(y), 1)
         torch.baddbmm(
-            x.new_tensor(-GROWTH),
+            constant,
             y.flatten(0, 1).expand(len(x), -1, -1),
             x.mT,
             alpha=1 / (gamma * math.log(2)),

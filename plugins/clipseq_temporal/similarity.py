@@ -37,7 +37,7 @@ class TemporalSimilarity(Similarity):
 
     Args:
         gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and
-            gradients reach few steps.
+            gradients reach few steps. Beyond 10, float32 tells scores to about γ·10⁻⁷ only.
         band: None, or the most that the relative positions of two steps may differ, in [0, 1]:
             a Sakoe-Chiba band, slanted where lengths differ, and at least so wide that the
             corner can be reached.
