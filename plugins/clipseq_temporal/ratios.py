@@ -114,7 +114,7 @@ class Kept:
     def forward(
         self, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        """As `InPlace.forward`. All ratios stay, for `backward`."""
+        """As `InPlace.forward`, at the same cost. All ratios stay, for `backward`."""
         edge = self.weights[:, 0].log2()
         self._across[0] = self.weights[0]
         self._down[:, 0] = self.weights[:, 0]
@@ -132,7 +132,7 @@ class Kept:
         """Gradient of ``grad · forward(...)`` to the rates; weights and ratios are used up.
 
         Precise where the largest of `grad` is about `SCALE`. Not finite where a ratio overflowed
-        in what lies beyond a lane's last cell, too.
+        in what lies beyond a lane's last cell, too. Cost: eight operations of one pass.
         """
         # A ratio is read once, at the cell that it leads to. Afterwards its place collects what
         # is sent back to its own cell, from the right first; what goes back diagonally waits in
@@ -221,6 +221,8 @@ class _Diagonal:
 def _diagonals(memory: Tensor) -> Iterator[_Diagonal]:
     """Those of all cells but the first row and column."""
     steps, others = memory.shape[-3:-1]
+    if min(steps, others) == 1:
+        return
     for number, (corner, count) in enumerate(diagonals(steps - 1, others - 1)):
         yield _Diagonal(memory, number, corner, count)
 

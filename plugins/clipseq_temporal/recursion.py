@@ -71,22 +71,23 @@ def strips(
     are, whatever the lengths. Cells: about ``1 + 1/(2·band·strips)`` times those in the band.
     """
     steps, others = int(x_lengths.max()), int(y_lengths.max())
-    # The least width at which a corner can always be reached, of the shortest x.
-    least = 0.5 / (torch.minimum(y_lengths, x_lengths.min()) - 1).double()
     count = 1
     if band is not None:
         count = min(math.ceil(1 / max(band, 1e-9)), -(-(steps + others) // _STRIP))
     if band is None or 2 * band + 1 / count >= 0.9:
         zero = torch.zeros_like(x_lengths)
         return [Strip(zero, x_lengths, torch.zeros_like(y_lengths), (steps, others))]
+    # The least width at which a corner can always be reached, of the shortest x.
+    least = 0.5 / (torch.minimum(y_lengths, x_lengths.min()) - 1).double()
     reach = least.clamp(min=band) + 1e-9
     p = torch.arange(count + 1, device=x_lengths.device)[:, None]
+    share = p.double() / count  # whole numbers would be divided in float32
     # Rows with p/count <= i/(t-1) < (p+1)/count; the last row is the last strip's.
     start = (p * (x_lengths - 1) + count - 1) // count
     start[-1] = x_lengths
     rows = start.diff(dim=0)
-    low = torch.ceil((p[:-1] / count - reach) * (y_lengths - 1))
-    high = torch.floor((p[1:] / count + reach) * (y_lengths - 1))
+    low = torch.ceil((share[:-1] - reach) * (y_lengths - 1))
+    high = torch.floor((share[1:] + reach) * (y_lengths - 1))
     # A single step's band is infinitely wide, and infinity times a length of 0 is NaN.
     low = low.nan_to_num(0.0).clamp(min=0).long()
     high = torch.minimum(high.nan_to_num(0.0).clamp(max=others).long() + 1, y_lengths)
@@ -282,7 +283,8 @@ def log_paths(
     span = y_lengths.max() + 1
     pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
     counts = []
-    for some in pairs.split(_PAIRS_AT_ONCE):
+    cells = int(x_lengths.max()) * int(y_lengths.max())
+    for some in pairs.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):
         t, length = some // span, some % span
         if band is None:
             k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
@@ -294,7 +296,7 @@ def log_paths(
     return torch.cat(counts)[where]
 
 
-_PAIRS_AT_ONCE = 1024
+_PAIRS_AT_ONCE, _CELLS_AT_ONCE = 2**10, 2**22
 
 
 def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:

@@ -21,7 +21,7 @@ from clipseq_temporal.recursion import (
     strips,
 )
 
-NUMBERS = 22 * 2**20
+NUMBERS = 16 * 2**20
 """Most numbers that a tile holds: what bounds the memory."""
 
 DIAGONAL = 2**16
@@ -88,7 +88,7 @@ def temporal_scores_backward(
     # A cell's weight and two ratios, or its rate and three shares.
     groups, others = _groups(x, y, x_lengths, y_lengths, band, 3 if in_ratios else 4)
     to_ys = [torch.zeros_like(columns.values) for columns in others]
-    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    grad_x = torch.zeros_like(x)
     for rows in groups:
         to_x = torch.zeros_like(rows.values)
         for columns, to_y in zip(others, to_ys, strict=True):
@@ -97,6 +97,8 @@ def temporal_scores_backward(
             tile.differentiate(grad[pairs].T, scores[pairs].T, gamma, to_x, to_y)
             in_ratios = tile.in_ratios
         grad_x[rows.items, : len(to_x)] = to_x.mul_(largest).transpose(0, 1)
+    del room, tile  # all memory of tiles
+    grad_y = torch.zeros_like(y)
     for columns, to_y in zip(others, to_ys, strict=True):
         grad_y[columns.items, : len(to_y)] = to_y.mul_(largest).transpose(0, 1)
     return grad_x, grad_y
@@ -144,7 +146,7 @@ class _Group:
     def made(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
         lengths = lengths[items]
         steps = int(lengths[0])  # they come from the longest to the shortest
-        return cls(items, lengths, values[items, :steps].transpose(0, 1).contiguous())
+        return cls(items, lengths, values[:, :steps].transpose(0, 1).index_select(1, items))
 
 
 def _groups(
@@ -157,22 +159,24 @@ def _groups(
 ) -> tuple[Iterator[_Group], list[_Group]]:
     """Groups of x, of which one at a time is held, and of y: a tile has one of each.
 
-    It holds so many `numbers` for every cell.
+    A tile holds so many `numbers` for every cell.
     """
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
     x_order = x_lengths.argsort(descending=True, stable=True)
     y_order = y_lengths.argsort(descending=True, stable=True)
     x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
-    rows = x_order.split(_sizes(x_sorted))
+    most = max(1, NUMBERS // (numbers * x_sorted[0] * y_sorted[0]))
+    rows = x_order.split(_sizes(x_sorted, min(ROWS, most)))
     others, first = [], 0
     while first < len(y_sorted):
-        longest = x_lengths.new_tensor([x_sorted[0]]), y_lengths.new_tensor([y_sorted[first]])
-        shapes = [strip.shape for strip in strips(*longest, band)]
-        lanes = min(
-            DIAGONAL // max(min(shape) for shape in shapes),
-            NUMBERS // (numbers * sum(steps * breadth for steps, breadth in shapes)),
-        )
-        columns = max(1, lanes // max(map(len, rows)))
+        columns = len(y_sorted)
+        for items in rows:
+            it = strips(x_lengths[items], y_lengths[y_order[first]][None], band)
+            lanes = min(
+                DIAGONAL // max(min(strip.shape) for strip in it),
+                NUMBERS // (numbers * sum(math.prod(strip.shape) for strip in it)),
+            )
+            columns = min(columns, max(1, lanes // len(items)))
         left = len(y_sorted) - first
         if columns < left < 1.25 * columns:  # a small tile is slow: two of one size instead
             columns = -(-left // 2)
@@ -182,14 +186,14 @@ def _groups(
     return (_Group.made(x, x_lengths, items) for items in rows), others
 
 
-def _sizes(lengths: list[int]) -> list[int]:
-    """Of groups of neighbours in descending lengths.
+def _sizes(lengths: list[int], most: int) -> list[int]:
+    """Of groups of neighbours in descending lengths, with no more than `most`.
 
     Products are fastest with many x of a tile, and where lengths differ much, few waste less.
     """
     sizes, start = [], 0
     while start < len(lengths):
-        size = min(ROWS, len(lengths) - start)
+        size = min(most, len(lengths) - start)
         if lengths[start + size - 1] < 0.75 * lengths[start]:
             size = -(-size // 2)
         sizes.append(size)
@@ -234,6 +238,8 @@ class _Tile:
             self.in_ratios = bool(result.isfinite().all())
             if self.in_ratios:
                 return result
+            del field
+            self._room.clear()
         return forward(self._lanes, lambda k: self._field(k, gamma), self._l)
 
     def differentiate(
@@ -249,6 +255,7 @@ class _Tile:
             self.in_ratios = self._differentiate_ratios(grad, gamma, to_x, to_y)
             if self.in_ratios:
                 return
+            self._room.clear()
         # What a constant adds to every rate is all paths' in common. Less the score, logarithms
         # along the paths that matter stay small, and their differences precise.
         less = scores / (gamma * math.log(2))
@@ -377,10 +384,15 @@ class _Room:
             held = self._held[name] = self._like.new_empty(size)
         return held[:size].view(shape)
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._held.clear()
+        self._made.clear()
+
     def made(self, cls: type[Made], *shape: int) -> Made:
         """``cls(self.take(...))``, the last one where the shape is the same."""
         shape_of_last, last = self._made.get(cls, (None, None))
-        if shape_of_last != shape:
+        if last is None or shape_of_last != shape:
             self._made.pop(cls, None)
             last = cls(self.take(cls.__name__, *shape))
             self._made[cls] = shape, last

@@ -97,6 +97,64 @@ def test_reads_every_pair_at_its_own_lengths(gamma, steps, seed):
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
+def by_recursion_with_gradient(cost, gamma, band):
+    """As `by_recursion`, over the cells of a band alone, as a tensor that autograd knows."""
+
+    def soft_dtw(cost):
+        t, length = cost.shape
+        nowhere = cost.new_tensor(math.inf)
+        total = {}
+        for i in range(t):
+            for j in range(length):
+                if not in_band(i, j, t, length, band):
+                    continue
+                if i == j == 0:
+                    total[i, j] = 2 * cost[i, j]
+                    continue
+                before = ((i - 1, j, 1), (i, j - 1, 1), (i - 1, j - 1, 2))
+                ways = [total.get((a, b), nowhere) + w * cost[i, j] for a, b, w in before]
+                ways = torch.stack([way for way in ways if way < math.inf])
+                total[i, j] = -gamma * torch.logsumexp(-ways / gamma, 0)
+        return total[t - 1, length - 1]
+
+    with torch.no_grad():
+        log_count = -soft_dtw(torch.zeros_like(cost)) / gamma
+    return 1 - (soft_dtw(cost) + gamma * log_count) / sum(cost.shape)
+
+
+@pytest.mark.parametrize(
+    ("x_lengths", "y_lengths", "band", "gamma"),
+    [
+        # Where a strip begins or ends, the edge of the band is a whole number.
+        ((58, 6), (19, 11, 4), 0.1, 1.0),
+        ((8, 7), (40, 21), 0.0, 1.0),
+        ((11,), (44, 60, 7), 0.1, 0.1),
+        ((60, 37, 1), (21, 20, 1), 0.05, 0.1),
+        ((50, 31), (33, 2), 0.2, 0.02),
+    ],
+)
+def test_strips_of_a_band_are_the_band(x_lengths, y_lengths, band, gamma):
+    def batch(lengths):
+        values = torch.randn(len(lengths), max(lengths), 4, dtype=torch.float64)
+        return values, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+    (x, x_mask), (y, y_mask) = batch(x_lengths), batch(y_lengths)
+    similarity = clipseq.get_similarity("temporal", gamma=gamma, band=band)
+    found = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+
+    def definition(x, y, *_):
+        pairs = itertools.product(zip(x, x_lengths, strict=True), zip(y, y_lengths, strict=True))
+        wanted = [
+            by_recursion_with_gradient(1 - unit(a[:t]) @ unit(b[:length]).T, gamma, band)
+            for (a, t), (b, length) in pairs
+        ]
+        return torch.stack(wanted).view(len(x), len(y))
+
+    expected = scores_and_gradients(definition, x, y, x_mask, y_mask)
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, atol=1e-9, rtol=0)
+
+
 @given(
     cosine=st.floats(-1, 1),
     lengths=st.lists(st.integers(1, 12), min_size=2, max_size=4),
