@@ -23,8 +23,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
-        # torch's infinity norm is the same, one element at a time.
-        largest = values.abs().amax(-1, keepdim=True)
+        largest = _largest_magnitude(values)
         zero = largest == 0
         scaled = values / largest.masked_fill(zero, 1.0)
         # At least 1 where the vector is not zero, as one of its entries is ±1.
@@ -40,5 +39,34 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
         # The second output, 1/||v||, is there for this and has a gradient for the second order.
         result, inverse = ctx.saved_tensors
-        along = (grad * result).sum(-1, keepdim=True) + grad_inverse * inverse
-        return torch.addcmul(grad, result, along, value=-1) * inverse
+        if torch.is_grad_enabled() or not _in_parts(grad):
+            return _gradient(grad, grad_inverse, result, inverse)
+        found = torch.empty_like(grad)
+        sides = (found, grad, grad_inverse, result, inverse)
+        for part, *others in zip(*(side.split(_items(grad)) for side in sides), strict=True):
+            part.copy_(_gradient(*others))
+        return found
+
+
+def _gradient(grad: Tensor, grad_inverse: Tensor, result: Tensor, inverse: Tensor) -> Tensor:
+    along = (grad * result).sum(-1, keepdim=True) + grad_inverse * inverse
+    return torch.addcmul(grad, result, along, value=-1) * inverse
+
+
+def _largest_magnitude(values: Tensor) -> Tensor:
+    # torch's infinity norm is the same, one element at a time.
+    parts = values.split(_items(values)) if _in_parts(values) else (values,)
+    return torch.cat([part.abs().amax(-1, keepdim=True) for part in parts])
+
+
+def _in_parts(values: Tensor) -> bool:
+    """Whether to take few items at a time, which stay in the cache and need no room for all."""
+    return values.device.type == "cpu" and values.ndim > 1 and not torch.compiler.is_compiling()
+
+
+def _items(values: Tensor) -> int:
+    return max(1, _AT_ONCE * len(values) // max(1, values.numel()))
+
+
+_AT_ONCE = 2**17
+"""Numbers of a part."""

@@ -117,9 +117,12 @@ def attention_scores_backward(
         along += (to_products * one.values).sum()
         to_x = to_products.add_(to_values, alpha=1 / times).mT
         grad_x[i, :, : lengths[i]] = to_x[:, : lengths[i]]
-    grad_y = torch.zeros_like(y)
-    for group, to_y in zip(groups, to_ys, strict=True):
-        grad_y[group.items, :, : group.real.shape[1]] = to_y.cells.transpose(0, 1)
+    del tiles
+    grad_y = torch.empty_like(y)
+    while groups:  # one's memory is given back before the next one's is needed
+        group, cells = groups.pop(), to_ys.pop().cells
+        grad_y[group.items, :, : cells.shape[2]] = cells.transpose(0, 1)
+        grad_y[group.items, :, cells.shape[2] :] = 0.0
     return grad_x, grad_y, along / scale
 
 
@@ -363,18 +366,21 @@ class _Tiles:
 
     def __init__(self, like: Tensor) -> None:
         self._room = _Room(like)
-        self._made: dict[tuple[int, int], _Tile] = {}
+        self._made: dict[int, _Tile] = {}
+        self._width = 0
 
     def take(self, group: _Group, one: _One) -> _Tile:
         """Room for a tile; what the last one held is lost."""
-        key = id(group), len(one.real)
-        if key not in self._made:
+        if len(one.real) != self._width:  # widths that were do not come again
+            self._made.clear()
+            self._width = len(one.real)
+        if id(group) not in self._made:
             size = self._room.size
             tile = _Tile(group, one, self._room)
             if self._room.size > size:
                 self._made.clear()  # they hold what the room has outgrown
-            self._made[key] = tile
-        return self._made[key]
+            self._made[id(group)] = tile
+        return self._made[id(group)]
 
 
 def _or_infinite(squares: Tensor) -> Tensor:
@@ -413,7 +419,7 @@ def _pairs_of_a_tile(one: Tensor, length: int) -> int:
 
 def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:
     # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    order = lengths.argsort(descending=True)
+    order = lengths.argsort(descending=True, stable=True)
     sizes = lengths[order].tolist()
     groups, first = [], 0
     while first < len(order):

@@ -82,5 +82,7 @@ class AttentionSimilarity(Similarity):
         features = steps.values.shape[2]
         size = -(-features // self.num_heads)
         heads = -(-features // size)
-        padded = nn.functional.pad(steps.values, (0, heads * size - features))
-        return padded.unflatten(2, (heads, size)).transpose(1, 2)
+        values = steps.values
+        if features < heads * size:  # padding by nothing would be a copy
+            values = nn.functional.pad(values, (0, heads * size - features))
+        return values.unflatten(2, (heads, size)).transpose(1, 2)

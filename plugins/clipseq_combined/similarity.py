@@ -122,9 +122,13 @@ class CombinedSimilarity(Similarity):
         self, x: dict[str, Any], y: dict[str, Any], steps: tuple[int, int]
     ) -> Float[Tensor, "B C"]:
         """The weighted mean of what each part's own way over all pairs gives."""
-        return self._mean(
-            {name: part.score_all(x[name], y[name], steps) for name, part in self.parts.items()}
-        )
+        # Those with a tree of their own first, so that in backward, which goes the other way, the
+        # gradients to their trees do not wait, in memory, for the other parts.
+        parts = self.parts
+        alone = [name for name in parts if sum(x[name] is tree for tree in x.values()) == 1]
+        order = alone + [name for name in parts if name not in alone]
+        scores = {name: parts[name].score_all(x[name], y[name], steps) for name in order}
+        return self._mean({name: scores[name] for name in parts})
 
     def align(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "n t l"]:
         """The weighted mean of the parts' alignments, each scaled to sum to 1 over a pair."""

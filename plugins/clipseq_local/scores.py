@@ -220,9 +220,8 @@ class _Tile:
         over_y = _largest(products, spare).clone()  # `spare` will be written to
         over_x = products.amax(1)
         where = rows, columns.items
-        if not all(isinstance(items, slice) for items in where):
-            rows, items = (_numbers(items, lengths.device) for items in where)
-            where = rows[:, None], items
+        if not isinstance(rows, slice) and not isinstance(columns.items, slice):
+            where = rows[:, None], columns.items
         return cls(where, lengths, columns.lengths, products, spare, over_y, over_x)
 
     def scores(self) -> Float[Tensor, "b c"]:
@@ -315,20 +314,16 @@ def _items(numbers: list[int], like: Tensor) -> Items:
     return like.new_tensor(numbers)
 
 
-def _numbers(items: Items, device: torch.device) -> Int[Tensor, " n"]:
-    if isinstance(items, slice):
-        return torch.arange(items.start, items.stop, device=device)
-    return items
-
-
 def _filled(
     values: Float[Tensor, "B S D"], lengths: Int[Tensor, " n"], items: Items, steps: int
 ) -> Float[Tensor, "n steps D"]:
-    """The first steps of some items of those lengths; padding repeats the last real one."""
-    if isinstance(items, slice) and bool((lengths == steps).all()):
-        return values[items, :steps]
+    """The first steps of some items, longest first; padding repeats the last real one."""
+    if isinstance(items, slice):
+        if int(lengths[-1]) == steps:
+            return values[items, :steps]
+        items = torch.arange(items.start, items.stop, device=values.device)
     step = torch.arange(steps, device=values.device).clamp(max=(lengths - 1)[:, None])
-    rows = _numbers(items, values.device)[:, None] * values.shape[1] + step
+    rows = items[:, None] * values.shape[1] + step
     taken = values.flatten(0, 1).index_select(0, rows.flatten())
     return taken.view(*rows.shape, values.shape[2])
 

@@ -115,9 +115,9 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     counts = -(-(x.lengths - window).clamp(min=0) // stride) + 1
     counts = torch.minimum(counts, -(-x.lengths // stride))
     mask = torch.arange(count, device=means.device) < counts[:, None]
-    units = unit(means)
-    # Steps that are padding are zero, but windows that are may reach a real step.
-    return Sequences(units if window == 1 else units.masked_fill(~mask[..., None], 0.0), mask)
+    if window > 1:  # steps that are padding are zero, but windows that are may reach a real step
+        means = means.masked_fill_(~mask[..., None], 0.0)
+    return Sequences(unit(means), mask)
 
 
 def _membership(
