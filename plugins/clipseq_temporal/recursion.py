@@ -27,6 +27,7 @@ into log weights in their place. A band cuts the field into strips, see `strips`
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import torch
@@ -278,25 +279,43 @@ def log_paths(
     """``log2 N(t, l, band) - λ(t + l)`` in float64, N the number of paths of each lane.
 
     Without a band N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it is this
-    module's recursion on zero cost, run once for every distinct pair of lengths.
+    module's recursion on zero cost, run once for every distinct pair of lengths; the last that
+    were asked for are remembered.
     """
-    span = y_lengths.max() + 1
+    span = int(y_lengths.max()) + 1
     pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
+    if band is not None:
+        lengths = [divmod(pair, span) for pair in pairs.tolist()]
+        return pairs.new_tensor(_remembered(lengths, band), dtype=torch.float64)[where]
     counts = []
-    cells = int(x_lengths.max()) * int(y_lengths.max())
-    for some in pairs.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):
+    for some in pairs.split(_PAIRS_AT_ONCE):
         t, length = some // span, some % span
-        if band is None:
-            k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
-            terms = _log_choose(t - 1, k) + _log_choose(length - 1, k) + k.double() * math.log(2)
-            logs = torch.logsumexp(terms, 1) / math.log(2)
-            counts.append(logs - GROWTH * (t + length).double())
-        else:
-            counts.append(_log_paths_in_band(t, length, band))
+        k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
+        terms = _log_choose(t - 1, k) + _log_choose(length - 1, k) + k.double() * math.log(2)
+        logs = torch.logsumexp(terms, 1) / math.log(2)
+        counts.append(logs - GROWTH * (t + length).double())
     return torch.cat(counts)[where]
 
 
 _PAIRS_AT_ONCE, _CELLS_AT_ONCE = 2**10, 2**22
+
+_IN_BANDS: dict[tuple[int, int, float], Any] = {}
+_REMEMBERED = 2**17
+
+
+def _remembered(lengths: list[tuple[int, int]], band: float) -> list[float]:
+    """`log_paths` in a band, of distinct pairs of lengths."""
+    known: dict[Any, Any] = {pair: _IN_BANDS.get((*pair, band)) for pair in lengths}
+    missing = torch.tensor([pair for pair in lengths if known[pair] is None])
+    if len(missing) > 0:
+        cells = int(missing.prod(1).max())
+        for some in missing.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):
+            counts = _log_paths_in_band(some[:, 0], some[:, 1], band).tolist()
+            known.update(zip(map(tuple, some.tolist()), counts, strict=True))
+        if len(_IN_BANDS) + len(missing) > _REMEMBERED:
+            _IN_BANDS.clear()
+        _IN_BANDS.update({(*pair, band): count for pair, count in known.items()})
+    return [known[pair] for pair in lengths]
 
 
 def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:

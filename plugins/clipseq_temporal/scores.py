@@ -326,37 +326,40 @@ class _Tile:
     def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
         """Add to the gradients of x and y what those of a strip's cosines give."""
         x, y = self._steps(strip)
+        rows, columns = self._where(strip)
         cells = alignment.view(len(x), -1, x.shape[1])
-        if len(self._strips) == 1:
-            to_x.baddbmm_(cells.mT, y.flatten(0, 1).expand(len(x), -1, -1))
-            to_y.flatten(0, 1).addbmm_(cells, x)
+        every_y = y.flatten(0, 1).expand(len(x), -1, -1)
+        if isinstance(rows, slice):
+            to_x[rows].baddbmm_(cells.mT, every_y)
+            to_y[columns].flatten(0, 1).addbmm_(cells, x)
             return
-        x_part = torch.bmm(cells.mT, y.flatten(0, 1).expand(len(x), -1, -1))
         y_part = x.new_zeros(y.shape)
         y_part.flatten(0, 1).addbmm_(cells, x)
         # Where a strip reaches beyond its lane, zeros are added.
-        sides = zip((to_x, to_y), (x_part, y_part), self._where(strip), strict=True)
-        for total, part, steps in sides:
-            index = steps * total.shape[1] + torch.arange(total.shape[1], device=total.device)
-            total.flatten(0, 1).index_add_(0, index.flatten(), part.flatten(0, 1))
+        to_x.index_put_(rows, torch.bmm(cells.mT, every_y), accumulate=True)
+        to_y.index_put_(columns, y_part, accumulate=True)
 
     def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
         """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
-        if len(self._strips) == 1:
-            return self._x, self._y
-        x, y = (
-            side[steps, torch.arange(side.shape[1], device=side.device)]
-            for side, steps in zip((self._x, self._y), self._where(strip), strict=True)
-        )
-        return x, y
+        rows, columns = self._where(strip)
+        return self._x[rows], self._y[columns]
 
-    def _where(self, strip: int) -> tuple[Tensor, Tensor]:
-        """Which steps of each x (rows, b) and y (columns, c) a strip holds."""
+    def _where(self, strip: int) -> tuple[Any, Any]:
+        """The rows of a strip in x, and its columns in y; both slices where lanes are alike."""
         it = self._strips[strip]
-        row, column = (torch.arange(n, device=it.start.device)[:, None] for n in it.shape)
-        x = (it.start + row).clamp(max=len(self._x) - 1)
-        y = (it.first + column).clamp(max=len(self._y) - 1)
-        return x, y
+        rows, columns = it.shape
+        if len(self._strips) == 1:
+            return slice(rows), slice(columns)
+        if self._alike:
+            start, first = int(it.start[0]), int(it.first[0])
+            return slice(start, start + rows), slice(first, first + columns)
+
+        def index(starts: Tensor, count: int, side: Tensor) -> tuple[Tensor, Tensor]:
+            steps = starts + torch.arange(count, device=starts.device)[:, None]
+            sequences = torch.arange(side.shape[1], device=starts.device)
+            return steps.clamp(max=len(side) - 1), sequences
+
+        return index(it.start, rows, self._x), index(it.first, columns, self._y)
 
 
 def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
