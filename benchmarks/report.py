@@ -39,12 +39,13 @@ job. This page and its figures are written by `python benchmarks/report.py` from
 measured; `make performance` does both.
 
 **The floor** is the time of the three matrix products of 2·B·C·T·L·D operations that the cosines
-and their gradients to both sides take with torch, in the same run. `local` can be faster: its
-backward needs the winning pairs of steps only. **Memory** is the most that a fresh process held
-beyond what it held before the call, inputs and their gradients not counted. In every round the
-floor, what is compared and what is measured take turns; times are medians. Ragged batches have
-lengths that are even between 1 and T, or L; their floor is still that of all steps, and the share
-of it that real steps need is {share}.
+and their gradients to both sides take with torch, in the same run. Some are faster: `global` needs
+none of them, the backward of `local` the winning pairs of windows only, and a band its own cells
+only. **Memory** is the most that a fresh process held beyond what it held before the call, inputs
+and their gradients not counted. In every round the floor, then ours beside a peer (or the parts
+beside `combined`), then what is measured are timed one after the other; times are medians. Ragged
+batches have lengths drawn evenly from 1 to T, or L; their floor is still that of all steps, and the
+share of it that real steps need is {share}.
 """
 
 
@@ -58,9 +59,10 @@ def page(conditions: dict[str, Any], entries: Sequence[Entry]) -> str:
     parts.append(
         "## Against the size\n\n"
         "![Time and memory of each similarity against B·C·T·L](figures/performance.png)\n\n"
-        "Thin lines: in proportion to B·C·T·L. The table has T=62 and L=20 and ever more pairs: "
-        "where time is in proportion its first number stays, where memory is bounded its second "
-        "grows as the inputs do, if at all.\n\n" + _growth(measured)
+        "Thin lines: in proportion to B·C·T·L. The table has T=62 and L=20 and ever more pairs, "
+        "with the time for a cell (one step of x with one of y) and the memory: where time is in "
+        "proportion the first number stays; the second grows as the inputs and the scores do, if "
+        "at all.\n\n" + _growth(measured)
     )
     parts.append("## Each similarity\n\n" + _sizes() + "\n" + _similarities(measured))
     parts.append(
@@ -163,8 +165,11 @@ def _peers(entries: Sequence[Entry]) -> str:
         rows.append((*start, milliseconds, _number(ratio), _mib(entry)))
     text = _table(("peer", "against", "size", "ms", "× ours", "MiB"), rows)
     notes = [f"- {peer.label}: {peer.note}." for peer in PEERS.values() if peer.note]
-    text += "\nLoops and einsums are ours, written from the formulas, and give the same scores and "
-    text += "gradients. Not the same, and timed all the same:\n\n" + "\n".join(notes) + "\n"
+    text += (
+        "\nLoops and einsums are ours, written from the formulas; they and open_clip's losses give "
+    )
+    text += "the same scores (or loss) and gradients. Not the same, and timed all the same:\n\n"
+    text += "\n".join(notes) + "\n"
     if absent:
         lines = [f"- {label}: {why}" for label, why in absent.items()]
         text += "\nNot measured:\n\n" + "\n".join(lines) + "\n"
@@ -222,12 +227,16 @@ def against_peers(entries: Sequence[Entry]) -> "Figure":
     columns = [
         label
         for label in OURS
-        if label in COLOURS and any(peer.against == label for peer in PEERS.values())
+        if label in COLOURS
+        and any(PEERS[e["label"]].against == label for e in measured if e["label"] in PEERS)
     ]
-    figure = _figure(3.4 * len(columns), 7.2)
-    panels = figure.subplots(2, len(columns), sharex="col", squeeze=False)
-    for column, label in enumerate(columns):
-        time_panel, memory_panel = panels[:, column]
+    across = max(1, min(3, len(columns)))
+    down = -(-len(columns) // across)
+    figure = _figure(3.4 * across, 6.4 * down)
+    panels = figure.subplots(2 * down, across, squeeze=False)
+    for number, label in enumerate(columns):
+        row, column = divmod(number, across)
+        time_panel, memory_panel = panels[2 * row : 2 * row + 2, column]
         names = [label, *(p.label for p in PEERS.values() if p.against == label)]
         palette = ["black", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00"]
         for name, colour, marker in zip(names, palette, MARKERS, strict=False):
@@ -249,6 +258,10 @@ def against_peers(entries: Sequence[Entry]) -> "Figure":
         _finish(memory_panel, "", "MiB added" if column == 0 else "")
         time_panel.legend(fontsize=7, frameon=False)
         time_panel.set_xlabel("")
+    for number in range(len(columns), across * down):
+        row, column = divmod(number, across)
+        for panel in panels[2 * row : 2 * row + 2, column]:
+            panel.set_visible(False)
     return figure
 
 
@@ -272,12 +285,14 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _finish(panel: Any, title: str, quantity: str) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogFormatterMathtext
 
     panel.set(xscale="log", yscale="log", xlabel="B·C·T·L", ylabel=quantity)
     panel.set_title(title, loc="left", fontweight="bold")
     for axis in (panel.xaxis, panel.yaxis):
-        axis.set_minor_formatter(NullFormatter())
+        # Of an axis that spans little, a single power of ten would be labelled.
+        axis.set_minor_formatter(LogFormatterMathtext(minor_thresholds=(2, 0.5)))
+    panel.tick_params(which="minor", labelsize=6)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
 

@@ -245,7 +245,7 @@ def bench(
     device: Annotated[str, typer.Option(help="To compute on.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
-    """Time a similarity, forward and backward, against the matrix products it cannot avoid."""
+    """Time a similarity beside the matrix products of all cosines and their gradients."""
     from clipseq.bench import bench as measure
 
     found = measure(

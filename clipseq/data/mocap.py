@@ -1,7 +1,16 @@
 """Recorded motion (`uiprmd_points`) to move the simulated persons by.
 
-The file holds segments of one movement each, of 20 body points (`body.POINTS`) at 25 Hz. Every
-segment starts and ends standing, so segments of one subject are spliced into sequences.
+The file holds segments of one movement each, of 20 body points (`body.POINTS`). Every segment
+starts and ends standing, so segments of one subject are spliced into sequences. Its keys, for N
+segments of F frames in all and K movements:
+
+    points_delta2   (20, 3, F) whole numbers: second differences over time, see `read_recordings`
+    offsets         (N + 1,) where segments begin, and F
+    quantum_m, fps  the unit in m; frames a second (25)
+    point_names     (20,) `body.POINTS`
+    label           (N,) number of the movement
+    class_names, captions   (K,) its name, and how to tell it after "a person"
+    subject, split  (N,) a whole number; "train", "val" or "test"
 """
 
 import itertools

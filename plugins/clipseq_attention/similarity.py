@@ -29,7 +29,8 @@ class AttentionSimilarity(Similarity):
 
     ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in backward.
     Cost: O(B·C·T·L·D), forward and backward together that of twelve matrix products of all steps
-    with all others, 2·H exponentials a cell, and half as long again for what is done step by step.
+    with all others, in which a head is thin; 2·H exponentials a cell, or 4·H where tau has become
+    so small that logits pass 60; and some passes over what each step attends to.
 
     Args:
         num_heads: heads; features that do not divide evenly leave the last head zeros.

@@ -22,7 +22,9 @@ class LocalSimilarity(Similarity):
     ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
     (arXiv:2004.12832, which sums where we average); a window longer than both sequences is
     ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, one matrix product of all
-    with all, and half as long again for the maxima and for backward.
+    with all; some passes over its cells for the maxima, which of short sequences take longer than
+    the product; and in backward a gather and a scatter of what was found. Where the places of the
+    maxima would take more memory than the steps, backward looks for them again.
 
     Args:
         window: steps in a window, or a pair of numbers, for x and for y.

@@ -28,7 +28,7 @@ class TemporalSimilarity(Similarity):
     Computed anti-diagonal by anti-diagonal over all pairs of a tile at once, each pair read at
     its own lengths; the gradient is the expected alignment, computed anew in backward.
 
-    Cost: O(B·C·T·L·D) for the products, one product more than the three that nobody can avoid.
+    Cost: O(B·C·T·L·D) for the products, one more than the cosines and their gradients take.
     Without a band the recursion runs in ratios of neighbouring cells: one transcendental and five
     passes a cell; in backward one and thirteen. Where a ratio overflows (steps that contrast for
     long; float32 has room for about 125·γ·log 2 in summed difference of cosines), and for γ below
