@@ -52,8 +52,9 @@ class GlobalSimilarity(Similarity):
 
     def _pooled(self, x: Sequences) -> Float[Tensor, "B D"]:
         if self.pool == "mean":
-            # The sum points where the mean does; dividing first keeps large values finite.
-            return (x.values / x.lengths[:, None, None]).sum(1)
+            # In one product: multiplying first keeps large values finite, with no room for all.
+            shares = x.mask / x.lengths[:, None].to(x.values.dtype)
+            return torch.bmm(shares[:, None], x.values).squeeze(1)
         if self.pool == "max":
             return x.values.masked_fill(~x.mask[..., None], -torch.inf).amax(1)
         if self.pool == "first":

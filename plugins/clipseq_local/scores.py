@@ -331,5 +331,5 @@ def _filled(
 _COLUMNS = 2**11
 """Most steps of y in a tile."""
 
-_ENTRIES = 2**17
+_ENTRIES = 2**15
 """Most indices that backward works on at once."""

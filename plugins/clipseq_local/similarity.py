@@ -1,8 +1,11 @@
 """MaxSim over sliding windows."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
 from clipseq_local.scores import local_scores
@@ -103,23 +106,72 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     """Unit means of the real steps in each window of x, which is packed to the front."""
     steps = x.values.shape[1]
     window = min(window, steps)  # beyond the longest sequence nothing changes
-    if stride == 1:  # then none reaches past the end, and padding by nothing would be a copy
-        count, values = steps - window + 1, x.values
+    if stride == 1:  # then no window reaches past the end
+        count = steps - window + 1
     else:
         count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
-        values = nn.functional.pad(x.values, (0, 0, 0, (count - 1) * stride + window - steps))
-    # Padding is zero and `unit` undoes any factor: the plain mean of a window points the right way.
-    means = (
-        nn.functional.avg_pool1d(values.mT, window, stride).mT
-        if window > 1
-        else (values[:, ::stride])
-    )
     counts = -(-(x.lengths - window).clamp(min=0) // stride) + 1
     counts = torch.minimum(counts, -(-x.lengths // stride))
-    mask = torch.arange(count, device=means.device) < counts[:, None]
-    if window > 1:  # steps that are padding are zero, but windows that are may reach a real step
-        means = means.masked_fill_(~mask[..., None], 0.0)
-    return Sequences(unit(means), mask)
+    mask = torch.arange(count, device=x.values.device) < counts[:, None]
+    if window == 1:
+        values = unit(x.values[:, ::stride])
+    elif x.values.device.type == "cpu" and not torch.compiler.is_compiling():
+        values = _InParts.apply(x.values, mask, window, stride)
+    else:
+        values = _unit_means(x.values, mask, window, stride)
+    return Sequences(values, mask)
+
+
+def _unit_means(
+    values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B W"], window: int, stride: int
+) -> Float[Tensor, "B W D"]:
+    # Padding is zero and `unit` undoes any factor: the plain mean of a window points the right way.
+    if stride > 1:  # else padding by nothing would be a copy
+        reach = (mask.shape[1] - 1) * stride + window
+        values = nn.functional.pad(values, (0, 0, 0, reach - values.shape[1]))
+    means = nn.functional.avg_pool1d(values.mT, window, stride).mT
+    # Steps that are padding are zero, but windows that are may reach a real step.
+    return unit(means.masked_fill(~mask[..., None], 0.0))
+
+
+class _InParts(torch.autograd.Function):
+    """`_unit_means` of few sequences at a time, in backward too: what lies between is never whole.
+
+    It has no second derivative, as the scores have none.
+    """
+
+    @staticmethod
+    def forward(values: Tensor, mask: Tensor, window: int, stride: int) -> Tensor:
+        units = values.new_empty(*mask.shape, values.shape[2])
+        for part, some, real in zip(*_parts(units, values, mask), strict=True):
+            part.copy_(_unit_means(some, real, window, stride))
+        return units
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, mask, ctx.window, ctx.stride = inputs
+        ctx.save_for_backward(values, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, mask = ctx.saved_tensors
+        found = torch.empty_like(values)
+        for part, part_grad, some, real in zip(*_parts(found, grad, values, mask), strict=True):
+            with torch.enable_grad():
+                source = some.detach().requires_grad_()
+                units = _unit_means(source, real, ctx.window, ctx.stride)
+            part.copy_(*torch.autograd.grad(units, source, part_grad))
+        return found, None, None, None
+
+
+def _parts(*sides: Tensor) -> list[tuple[Tensor, ...]]:
+    count = max(1, _AT_ONCE * len(sides[0]) // sides[0].numel())
+    return [side.split(count) for side in sides]
+
+
+_AT_ONCE = 2**18
+"""Numbers of a part of the windows: few enough for what lies between."""
 
 
 def _membership(

@@ -1,7 +1,6 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import attrs
@@ -46,9 +45,9 @@ def temporal_scores(
     counts = _log_paths_table(x_lengths, y_lengths, band)
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
-    groups, others = _groups(x, y, x_lengths, y_lengths, band, 1)
-    for rows in groups:
-        for columns in others:
+    groups, others = _groups(x_lengths, y_lengths, band, 1)
+    for rows in (_Group.made(x, x_lengths, items) for items in groups):
+        for columns in (_Group.made(y, y_lengths, items) for items in others):
             tile = _Tile(rows, columns, band, in_ratios, room)
             weight = tile.weight(gamma)
             # Where ratios did not do, they rarely do for the next.
@@ -86,21 +85,22 @@ def temporal_scores_backward(
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
     # A cell's weight and two ratios, or its rate and three shares.
-    groups, others = _groups(x, y, x_lengths, y_lengths, band, 3 if in_ratios else 4)
-    to_ys = [torch.zeros_like(columns.values) for columns in others]
+    groups, others = _groups(x_lengths, y_lengths, band, 3 if in_ratios else 4)
+    to_ys = [y.new_zeros(int(y_lengths[items[0]]), len(items), y.shape[2]) for items in others]
     grad_x = torch.zeros_like(x)
-    for rows in groups:
+    for rows in (_Group.made(x, x_lengths, items) for items in groups):
         to_x = torch.zeros_like(rows.values)
-        for columns, to_y in zip(others, to_ys, strict=True):
+        for items, to_y in zip(others, to_ys, strict=True):
+            columns = _Group.made(y, y_lengths, items)
             tile = _Tile(rows, columns, band, in_ratios, room)
             pairs = rows.items[:, None], columns.items
             tile.differentiate(grad[pairs].T, scores[pairs].T, gamma, to_x, to_y)
             in_ratios = tile.in_ratios
         grad_x[rows.items, : len(to_x)] = to_x.mul_(largest).transpose(0, 1)
-    del room, tile  # all memory of tiles
+    del room, tile, rows, columns  # all memory of tiles
     grad_y = torch.zeros_like(y)
-    for columns, to_y in zip(others, to_ys, strict=True):
-        grad_y[columns.items, : len(to_y)] = to_y.mul_(largest).transpose(0, 1)
+    for items, to_y in zip(others, to_ys, strict=True):
+        grad_y[items, : len(to_y)] = to_y.mul_(largest).transpose(0, 1)
     return grad_x, grad_y
 
 
@@ -146,18 +146,15 @@ class _Group:
     def made(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
         lengths = lengths[items]
         steps = int(lengths[0])  # they come from the longest to the shortest
-        return cls(items, lengths, values[:, :steps].transpose(0, 1).index_select(1, items))
+        # One copy, of these alone.
+        some = torch.stack([values[item, :steps] for item in items.tolist()], dim=1)
+        return cls(items, lengths, some)
 
 
 def _groups(
-    x: Tensor,
-    y: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    band: float | None,
-    numbers: int,
-) -> tuple[Iterator[_Group], list[_Group]]:
-    """Groups of x, of which one at a time is held, and of y: a tile has one of each.
+    x_lengths: Tensor, y_lengths: Tensor, band: float | None, numbers: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Where groups of x and of y are in their batches: a tile has one of each.
 
     A tile holds so many `numbers` for every cell.
     """
@@ -182,8 +179,8 @@ def _groups(
             columns = -(-left // 2)
         items = y_order[first : first + columns]
         first += len(items)
-        others.append(_Group.made(y, y_lengths, items))
-    return (_Group.made(x, x_lengths, items) for items in rows), others
+        others.append(items)
+    return list(rows), others
 
 
 def _sizes(lengths: list[int], most: int) -> list[int]:
