@@ -65,6 +65,17 @@ def test_a_run_leaves_its_folder(dataset, small_run):
     assert "person" in saved.tokenizer.tokens(text[0])
 
 
+@pytest.fixture
+def in_float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+# In float64: a softmax does not see the bias of its keys, whose gradient is nothing but rounding,
+# and in float32 Adam makes steps of it.
+@pytest.mark.usefixtures("in_float64")
 def test_losses_are_those_of_a_plain_loop(dataset, small_run):
     """The same steps by hand: AdamW, clipping, accumulation, warm-up and cosine."""
     config = small_run(
@@ -105,13 +116,13 @@ def test_losses_are_those_of_a_plain_loop(dataset, small_run):
         optimizer.zero_grad()
         losses.append(sum(step_losses) / 2)
     logged = rows(config)
-    np.testing.assert_allclose([float(r["loss_total"]) for r in logged], losses, rtol=1e-5)
+    np.testing.assert_allclose([float(r["loss_total"]) for r in logged], losses, rtol=1e-8)
     np.testing.assert_allclose(
         [float(r["learning_rate"]) for r in logged], [5e-4 * rate for rate in rates], rtol=1e-6
     )
     mine, theirs = model.state_dict(), trained.state_dict()
     for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
