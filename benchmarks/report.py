@@ -285,13 +285,13 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _finish(panel: Any, title: str, quantity: str) -> None:
-    from matplotlib.ticker import LogFormatterMathtext
+    from matplotlib.ticker import LogFormatterSciNotation
 
     panel.set(xscale="log", yscale="log", xlabel="B·C·T·L", ylabel=quantity)
     panel.set_title(title, loc="left", fontweight="bold")
     for axis in (panel.xaxis, panel.yaxis):
         # Of an axis that spans little, a single power of ten would be labelled.
-        axis.set_minor_formatter(LogFormatterMathtext(minor_thresholds=(2, 0.5)))
+        axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
     panel.tick_params(which="minor", labelsize=6)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
