@@ -167,9 +167,10 @@ def _peers(entries: Sequence[Entry]) -> str:
     notes = [f"- {peer.label}: {peer.note}." for peer in PEERS.values() if peer.note]
     text += (
         "\nLoops and einsums are ours, written from the formulas; they and open_clip's losses give "
+        "the same scores (or loss) and gradients. Not the same, and timed all the same:\n\n"
+        + "\n".join(notes)
+        + "\n"
     )
-    text += "the same scores (or loss) and gradients. Not the same, and timed all the same:\n\n"
-    text += "\n".join(notes) + "\n"
     if absent:
         lines = [f"- {label}: {why}" for label, why in absent.items()]
         text += "\nNot measured:\n\n" + "\n".join(lines) + "\n"

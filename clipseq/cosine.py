@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipseq.workspace import few_items, loops_pay
+
 
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """``v / ||v||`` along the last axis; a zero vector stays zero.
@@ -39,12 +41,11 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
         # The second output, 1/||v||, is there for this and has a gradient for the second order.
         result, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled() or not _in_parts(grad):
+        if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
             return _gradient(grad, grad_inverse, result, inverse)
         found = torch.empty_like(grad)
-        sides = (found, grad, grad_inverse, result, inverse)
-        for part, *others in zip(*(side.split(_items(grad)) for side in sides), strict=True):
-            part.copy_(_gradient(*others))
+        for part, *sides in few_items(found, grad, grad_inverse, result, inverse):
+            part.copy_(_gradient(*sides))
         return found
 
 
@@ -55,18 +56,5 @@ def _gradient(grad: Tensor, grad_inverse: Tensor, result: Tensor, inverse: Tenso
 
 def _largest_magnitude(values: Tensor) -> Tensor:
     # torch's infinity norm is the same, one element at a time.
-    parts = values.split(_items(values)) if _in_parts(values) else (values,)
-    return torch.cat([part.abs().amax(-1, keepdim=True) for part in parts])
-
-
-def _in_parts(values: Tensor) -> bool:
-    """Whether to take few items at a time, which stay in the cache and need no room for all."""
-    return values.device.type == "cpu" and values.ndim > 1 and not torch.compiler.is_compiling()
-
-
-def _items(values: Tensor) -> int:
-    return max(1, _AT_ONCE * len(values) // max(1, values.numel()))
-
-
-_AT_ONCE = 2**17
-"""Numbers of a part."""
+    parts = few_items(values) if values.ndim > 1 and loops_pay(values) else [(values,)]
+    return torch.cat([part.abs().amax(-1, keepdim=True) for (part,) in parts])

@@ -29,6 +29,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
+from clipseq.workspace import Room
+
 CELLS = 2**19
 """Most cells (H·T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
 
@@ -207,26 +209,6 @@ class _Group:
         return cls(logits, ones, flat, flat[:, None], real, padded, lengths, items)
 
 
-class _Room:
-    """Memory that every tile uses again: touching fresh pages costs more than the work on them."""
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._buffers: dict[str, Tensor] = {}
-
-    @property
-    def size(self) -> int:
-        """How many numbers it holds."""
-        return sum(map(len, self._buffers.values()))
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """An uninitialised tensor; the last one of that name is lost."""
-        size = math.prod(shape)
-        if name not in self._buffers or len(self._buffers[name]) < size:
-            self._buffers[name] = self._like.new_empty(size)
-        return self._buffers[name][:size].view(shape)
-
-
 class _Cells:
     """A tensor (H, c, L, n) as one matrix a head, and as one a pair."""
 
@@ -242,7 +224,7 @@ class _Direction:
     Over y, n is c and Q is T; over x, n is 1 and Q is c·L.
     """
 
-    def __init__(self, name: str, room: _Room, heads: int, n: int, size: int, q: int) -> None:
+    def __init__(self, name: str, room: Room, heads: int, n: int, size: int, q: int) -> None:
         self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
         self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
         self._each = room.take("spare", heads, n, size, q)
@@ -301,7 +283,7 @@ class _Direction:
 class _Tile:
     """Room for one tile, and every view of it that is multiplied, made once for a shape."""
 
-    def __init__(self, group: _Group, one: _One, room: _Room) -> None:
+    def __init__(self, group: _Group, one: _One, room: Room) -> None:
         heads, size, steps = one.values.shape
         count, length = group.real.shape
         self._room, self._shape = room, (heads, count, length, steps)
@@ -365,7 +347,7 @@ class _Tiles:
     """The tiles, one after the other, in the same memory."""
 
     def __init__(self, like: Tensor) -> None:
-        self._room = _Room(like)
+        self._room = Room(like)
         self._made: dict[int, _Tile] = {}
         self._width = 0
 

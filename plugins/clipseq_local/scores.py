@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from clipseq.kernels import use_kernels
+from clipseq.workspace import Room
 
 CELLS = 2**19
 """Most cells (T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
@@ -274,7 +275,7 @@ def _tiles(x: Tensor, lengths: Tensor, columns: Sequence[_Columns]) -> Iterator[
     order = lengths.argsort(descending=True, stable=True)
     sizes, numbers = lengths[order].tolist(), order.tolist()
     widest = max(len(column.values) for column in columns)
-    room, spare = x.new_empty(0), x.new_empty(0)
+    room = Room(x)
     first = 0
     while first < len(numbers):
         steps = sizes[first]
@@ -283,15 +284,12 @@ def _tiles(x: Tensor, lengths: Tensor, columns: Sequence[_Columns]) -> Iterator[
         first += len(x_lengths)
         x_tile = _filled(x, x_lengths, rows, steps).flatten(0, 1)
         for column in columns:
-            cells, count = len(x_tile) * len(column.values), len(column.lengths)
-            if len(room) < cells:
-                room, spare = (x.new_empty(cells) for _ in range(2))
-            products = room[:cells].view(len(x_tile), len(column.values))
+            count = len(column.lengths)
+            products = room.take("products", len(x_tile), len(column.values))
             torch.mm(x_tile, column.values.mT, out=products)
             shape = len(x_lengths), steps, len(column.values) // count, count
-            yield _Tile.made(
-                rows, column, x_lengths, products.view(shape), spare[:cells].view(shape)
-            )
+            spare = room.take("spare", *shape)
+            yield _Tile.made(rows, column, x_lengths, products.view(shape), spare)
 
 
 def _columns(y: Tensor, lengths: Tensor) -> list[_Columns]:

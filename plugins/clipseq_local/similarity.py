@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
+from clipseq.workspace import few_items, loops_pay
 from clipseq_local.scores import local_scores
 
 
@@ -115,7 +116,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     mask = torch.arange(count, device=x.values.device) < counts[:, None]
     if window == 1:
         values = unit(x.values[:, ::stride])
-    elif x.values.device.type == "cpu" and not torch.compiler.is_compiling():
+    elif loops_pay(x.values):
         values = _InParts.apply(x.values, mask, window, stride)
     else:
         values = _unit_means(x.values, mask, window, stride)
@@ -143,7 +144,7 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, mask: Tensor, window: int, stride: int) -> Tensor:
         units = values.new_empty(*mask.shape, values.shape[2])
-        for part, some, real in zip(*_parts(units, values, mask), strict=True):
+        for part, some, real in few_items(units, values, mask):
             part.copy_(_unit_means(some, real, window, stride))
         return units
 
@@ -157,21 +158,12 @@ class _InParts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, mask = ctx.saved_tensors
         found = torch.empty_like(values)
-        for part, part_grad, some, real in zip(*_parts(found, grad, values, mask), strict=True):
+        for part, part_grad, some, real in few_items(found, grad, values, mask):
             with torch.enable_grad():
                 source = some.detach().requires_grad_()
                 units = _unit_means(source, real, ctx.window, ctx.stride)
-            part.copy_(*torch.autograd.grad(units, source, part_grad))
+            part.copy_(torch.autograd.grad(units, source, part_grad)[0])
         return found, None, None, None
-
-
-def _parts(*sides: Tensor) -> list[tuple[Tensor, ...]]:
-    count = max(1, _AT_ONCE * len(sides[0]) // sides[0].numel())
-    return [side.split(count) for side in sides]
-
-
-_AT_ONCE = 2**18
-"""Numbers of a part of the windows: few enough for what lies between."""
 
 
 def _membership(

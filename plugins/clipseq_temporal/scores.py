@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipseq.kernels import use_kernels
+from clipseq.workspace import Room
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
@@ -21,7 +22,8 @@ from clipseq_temporal.recursion import (
 )
 
 NUMBERS = 16 * 2**20
-"""Most numbers that a tile holds: what bounds the memory."""
+"""Most numbers that a tile holds, but for borders, and a third more where ratios overflow: what
+bounds the memory."""
 
 DIAGONAL = 2**16
 """Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly work
@@ -367,33 +369,20 @@ def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
 Made = TypeVar("Made", InPlace, Kept)
 
 
-class _Room:
-    """Memory that tiles use one after the other: touching fresh pages costs more than the work."""
+class _Room(Room):
+    """And what was made of the memory, where the next tile has the same shape."""
 
     def __init__(self, like: Tensor) -> None:
-        self._like = like
-        self._held: dict[str, Tensor] = {}
+        super().__init__(like)
         self._made: dict[type, Any] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """What is held under the name, of this shape, whatever it holds; made where too small."""
-        size = math.prod(shape)
-        held = self._held.get(name)
-        if held is None or len(held) < size:
-            self._held.pop(name, None)
-            held = self._held[name] = self._like.new_empty(size)
-        return held[:size].view(shape)
-
-    def clear(self) -> None:
-        """Give the memory back."""
-        self._held.clear()
-        self._made.clear()
 
     def made(self, cls: type[Made], *shape: int) -> Made:
         """``cls(self.take(...))``, the last one where the shape is the same."""
-        shape_of_last, last = self._made.get(cls, (None, None))
-        if last is None or shape_of_last != shape:
+        if self._made.get(cls, (None,))[0] != shape:
             self._made.pop(cls, None)
-            last = cls(self.take(cls.__name__, *shape))
-            self._made[cls] = shape, last
-        return last
+            self._made[cls] = shape, cls(self.take(cls.__name__, *shape))
+        return self._made[cls][1]
+
+    def clear(self) -> None:
+        self._made.clear()
+        super().clear()

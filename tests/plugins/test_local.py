@@ -85,3 +85,13 @@ def test_align_of_single_steps_holds_the_maxima():
     for step in range(3):
         expected[cosines[:, step].argmax(), step] += cosines[:, step].max().clamp(min=0) / 6
     torch.testing.assert_close(alignment.weights[0], expected)
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_prepared_windows_without_a_real_start_are_zero(window):
+    x, mask = ragged(4, 12, 3, seed=3, prefix=True)
+    prepared, _ = clipseq.get_similarity("local", window=window).prepare(x, x, mask, mask)
+    values, real = prepared.tree
+    assert not real.all()
+    assert (values[~real] == 0).all()
+    assert (values[real].norm(dim=-1) > 0.99).all()

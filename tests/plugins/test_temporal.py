@@ -259,6 +259,49 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     assert computed <= 1.75 * inside * 16 * t * length
 
 
+@pytest.mark.parametrize(
+    ("x_lengths", "y_lengths", "options", "scale"),
+    [
+        ([60] * 12, [40] * 9, {}, 1.0),
+        # The band of the shortest x of a group is the widest.
+        ([60] * 14 + [1] * 17, [40] * 20, {"band": 0.05}, 1.0),
+        ([60, 50, 3, 2, 1] * 3, [40, 9, 1], {"band": 0.1}, 1.0),
+        # Log space from the start; and from where ratios have overflowed.
+        ([60] * 12, [40] * 9, {"gamma": 0.01}, 1.0),
+        ([60] * 12, [40] * 9, {}, 100.0),
+        # Few pairs fill it.
+        ([300] * 3, [200] * 3, {}, 1.0),
+    ],
+)
+def test_a_tile_holds_no_more_numbers_than_it_may(
+    x_lengths, y_lengths, options, scale, monkeypatch
+):
+    """Whatever the lengths; but a border, one pair, and a third more where ratios overflow."""
+    most, held = 2**16, []
+    take = scores.Room.take
+
+    def record(room, name, *shape):
+        memory = take(room, name, *shape)
+        held.append(room.size)
+        return memory
+
+    monkeypatch.setattr(scores, "NUMBERS", most)
+    monkeypatch.setattr(scores.Room, "take", record)
+
+    def batch(lengths):
+        values = torch.randn(len(lengths), max(lengths), 4)
+        if scale != 1.0:  # alike for long, then unlike all of them: see the next test
+            values[:, : max(lengths) // 2] = values[:, :1]
+            values[:, max(lengths) // 2 :] = -values[:, :1]
+        return values, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+    (x, x_mask), (y, y_mask) = batch(x_lengths), batch(y_lengths)
+    similarity = clipseq.get_similarity("temporal", **options)
+    scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    one_pair = 4 * (max(x_lengths) + 1) * (max(y_lengths) + 1)
+    assert max(held) <= 1.4 * max(most, one_pair)
+
+
 @pytest.mark.parametrize("band", [None, 0.3])
 def test_ratios_that_overflow_change_nothing(band, cells_in_log_space):
     # Steps that stay alike for long, next to steps unlike all of them: beside the last column of
