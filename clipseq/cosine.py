@@ -12,12 +12,45 @@ from clipseq.workspace import few_items, loops_pay
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """``v / ||v||`` along the last axis; a zero vector stays zero.
 
-    Each vector is divided by its largest magnitude first, so that squares neither overflow nor
-    vanish: any finite vector gets unit length. A zero vector gets zero gradient, where
+    Where its square would overflow or vanish, a vector is divided by its largest magnitude first:
+    any finite vector gets unit length. A zero vector gets zero gradient, where
     `torch.nn.functional.normalize` gives one of size 1/eps.
     """
     result, _ = _Unit.apply(values)
     return result
+
+
+def to_unit(
+    values: Float[Tensor, "*batch D"], out: Float[Tensor, "*batch D"]
+) -> Float[Tensor, "*batch 1"]:
+    """Write `unit` of `values` to `out`; returns 1/||v||, or 0 of a zero vector. No gradient.
+
+    Both may be the same tensor. It looks for vectors that need care, so it is for where reading a
+    number is cheap.
+    """
+    limits = torch.finfo(values.dtype)
+    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    squares_fit = (norm > limits.tiny**0.4) & (norm < limits.max**0.4)
+    if bool(squares_fit.all()):
+        torch.div(values, norm, out=out)
+        return norm.reciprocal_()
+    torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
+    inverse = norm.reciprocal_()
+    others = ~squares_fit.squeeze(-1)
+    out[others], inverse[others] = _scaled_first(values[others])
+    return inverse
+
+
+def unit_gradient(
+    grad: Float[Tensor, "*batch D"],
+    units: Float[Tensor, "*batch D"],
+    inverse: Float[Tensor, "*batch 1"],
+    out: Float[Tensor, "*batch D"],
+    grad_inverse: Tensor | float = 0.0,
+) -> Float[Tensor, "*batch D"]:
+    """Write to `out` the gradient to the vectors of which `to_unit` made `units` and `inverse`."""
+    along = torch.mul(grad, units, out=out).sum(-1, keepdim=True).add_(grad_inverse * inverse)
+    return torch.addcmul(grad, units, along, value=-1, out=out).mul_(inverse)
 
 
 class _Unit(torch.autograd.Function):
@@ -25,13 +58,12 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
-        largest = _largest_magnitude(values)
-        zero = largest == 0
-        scaled = values / largest.masked_fill(zero, 1.0)
-        # At least 1 where the vector is not zero, as one of its entries is ±1.
-        norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-        scaled = scaled.div_(norm.masked_fill(zero, 1.0))
-        return scaled, (1 / (norm * largest)).masked_fill_(zero, 0.0)
+        if values.ndim == 1 or not loops_pay(values):
+            return _scaled_first(values)
+        result, inverse = torch.empty_like(values), values.new_empty(*values.shape[:-1], 1)
+        for some, out, norms in few_items(values, result, inverse):
+            norms.copy_(to_unit(some, out))
+        return result, inverse
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -42,19 +74,23 @@ class _Unit(torch.autograd.Function):
         # The second output, 1/||v||, is there for this and has a gradient for the second order.
         result, inverse = ctx.saved_tensors
         if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
-            return _gradient(grad, grad_inverse, result, inverse)
+            along = (grad * result).sum(-1, keepdim=True) + grad_inverse * inverse
+            return torch.addcmul(grad, result, along, value=-1) * inverse
         found = torch.empty_like(grad)
-        for part, *sides in few_items(found, grad, grad_inverse, result, inverse):
-            part.copy_(_gradient(*sides))
+        for part, to_units, units, norms, to_norms in few_items(
+            found, grad, result, inverse, grad_inverse
+        ):
+            unit_gradient(to_units, units, norms, part, to_norms)
         return found
 
 
-def _gradient(grad: Tensor, grad_inverse: Tensor, result: Tensor, inverse: Tensor) -> Tensor:
-    along = (grad * result).sum(-1, keepdim=True) + grad_inverse * inverse
-    return torch.addcmul(grad, result, along, value=-1) * inverse
-
-
-def _largest_magnitude(values: Tensor) -> Tensor:
+def _scaled_first(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`unit`, and 1/||v|| or 0, of any vectors."""
     # torch's infinity norm is the same, one element at a time.
-    parts = few_items(values) if values.ndim > 1 and loops_pay(values) else [(values,)]
-    return torch.cat([part.abs().amax(-1, keepdim=True) for (part,) in parts])
+    largest = values.abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    scaled = values / largest.masked_fill(zero, 1.0)
+    # At least 1 where the vector is not zero, as one of its entries is ±1.
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    scaled = scaled.div_(norm.masked_fill(zero, 1.0))
+    return scaled, (1 / (norm * largest)).masked_fill_(zero, 0.0)

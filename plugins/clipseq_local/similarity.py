@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
-from clipseq.workspace import few_items, loops_pay
+from clipseq.cosine import to_unit, unit_gradient
+from clipseq.sequences import zeroed
+from clipseq.workspace import Room, few_items, loops_pay
 from clipseq_local.scores import local_scores
 
 
@@ -117,7 +119,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     if window == 1:
         values = unit(x.values[:, ::stride])
     elif loops_pay(x.values):
-        values = _InParts.apply(x.values, mask, window, stride)
+        values, _ = _UnitSums.apply(x.values, mask, window, stride)
     else:
         values = _unit_means(x.values, mask, window, stride)
     return Sequences(values, mask)
@@ -135,35 +137,70 @@ def _unit_means(
     return unit(means.masked_fill(~mask[..., None], 0.0))
 
 
-class _InParts(torch.autograd.Function):
-    """`_unit_means` of few sequences at a time, in backward too: what lies between is never whole.
+class _UnitSums(torch.autograd.Function):
+    """`_unit_means`, by matrix products, of few sequences at a time: little lies between.
 
     It has no second derivative, as the scores have none.
     """
 
     @staticmethod
-    def forward(values: Tensor, mask: Tensor, window: int, stride: int) -> Tensor:
-        units = values.new_empty(*mask.shape, values.shape[2])
-        for part, some, real in few_items(units, values, mask):
-            part.copy_(_unit_means(some, real, window, stride))
-        return units
+    def forward(values: Tensor, mask: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor]:
+        (_, steps, size), (_, count) = values.shape, mask.shape
+        units = values.new_empty(*mask.shape, size)
+        inverse = values.new_empty(*mask.shape, 1)
+        blocks = []
+        for first in range(0, count, _BLOCK):
+            some = slice(first, min(first + _BLOCK, count))
+            within = slice(first * stride, min((some.stop - 1) * stride + window, steps))
+            blocks.append((some, within, _members(some, within, window, stride, values)))
+        for part, norms, source, real in few_items(units, inverse, values, mask):
+            for some, within, members in blocks:
+                shares = members.expand(len(part), -1, -1)
+                torch.bmm(shares, source[:, within], out=part[:, some])
+            if not bool(real.all()):
+                part.copy_(zeroed(part, real))
+            norms.copy_(to_unit(part, out=part))
+        return units, inverse
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, mask, ctx.window, ctx.stride = inputs
-        ctx.save_for_backward(values, mask)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        values, _, ctx.window, ctx.stride = inputs
+        ctx.steps = values.shape[1]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, mask = ctx.saved_tensors
-        found = torch.empty_like(values)
-        for part, part_grad, some, real in few_items(found, grad, values, mask):
-            with torch.enable_grad():
-                source = some.detach().requires_grad_()
-                units = _unit_means(source, real, ctx.window, ctx.stride)
-            part.copy_(torch.autograd.grad(units, source, part_grad)[0])
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        units, inverse = ctx.saved_tensors
+        window, stride, (batch, count, size) = ctx.window, ctx.stride, units.shape
+        found = grad.new_empty(batch, ctx.steps, size)
+        blocks = []
+        for first in range(0, ctx.steps, _BLOCK):
+            some = slice(first, min(first + _BLOCK, ctx.steps))
+            # The windows that reach into these steps.
+            around = slice(
+                max(0, -(-(first - window + 1) // stride)), min(count, -(-some.stop // stride))
+            )
+            blocks.append((some, around, _members(around, some, window, stride, units).mT))
+        room = Room(units)
+        for part, *sides in few_items(found, grad, units, inverse):
+            to_sums = unit_gradient(*sides, out=room.take("to sums", len(part), count, size))
+            for some, around, members in blocks:
+                shares = members.expand(len(part), -1, -1)
+                torch.bmm(shares, to_sums[:, around], out=part[:, some])
         return found, None, None, None
+
+
+_BLOCK = 128
+"""Most windows, or steps, that one product makes of the steps, or windows, around them."""
+
+
+def _members(windows: slice, steps: slice, window: int, stride: int, like: Tensor) -> Tensor:
+    """(w, t), 1 where a step lies in a window."""
+    starts = torch.arange(windows.start, windows.stop, device=like.device)[:, None] * stride
+    offsets = torch.arange(steps.start, steps.stop, device=like.device) - starts
+    return ((offsets >= 0) & (offsets < window)).to(like.dtype)
 
 
 def _membership(

@@ -75,6 +75,23 @@ def test_gradient_is_that_of_the_definition():
     )
 
 
+@pytest.mark.parametrize(("window", "stride"), [(2, 1), (16, 1), (150, 1), (7, 3), (3, 11)])
+def test_windows_of_many_steps_and_their_gradient_are_those_of_the_definition(window, stride):
+    # More steps, and more windows but for the longest, than one product takes.
+    x, x_mask = ragged(3, 300, 4, seed=window)
+    similarity = clipseq.get_similarity("local", window=window, stride=stride)
+    tree = similarity.prepare(x.requires_grad_(), x, x_mask, x_mask)[0].tree
+    weights = torch.randn_like(tree.values)
+    found = torch.autograd.grad((tree.values * weights).sum(), x)[0]
+    expected = [windows(steps, window, stride) for steps in real_steps(x, x_mask)]
+    total = torch.zeros(())
+    for units, made, weight in zip(tree.values, expected, weights, strict=True):
+        torch.testing.assert_close(units[: len(made)], made)
+        assert not units[len(made) :].any()
+        total = total + (made * weight[: len(made)]).sum()
+    torch.testing.assert_close(found, torch.autograd.grad(total, x)[0])
+
+
 def test_align_of_single_steps_holds_the_maxima():
     x, y = torch.randn(1, 4, 8), torch.randn(1, 3, 8)
     alignment = clipseq.get_similarity("local", window=1).explain(x, y)
