@@ -184,8 +184,9 @@ class _UnitSums(torch.autograd.Function):
             )
             blocks.append((some, around, _members(around, some, window, stride, units).mT))
         room = Room(units)
-        for part, *sides in few_items(found, grad, units, inverse):
-            to_sums = unit_gradient(*sides, out=room.take("to sums", len(part), count, size))
+        for part, to_units, some_units, norms in few_items(found, grad, units, inverse):
+            to_sums = room.take("to sums", len(part), count, size)
+            unit_gradient(to_units, some_units, norms, out=to_sums)
             for some, around, members in blocks:
                 shares = members.expand(len(part), -1, -1)
                 torch.bmm(shares, to_sums[:, around], out=part[:, some])

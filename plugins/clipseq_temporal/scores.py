@@ -30,7 +30,12 @@ DIAGONAL = 2**16
 and to be shared among threads, few enough for what an anti-diagonal needs to stay in the cache."""
 
 ROWS = 32
-"""Most x of a tile."""
+"""Most x of a tile: products are fastest with many."""
+
+STEP, STEP_IN_BAND = 2**15, 2**13
+"""Cells that would take as long as what every anti-diagonal of a tile takes, however short: tiles
+of sequences of like lengths have fewer cells, but more anti-diagonals. (In a band a cell is dear.)
+"""
 
 
 @torch.library.custom_op("clipseq::temporal_scores", mutates_args=())
@@ -165,7 +170,11 @@ def _groups(
     y_order = y_lengths.argsort(descending=True, stable=True)
     x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
     most = max(1, NUMBERS // (numbers * x_sorted[0] * y_sorted[0]))
-    rows = x_order.split(_sizes(x_sorted, min(ROWS, most)))
+    step = STEP if band is None else STEP_IN_BAND
+    cells = y_sorted[0] * len(y_sorted)
+    rows = x_order.split(_sizes(x_sorted, min(ROWS, most), y_sorted[0] * step, step, cells))
+    steps = [x_sorted[0], *(int(x_lengths[items[0]]) for items in rows[1:])]
+    cells = sum(count * len(items) for count, items in zip(steps, rows, strict=True))
     others, first = [], 0
     while first < len(y_sorted):
         columns = len(y_sorted)
@@ -179,25 +188,32 @@ def _groups(
         left = len(y_sorted) - first
         if columns < left < 1.25 * columns:  # a small tile is slow: two of one size instead
             columns = -(-left // 2)
-        items = y_order[first : first + columns]
-        first += len(items)
-        others.append(items)
+        lengths = y_sorted[first : first + columns]
+        sizes = _sizes(lengths, columns, sum(steps) * step, len(rows) * step, cells)
+        others += y_order[first : first + columns].split(sizes)
+        first += columns
     return list(rows), others
 
 
-def _sizes(lengths: list[int], most: int) -> list[int]:
-    """Of groups of neighbours in descending lengths, with no more than `most`.
+def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> list[int]:
+    """Of groups of neighbours in descending lengths, with no more than `most`, at the least cost.
 
-    Products are fastest with many x of a tile, and where lengths differ much, few waste less.
+    That of a group is ``fixed + longest · (each + size · cells)``.
     """
-    sizes, start = [], 0
-    while start < len(lengths):
-        size = min(most, len(lengths) - start)
-        if lengths[start + size - 1] < 0.75 * lengths[start]:
-            size = -(-size // 2)
+    costs, sizes = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        costs_of_last = (
+            (costs[end - size] + fixed + lengths[end - size] * (each + size * cells), size)
+            for size in range(1, min(most, end) + 1)
+        )
+        cost, size = min(costs_of_last)
+        costs.append(cost)
         sizes.append(size)
-        start += size
-    return sizes
+    found, end = [], len(lengths)
+    while end > 0:
+        found.append(sizes[end])
+        end -= sizes[end]
+    return found[::-1]
 
 
 class _Tile:

@@ -373,3 +373,31 @@ def test_any_number_of_threads_gives_the_same_bits(band, monkeypatch):
 def test_refuses_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         clipseq.get_similarity("temporal", **options)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9),
+    most=st.integers(1, 9),
+    fixed=st.integers(0, 300),
+    each=st.integers(0, 20),
+)
+def test_groups_of_like_lengths_are_the_cheapest(lengths, most, fixed, each):
+    lengths, cells = sorted(lengths, reverse=True), 3
+
+    def cost(sizes):
+        starts = [sum(sizes[:k]) for k in range(len(sizes))]
+        return sum(
+            fixed + lengths[start] * (each + size * cells)
+            for start, size in zip(starts, sizes, strict=True)
+        )
+
+    def every(left):
+        if left == 0:
+            yield []
+        for size in range(1, min(most, left) + 1):
+            yield from ([size, *rest] for rest in every(left - size))
+
+    found = scores._sizes(lengths, most, fixed, each, cells)
+    assert sum(found) == len(lengths)
+    assert max(found) <= most
+    assert cost(found) == min(map(cost, every(len(lengths))))
