@@ -29,8 +29,8 @@ DIAGONAL = 2**16
 """Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly work
 and to be shared among threads, few enough for what an anti-diagonal needs to stay in the cache."""
 
-ROWS = 32
-"""Most x of a tile: products are fastest with many."""
+ROWS, ROWS_IN_BAND = 32, 64
+"""Most x of a tile: products are fastest with many. (In a band an anti-diagonal has few cells.)"""
 
 STEP, STEP_IN_BAND = 2**15, 2**13
 """Cells that would take as long as what every anti-diagonal of a tile takes, however short: tiles
@@ -170,9 +170,9 @@ def _groups(
     y_order = y_lengths.argsort(descending=True, stable=True)
     x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
     most = max(1, NUMBERS // (numbers * x_sorted[0] * y_sorted[0]))
-    step = STEP if band is None else STEP_IN_BAND
+    step, width = (STEP, ROWS) if band is None else (STEP_IN_BAND, ROWS_IN_BAND)
     cells = y_sorted[0] * len(y_sorted)
-    rows = x_order.split(_sizes(x_sorted, min(ROWS, most), y_sorted[0] * step, step, cells))
+    rows = x_order.split(_sizes(x_sorted, min(width, most), y_sorted[0] * step, step, cells))
     steps = [x_sorted[0], *(int(x_lengths[items[0]]) for items in rows[1:])]
     cells = sum(count * len(items) for count, items in zip(steps, rows, strict=True))
     others, first = [], 0
