@@ -41,11 +41,21 @@ def test_is_maxsim_over_windows(window, other, stride, seed):
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
 
 
-def test_a_window_of_one_step_is_symmetrised_mean_maxsim():
-    x, y = torch.randn(3, 9, 8), torch.randn(4, 5, 8)
+@pytest.mark.parametrize("others", [4, 31, 32, 70, 110])  # maxima are found in two ways
+def test_a_window_of_one_step_is_symmetrised_mean_maxsim(others):
+    x = torch.randn(3, 9, 8, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(others, 20, 8, dtype=torch.float64, requires_grad=True)
     cosines = torch.cosine_similarity(x[:, None, :, None], y[None, :, None], dim=-1)
     expected = (cosines.amax(3).mean(2) + cosines.amax(2).mean(2)) / 2
-    torch.testing.assert_close(clipseq.get_similarity("local", window=1)(x, y), expected)
+    found = clipseq.get_similarity("local", window=1)(x, y)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    for gradient, wanted in zip(
+        torch.autograd.grad((found * weights).sum(), (x, y)),
+        torch.autograd.grad((expected * weights).sum(), (x, y)),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, wanted)
 
 
 @given(window=st.integers(12, 10**6), seed=st.integers(0, 2**16))
