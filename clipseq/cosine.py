@@ -12,8 +12,8 @@ from clipseq.workspace import few_items, loops_pay
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """``v / ||v||`` along the last axis; a zero vector stays zero.
 
-    Where its square would overflow or vanish, a vector is divided by its largest magnitude first:
-    any finite vector gets unit length. A zero vector gets zero gradient, where
+    Any finite vector gets unit length: where a square would overflow or vanish, all of the vector
+    is divided by its largest magnitude first. A zero vector gets zero gradient, where
     `torch.nn.functional.normalize` gives one of size 1/eps.
     """
     result, _ = _Unit.apply(values)
@@ -34,10 +34,13 @@ def to_unit(
     if bool(squares_fit.all()):
         torch.div(values, norm, out=out)
         return norm.reciprocal_()
+    # Most of the others are zero, as padding is. (`values` may be overwritten from here on.)
+    others = (~squares_fit & (values.abs().amax(-1, keepdim=True) != 0)).squeeze(-1)
     torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
-    inverse = norm.reciprocal_()
-    others = ~squares_fit.squeeze(-1)
-    out[others], inverse[others] = _scaled_first(values[others])
+    inverse = norm.reciprocal_().masked_fill_(~squares_fit, 0.0)
+    if bool(others.any()):
+        # They were divided by 1.
+        out[others], inverse[others] = _scaled_first(out[others])
     return inverse
 
 
@@ -58,7 +61,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
-        if values.ndim == 1 or not loops_pay(values):
+        if values.ndim == 1 or not values.is_floating_point() or not loops_pay(values):
             return _scaled_first(values)
         result, inverse = torch.empty_like(values), values.new_empty(*values.shape[:-1], 1)
         for some, out, norms in few_items(values, result, inverse):
@@ -93,4 +96,6 @@ def _scaled_first(values: Tensor) -> tuple[Tensor, Tensor]:
     # At least 1 where the vector is not zero, as one of its entries is ±1.
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     scaled = scaled.div_(norm.masked_fill(zero, 1.0))
-    return scaled, (1 / (norm * largest)).masked_fill_(zero, 0.0)
+    # What is denormal has an inverse that is out of range.
+    inverse = (1 / (norm * largest)).clamp(max=torch.finfo(scaled.dtype).max)
+    return scaled, inverse.masked_fill_(zero, 0.0)

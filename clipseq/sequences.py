@@ -27,6 +27,8 @@ class Sequences(NamedTuple):
         """Wrap `values`; without a mask every step is real. Padded steps are set to zero."""
         if mask is None:
             return cls(values, values.new_ones(values.shape[:2], dtype=torch.bool))
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be bool, True at a real step, got {mask.dtype}")
         return cls(zeroed(values, mask), mask)
 
     @property
@@ -43,7 +45,7 @@ def zeroed(values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[T
 
 
 class _Zeroed(torch.autograd.Function):
-    """Numbers as integers times 0 or 1: torch fills one element at a time, in ten times as long."""
+    """Numbers as integers times 0 or 1: torch fills one element at a time, which takes longer."""
 
     @staticmethod
     def forward(values: Tensor, mask: Tensor) -> Tensor:
@@ -53,10 +55,15 @@ class _Zeroed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Zeroed.apply(grad, *ctx.saved_tensors), None
+        return zeroed(grad, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return zeroed(tangent, *ctx.saved_tensors)
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

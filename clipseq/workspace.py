@@ -42,8 +42,18 @@ class Room:
 
 
 def loops_pay(values: Tensor) -> bool:
-    """Whether to go through a batch in parts: on a CPU, and where nothing is traced."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether to go through a batch in parts: on a CPU, where nothing is traced or vectorised.
+
+    Only there may a number be read, a result be written to given memory, or bits be looked at.
+    """
+    return (
+        values.device.type == "cpu"
+        and type(values) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # of make_fx, say
+        and not torch._C._functorch.is_batchedtensor(values)  # of vmap
+        and not torch._C._functorch.is_legacy_batchedtensor(values)  # of is_grads_batched
+    )
 
 
 def few_items(*sides: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor
 
 import clipseq
 from clipseq.cosine import to_unit, unit_gradient
@@ -18,7 +19,7 @@ def test_vectors_whose_squares_leave_the_range_have_unit_length_among_others_tha
     values = of_all_sizes(dtype)
     expected = torch.nn.functional.normalize(values.double(), dim=1, eps=1e-300).to(dtype)
     torch.testing.assert_close(clipseq.unit(values), expected)
-    # A batch, which is done in place of numbers as they are, and each vector alone.
+    # Vectors of one axis go another way.
     for vector, one in zip(values, expected, strict=True):
         torch.testing.assert_close(clipseq.unit(vector), one)
 
@@ -37,6 +38,27 @@ def test_gradient_is_that_of_the_quotient_and_nothing_for_zero():
     expected = torch.autograd.grad((values / norm * weights).sum(), values)[0].nan_to_num(0.0)
     torch.testing.assert_close(found * norm, expected * norm)
     assert not found[2].any()
+
+
+def test_a_vector_whose_inverse_length_is_out_of_range_has_a_finite_gradient_for_others():
+    values = torch.tensor([[1.0, 2.0], [1e-42, 0.0]], requires_grad=True)
+    clipseq.unit(values).sum().backward()
+    expected = torch.autograd.grad(torch.nn.functional.normalize(values[:1], dim=1).sum(), values)
+    torch.testing.assert_close(values.grad[0], expected[0][0])
+    assert not values.grad.isnan().any()
+
+
+def test_gradients_of_many_at_once_are_those_of_each():
+    values = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    loop = torch.autograd.functional.jacobian(clipseq.unit, values)
+    at_once = torch.autograd.functional.jacobian(clipseq.unit, values, vectorize=True)
+    torch.testing.assert_close(at_once, loop)
+
+
+def test_is_traced():
+    values = torch.randn(3, 4)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(clipseq.unit)(values)
+    torch.testing.assert_close(traced(2 * values), clipseq.unit(values))
 
 
 def test_second_derivative():

@@ -259,7 +259,7 @@ def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) 
     steps, count = values.shape[2:]
     # torch's own takes 32 numbers of each step at once, and what is left over one by one: then
     # half against half, several times as quickly.
-    if count % _AT_ONCE <= count / 8:
+    if steps > 1 and count % _AT_ONCE <= count / 8:
         return values.amax(2)
     while steps > 1:
         half = steps // 2

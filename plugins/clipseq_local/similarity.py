@@ -119,7 +119,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     if window == 1:
         values = unit(x.values[:, ::stride])
     elif loops_pay(x.values):
-        values, _ = _UnitSums.apply(x.values, mask, window, stride)
+        values, _ = _UnitSums.apply(x.values, mask, window, min(stride, steps))
     else:
         values = _unit_means(x.values, mask, window, stride)
     return Sequences(values, mask)
@@ -145,18 +145,18 @@ class _UnitSums(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, mask: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor]:
-        (_, steps, size), (_, count) = values.shape, mask.shape
-        units = values.new_empty(*mask.shape, size)
+        steps, (_, count) = values.shape[1], mask.shape
+        units = values.new_empty(*mask.shape, values.shape[2])
         inverse = values.new_empty(*mask.shape, 1)
-        blocks = []
-        for first in range(0, count, _BLOCK):
-            some = slice(first, min(first + _BLOCK, count))
-            within = slice(first * stride, min((some.stop - 1) * stride + window, steps))
-            blocks.append((some, within, _members(some, within, window, stride, values)))
+        block = min(count, max(1, _BLOCK // stride))
+        reach = min((block - 1) * stride + window, steps)
+        members = _members(block, slice(0, reach), window, stride, values)
         for part, norms, source, real in few_items(units, inverse, values, mask):
-            for some, within, members in blocks:
-                shares = members.expand(len(part), -1, -1)
-                torch.bmm(shares, source[:, within], out=part[:, some])
+            for first in range(0, count, block):
+                some = slice(first, min(first + block, count))
+                within = slice(first * stride, min((some.stop - 1) * stride + window, steps))
+                shares = members[: some.stop - first, : within.stop - within.start]
+                torch.bmm(shares.expand(len(part), -1, -1), source[:, within], out=part[:, some])
             if not bool(real.all()):
                 part.copy_(zeroed(part, real))
             norms.copy_(to_unit(part, out=part))
@@ -175,31 +175,30 @@ class _UnitSums(torch.autograd.Function):
         units, inverse = ctx.saved_tensors
         window, stride, (batch, count, size) = ctx.window, ctx.stride, units.shape
         found = grad.new_empty(batch, ctx.steps, size)
-        blocks = []
-        for first in range(0, ctx.steps, _BLOCK):
-            some = slice(first, min(first + _BLOCK, ctx.steps))
-            # The windows that reach into these steps.
-            around = slice(
-                max(0, -(-(first - window + 1) // stride)), min(count, -(-some.stop // stride))
-            )
-            blocks.append((some, around, _members(around, some, window, stride, units).mT))
+        # Blocks start where a window does, and the windows before it that reach into it are many.
+        block, before = -(-_BLOCK // stride) * stride, (window - 1) // stride
+        reach = slice(before * stride, before * stride + block)
+        members = _members(before + block // stride, reach, window, stride, grad).mT
         room = Room(units)
         for part, to_units, some_units, norms in few_items(found, grad, units, inverse):
             to_sums = room.take("to sums", len(part), count, size)
             unit_gradient(to_units, some_units, norms, out=to_sums)
-            for some, around, members in blocks:
-                shares = members.expand(len(part), -1, -1)
-                torch.bmm(shares, to_sums[:, around], out=part[:, some])
+            for first in range(0, ctx.steps, block):
+                some = slice(first, min(first + block, ctx.steps))
+                start = first // stride - before
+                around = slice(max(0, start), min(count, -(-some.stop // stride)))
+                shares = members[: some.stop - first, around.start - start : around.stop - start]
+                torch.bmm(shares.expand(len(part), -1, -1), to_sums[:, around], out=part[:, some])
         return found, None, None, None
 
 
 _BLOCK = 128
-"""Most windows, or steps, that one product makes of the steps, or windows, around them."""
+"""About how many steps the windows of one product start from, or get from the windows around."""
 
 
-def _members(windows: slice, steps: slice, window: int, stride: int, like: Tensor) -> Tensor:
-    """(w, t), 1 where a step lies in a window."""
-    starts = torch.arange(windows.start, windows.stop, device=like.device)[:, None] * stride
+def _members(windows: int, steps: slice, window: int, stride: int, like: Tensor) -> Tensor:
+    """(windows, steps), 1 where a step lies in a window; the first window starts at step 0."""
+    starts = torch.arange(windows, device=like.device)[:, None] * stride
     offsets = torch.arange(steps.start, steps.stop, device=like.device) - starts
     return ((offsets >= 0) & (offsets < window)).to(like.dtype)
 

@@ -196,24 +196,36 @@ def _groups(
 
 
 def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> list[int]:
-    """Of groups of neighbours in descending lengths, with no more than `most`, at the least cost.
+    """Of groups of neighbours in descending lengths, with no more than `most`, at little cost.
 
-    That of a group is ``fixed + longest · (each + size · cells)``.
+    That of a group is ``fixed + longest · (each + size · cells)``. The least where `most` is no
+    bound and there are no more than `_CUTS` different lengths.
     """
-    costs, sizes = [0], [0]
-    for end in range(1, len(lengths) + 1):
-        costs_of_last = (
-            (costs[end - size] + fixed + lengths[end - size] * (each + size * cells), size)
-            for size in range(1, min(most, end) + 1)
-        )
-        cost, size = min(costs_of_last)
+    # It never costs more to have all of one length together, with those that are shorter.
+    cuts = [k for k in range(len(lengths)) if k == 0 or lengths[k] < lengths[k - 1]]
+    cuts = [*cuts[:: -(-len(cuts) // _CUTS)], len(lengths)]
+    costs, starts = [0], [0]
+    for k, end in enumerate(cuts[1:], 1):
+        found = []
+        for before, start in enumerate(cuts[:k]):
+            times = -(-(end - start) // most)
+            cost = times * (fixed + lengths[start] * each) + lengths[start] * (end - start) * cells
+            found.append((costs[before] + cost, before))
+        cost, before = min(found)
         costs.append(cost)
-        sizes.append(size)
-    found, end = [], len(lengths)
-    while end > 0:
-        found.append(sizes[end])
-        end -= sizes[end]
-    return found[::-1]
+        starts.append(before)
+    sizes: list[int] = []
+    last = len(cuts) - 1
+    while last > 0:
+        size = cuts[last] - cuts[starts[last]]
+        times = -(-size // most)
+        sizes += [size // times + (k >= times - size % times) for k in range(times)]
+        last = starts[last]
+    return sizes[::-1]
+
+
+_CUTS = 64
+"""Most places where batches are looked at for a cut: all pairs of them are."""
 
 
 class _Tile:

@@ -85,7 +85,10 @@ def test_gradient_is_that_of_the_definition():
     )
 
 
-@pytest.mark.parametrize(("window", "stride"), [(2, 1), (16, 1), (150, 1), (7, 3), (3, 11)])
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [(2, 1), (16, 1), (150, 1), (7, 3), (3, 11), (150, 64), (90, 200), (5, 10**9)],
+)
 def test_windows_of_many_steps_and_their_gradient_are_those_of_the_definition(window, stride):
     # More steps, and more windows but for the longest, than one product takes.
     x, x_mask = ragged(3, 300, 4, seed=window)

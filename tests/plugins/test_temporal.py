@@ -376,12 +376,11 @@ def test_refuses_bad_options(options, message):
 
 
 @given(
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9),
-    most=st.integers(1, 9),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=11),
     fixed=st.integers(0, 300),
     each=st.integers(0, 20),
 )
-def test_groups_of_like_lengths_are_the_cheapest(lengths, most, fixed, each):
+def test_groups_of_like_lengths_are_the_cheapest(lengths, fixed, each):
     lengths, cells = sorted(lengths, reverse=True), 3
 
     def cost(sizes):
@@ -394,10 +393,20 @@ def test_groups_of_like_lengths_are_the_cheapest(lengths, most, fixed, each):
     def every(left):
         if left == 0:
             yield []
-        for size in range(1, min(most, left) + 1):
+        for size in range(1, left + 1):
             yield from ([size, *rest] for rest in every(left - size))
 
-    found = scores._sizes(lengths, most, fixed, each, cells)
-    assert sum(found) == len(lengths)
-    assert max(found) <= most
+    found = scores._sizes(lengths, len(lengths), fixed, each, cells)
     assert cost(found) == min(map(cost, every(len(lengths))))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 2000), min_size=1, max_size=500),
+    most=st.integers(1, 40),
+    fixed=st.integers(0, 10**6),
+)
+def test_groups_are_of_all_and_none_is_too_large(lengths, most, fixed):
+    sizes = scores._sizes(sorted(lengths, reverse=True), most, fixed, 2**13, 1000)
+    assert sum(sizes) == len(lengths)
+    assert min(sizes) >= 1
+    assert max(sizes) <= most

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import clipseq
+from clipseq import Sequences
+
+MASK = torch.tensor([[True, False, True], [False, True, True]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_padding_is_zero_whatever_was_there(dtype):
+    values = torch.randn(2, 3, 4, dtype=dtype)
+    dirty = values.masked_fill(~MASK[..., None], float("nan")).requires_grad_()
+    clean = Sequences.from_tensor(dirty, MASK).values
+    assert clean.equal(values * MASK[..., None])
+    clean.backward(torch.full_like(clean, float("inf")).masked_fill(MASK[..., None], 2.0))
+    assert dirty.grad.equal(2.0 * MASK[..., None].expand_as(values).to(dtype))
+
+
+def test_a_mask_of_numbers_is_refused():
+    with pytest.raises(TypeError, match=r"mask must be bool.*got torch\.int64"):
+        Sequences.from_tensor(torch.ones(2, 3, 4), MASK.long())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what forward_ad loads
+def test_zeroing_has_every_derivative():
+    values = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+
+    def clean(values):
+        return Sequences.from_tensor(values, MASK).values
+
+    assert torch.autograd.gradcheck(clean, values)
+    assert torch.autograd.gradgradcheck(clean, values)
+    with forward_ad.dual_level():
+        tangent = torch.randn_like(values)
+        dual = clean(forward_ad.make_dual(values.detach(), tangent))
+        assert forward_ad.unpack_dual(dual).tangent.equal(clean(tangent))
+    many = torch.randn(5, 2, 3, 4)
+    assert torch.func.vmap(clean)(many).equal(torch.stack([clean(values) for values in many]))
+
+
+@pytest.mark.parametrize("name", ["global", "temporal", "attention"])
+def test_gradients_of_many_scores_at_once_are_those_of_each(name):
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    similarity = clipseq.get_similarity(name).double()
+
+    def scores(values):
+        return similarity(values, x.flip(1), MASK, MASK)
+
+    loop = torch.autograd.functional.jacobian(scores, x)
+    at_once = torch.autograd.functional.jacobian(scores, x, vectorize=True)
+    torch.testing.assert_close(at_once, loop)
