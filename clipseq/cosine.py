@@ -48,12 +48,13 @@ def unit_gradient(
     grad: Float[Tensor, "*batch D"],
     units: Float[Tensor, "*batch D"],
     inverse: Float[Tensor, "*batch 1"],
-    out: Float[Tensor, "*batch D"],
     grad_inverse: Tensor | float = 0.0,
+    out: Float[Tensor, "*batch D"] | None = None,
 ) -> Float[Tensor, "*batch D"]:
-    """Write to `out` the gradient to the vectors of which `to_unit` made `units` and `inverse`."""
-    along = torch.mul(grad, units, out=out).sum(-1, keepdim=True).add_(grad_inverse * inverse)
-    return torch.addcmul(grad, units, along, value=-1, out=out).mul_(inverse)
+    """The gradient to the vectors that `to_unit` made `units` and `inverse` of; `out` holds it."""
+    along = torch.mul(grad, units, out=out).sum(-1, keepdim=True) + grad_inverse * inverse
+    apart = torch.addcmul(grad, units, along, value=-1, out=out)
+    return torch.mul(apart, inverse, out=out)
 
 
 class _Unit(torch.autograd.Function):
@@ -77,13 +78,11 @@ class _Unit(torch.autograd.Function):
         # The second output, 1/||v||, is there for this and has a gradient for the second order.
         result, inverse = ctx.saved_tensors
         if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
-            along = (grad * result).sum(-1, keepdim=True) + grad_inverse * inverse
-            return torch.addcmul(grad, result, along, value=-1) * inverse
+            return unit_gradient(grad, result, inverse, grad_inverse)
         found = torch.empty_like(grad)
-        for part, to_units, units, norms, to_norms in few_items(
-            found, grad, result, inverse, grad_inverse
-        ):
-            unit_gradient(to_units, units, norms, part, to_norms)
+        sides = grad, result, inverse, grad_inverse
+        for part, to_units, units, norms, to_norms in few_items(found, *sides):
+            unit_gradient(to_units, units, norms, to_norms, out=part)
         return found
 
 

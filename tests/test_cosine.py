@@ -73,4 +73,4 @@ def test_to_unit_writes_in_place():
     assert values.equal(expected)
     assert inverse[3] == 0.0
     out = torch.empty_like(values)
-    assert unit_gradient(torch.ones_like(values), values, inverse, out) is out
+    assert unit_gradient(torch.ones_like(values), values, inverse, out=out) is out

@@ -173,7 +173,7 @@ def _groups(
     step, width = (STEP, ROWS) if band is None else (STEP_IN_BAND, ROWS_IN_BAND)
     cells = y_sorted[0] * len(y_sorted)
     rows = x_order.split(_sizes(x_sorted, min(width, most), y_sorted[0] * step, step, cells))
-    steps = [x_sorted[0], *(int(x_lengths[items[0]]) for items in rows[1:])]
+    steps = [int(x_lengths[items[0]]) for items in rows]
     cells = sum(count * len(items) for count, items in zip(steps, rows, strict=True))
     others, first = [], 0
     while first < len(y_sorted):
