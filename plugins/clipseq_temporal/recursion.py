@@ -22,7 +22,8 @@ twice: the expected alignment.
 Layout: a field is (rows + 1, columns + 1, n), the n pairs ("lanes") innermost, and row 0 and
 column 0 a border that holds what lies before the field. The cells of an anti-diagonal, and those
 before them, are strided views of it, n contiguous numbers each: nothing is copied, and rates turn
-into log weights in their place. A band cuts the field into strips, see `strips`.
+into log weights in their place. A band cuts the field into strips, see `strips`, and the cells in
+these that lie in no lane's band are passed over.
 """
 
 import math
@@ -39,6 +40,10 @@ GROWTH = math.log2(1 + math.sqrt(2))
 
 NEVER = -1e30
 """Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
+
+
+Reach = list[tuple[float, float]]
+"""First and last column of each row of a strip, counted from 0, that any lane's band has."""
 
 
 @attrs.frozen(eq=False)
@@ -98,13 +103,13 @@ def strips(
     ]
 
 
-_STRIP = 16
+_STRIP = 24
 """Least rows and columns, together and on average, of a strip: more strips, less work at once."""
 
 
 def forward(
     lanes: list[Strip],
-    field: Callable[[int], Float[Tensor, "rows+1 columns+1 n"]],
+    field: Callable[[int], tuple[Float[Tensor, "rows+1 columns+1 n"], Reach | None]],
     y_lengths: Int[Tensor, "n"],
     shares: list[Tensor] | None = None,
 ) -> Float[Tensor, "n"]:
@@ -113,7 +118,8 @@ def forward(
     Args:
         lanes: the strips, of lanes, in order.
         field: called with the number of every strip in turn; returns a field with the log (base
-            2) of the weight of each cell, `NEVER` where no path may pass, and any border. It is
+            2) of the weight of each cell, `NEVER` where no path may pass, and any border; and
+            how far the cells reach that a path of any lane may pass, None for all. It is
             overwritten, and may be the same memory every time.
         y_lengths: l of each lane.
         shares: memory, 3·rows·columns·n elements for every strip, which holds the shares of the
@@ -123,7 +129,7 @@ def forward(
     """
     border = None
     for k, strip in enumerate(lanes):
-        cells = field(k)
+        cells, reach = field(k)
         cells[:, 0] = NEVER
         if border is None:
             # Into the first cell leads a diagonal step from nowhere, and no other.
@@ -131,7 +137,7 @@ def forward(
             cells[0, 0] = 0.0
         else:
             cells[0] = border
-        _weigh(cells, None if shares is None else shares[k])
+        _weigh(cells, reach, None if shares is None else shares[k])
         if k + 1 < len(lanes):
             index, inside = _border(strip, lanes[k + 1])
             border = cells.reshape(-1)[index].masked_fill_(~inside, NEVER)
@@ -144,6 +150,7 @@ def backward(
     field: Callable[[int], Float[Tensor, "rows+1 columns+1 n"]],
     y_lengths: Int[Tensor, "n"],
     shares: list[Tensor],
+    reaches: list[Reach | None],
 ) -> Iterator[tuple[int, Float[Tensor, "rows columns n"]]]:
     """Gradient of ``grad · forward(...)`` to the rates of each strip, from the last to the first.
 
@@ -157,6 +164,7 @@ def backward(
             time: the gradient of a strip is to be used before the next is asked for.
         y_lengths: l of each lane.
         shares: what `forward` filled, a tensor for every strip; used up.
+        reaches: those of `forward`, of every strip.
     """
     border, after = None, None
     for k in reversed(range(len(lanes))):
@@ -168,17 +176,17 @@ def backward(
         else:
             index, inside = _border(strip, after)
             flat.scatter_add_(0, index.view(-1), border.masked_fill_(~inside, 0.0).view(-1))
-        _spread(cells, shares[k])
+        _spread(cells, reaches[k], shares[k])
         border, after = (cells[0].clone() if k > 0 else None), strip
         yield k, cells[1:, 1:]
 
 
-def _weigh(field: Tensor, shares: Tensor | None) -> None:
+def _weigh(field: Tensor, reach: Reach | None, shares: Tensor | None) -> None:
     """Turn the weights of cells into those of all paths into them, in place."""
     rows, columns, lanes = field.shape
     stride, base, done = (columns - 1) * lanes, field.storage_offset(), 0
     room = field.new_empty(4 * min(rows - 1, columns - 1) * lanes)
-    for corner, count in diagonals(rows - 1, columns - 1):
+    for corner, count in diagonals(rows - 1, columns - 1, reach):
         # From the cell before the first diagonally, which is `corner`, in memory's order.
         offset, size = base + corner * lanes, count * lanes
         cells = field.as_strided((count, lanes), (stride, 1), offset + (columns + 1) * lanes)
@@ -205,12 +213,13 @@ def _weigh(field: Tensor, shares: Tensor | None) -> None:
         cells.add_(peak.log2_())
 
 
-def _spread(field: Tensor, shares: Tensor) -> None:
+def _spread(field: Tensor, reach: Reach | None, shares: Tensor) -> None:
     """Send what arrives at each cell on to those before it, by their shares, in place."""
     rows, columns, lanes = field.shape
     stride, base = (columns - 1) * lanes, field.storage_offset()
-    done = 3 * (rows - 1) * (columns - 1) * lanes
-    for corner, count in reversed(list(diagonals(rows - 1, columns - 1))):
+    ways_back = list(diagonals(rows - 1, columns - 1, reach))
+    done = 3 * sum(count for _, count in ways_back) * lanes
+    for corner, count in reversed(ways_back):
         offset, size = base + corner * lanes, count * lanes
         shape, strides = (count, lanes), (stride, 1)
         cells = field.as_strided(shape, strides, offset + (columns + 1) * lanes)
@@ -224,11 +233,23 @@ def _spread(field: Tensor, shares: Tensor) -> None:
         cells.add_(across)
 
 
-def diagonals(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Of every anti-diagonal: where the cell diagonally before its first lies, and its length."""
+def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[tuple[int, int]]:
+    """Of every anti-diagonal: where the cell diagonally before its first lies, and its length.
+
+    With the first and the last column that matters in each row, neither of which falls from row to
+    row, only the cells between them, and not anti-diagonals without any.
+    """
+    start, stop = 0, 0
     for k in range(rows + columns - 1):
-        low = max(0, k - columns + 1)
-        yield low * columns + k, min(k, rows - 1) + 1 - low
+        start = max(start, k - columns + 1)
+        stop = min(k + 1, rows)
+        if reach is not None:
+            while start < stop and k - start > reach[start][1]:
+                start += 1
+            while start < stop and k - stop + 1 < reach[stop - 1][0]:
+                stop -= 1
+        if start < stop:
+            yield start * columns + k, stop - start
 
 
 def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
@@ -251,8 +272,8 @@ def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
 
 def band_mask(
     lanes: Strip, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], band: float
-) -> Bool[Tensor, "rows columns n"]:
-    """True at the cells of a strip that lie in each lane's band.
+) -> tuple[Bool[Tensor, "rows columns n"], Reach]:
+    """True at the cells of a strip that lie in each lane's band; and which lie in any lane's.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``: the second is the least width at
@@ -267,10 +288,11 @@ def band_mask(
     t = t.clamp(min=0.25)
     low = ((i * length - width) / t).ceil_() - lanes.first
     high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
+    reach = list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
     # No more columns than float32 counts exactly.
     low, high = low.float()[:, None], high.float()[:, None]
     j = torch.arange(columns, device=t.device, dtype=torch.float32)[:, None]
-    return (j >= low).logical_and_(j <= high)
+    return (j >= low).logical_and_(j <= high), reach
 
 
 def log_paths(
@@ -321,13 +343,14 @@ def _remembered(lengths: list[tuple[int, int]], band: float) -> list[float]:
 def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:
     lanes = strips(t, length, band)
 
-    def field(k: int) -> Tensor:
+    def field(k: int) -> tuple[Tensor, Reach]:
         rows, columns = lanes[k].shape
         cells = torch.full(
             (rows + 1, columns + 1, len(t)), -GROWTH, dtype=torch.float64, device=t.device
         )
-        cells[1:, 1:].masked_fill_(~band_mask(lanes[k], t, length, band), NEVER)
-        return cells
+        mask, reach = band_mask(lanes[k], t, length, band)
+        cells[1:, 1:].masked_fill_(~mask, NEVER)
+        return cells, reach
 
     return forward(lanes, field, length)
 

@@ -14,6 +14,7 @@ from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
+    Reach,
     backward,
     band_mask,
     forward,
@@ -251,6 +252,7 @@ class _Tile:
         self._t = rows.lengths[x_of]
         self._l = columns.lengths[y_of]
         self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
+        self._reaches: list[Reach | None] = [None] * len(self._strips)
         # Then one lane's band is every lane's.
         self._alike = band is not None and all(
             bool((side == side[0]).all()) for side in (rows.lengths, columns.lengths)
@@ -289,7 +291,7 @@ class _Tile:
         sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
         shares = list(self._room.take("shares", sum(sizes)).split(sizes))
         forward(self._lanes, lambda k: self._field(k, gamma, less), self._l, shares)
-        found = backward(grad, self._lanes, self._room_for, self._l, shares)
+        found = backward(grad, self._lanes, self._room_for, self._l, shares, self._reaches)
         for k, alignment in found:
             self._add_products(k, alignment, to_x, to_y)
 
@@ -320,8 +322,10 @@ class _Tile:
         rows, columns = self._strips[strip].shape
         return self._room.take("field", rows + 1, columns + 1, len(self._l))
 
-    def _field(self, strip: int, gamma: float, less: Tensor | float = 0.0) -> Tensor:
-        """The rates of a strip, behind a border yet to be filled."""
+    def _field(
+        self, strip: int, gamma: float, less: Tensor | float = 0.0
+    ) -> tuple[Tensor, Reach | None]:
+        """The rates of a strip, behind a border yet to be filled, and the reach of its band."""
         field = self._room_for(strip)
         rates = self._rates(strip, gamma, field[1:, 1:], less)
         if self._band is not None:
@@ -329,8 +333,9 @@ class _Tile:
             if self._alike:
                 one = torch.zeros_like(t[:1])
                 lanes, t, length = lanes.of_lanes(one, one), t[:1], length[:1]
-            rates.masked_fill_(~band_mask(lanes, t, length, self._band), NEVER)
-        return field
+            mask, self._reaches[strip] = band_mask(lanes, t, length, self._band)
+            rates.masked_fill_(~mask, NEVER)
+        return field, self._reaches[strip]
 
     def _rates(self, strip: int, gamma: float, out: Tensor, less: Tensor | float = 0.0) -> Tensor:
         """Base 2 logarithms: cosines over γ less the growth of the number of paths.

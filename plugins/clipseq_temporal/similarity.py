@@ -33,7 +33,7 @@ class TemporalSimilarity(Similarity):
     passes a cell; in backward one and thirteen. Where a ratio overflows (steps that contrast for
     long; float32 has room for about 125·γ·log 2 in summed difference of cosines), and for γ below
     0.024 (0.003 in float64), it runs in log space: four transcendentals and ten passes. A band
-    does so too, and only over little more than its own cells, products included.
+    does so too, and only over its own cells; products are made of little more than these.
 
     Args:
         gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and
@@ -79,15 +79,17 @@ class TemporalSimilarity(Similarity):
         with torch.no_grad():
             rates = torch.einsum("ntd,nld->tln", x.values, y.values)
             rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
+            reach = None
             if self.band is not None:
-                rates.masked_fill_(~band_mask(lanes[0], t, length, self.band), NEVER)
+                mask, reach = band_mask(lanes[0], t, length, self.band)
+                rates.masked_fill_(~mask, NEVER)
             field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
             # Less the score, logarithms stay small and their differences precise.
-            field[1:, 1:] -= forward(lanes, lambda _: field.clone(), length) / (t + length)
+            field[1:, 1:] -= forward(lanes, lambda _: (field.clone(), reach), length) / (t + length)
             shares = [rates.new_empty(3 * rates.numel())]
-            forward(lanes, lambda _: field, length, shares)
+            forward(lanes, lambda _: (field, reach), length, shares)
             ones = torch.ones_like(rates[0, 0])
-            ((_, alignment),) = backward(ones, lanes, lambda _: field, length, shares)
+            ((_, alignment),) = backward(ones, lanes, lambda _: field, length, shares, [reach])
         whole = alignment.new_zeros(x.values.shape[1], y.values.shape[1], len(t))
         whole[: alignment.shape[0], : alignment.shape[1]] = alignment
         return whole.permute(2, 0, 1)
