@@ -32,7 +32,7 @@ from typing import Any
 
 import attrs
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 GROWTH = math.log2(1 + math.sqrt(2))
@@ -270,14 +270,27 @@ def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
     return cell * len(lanes) + lanes
 
 
-def band_mask(
-    lanes: Strip, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], band: float
-) -> tuple[Bool[Tensor, "rows columns n"], Reach]:
-    """True at the cells of a strip that lie in each lane's band; and which lie in any lane's.
+def confine(
+    rates: Float[Tensor, "rows columns n"],
+    lanes: Strip,
+    x_lengths: Int[Tensor, "#n"],
+    y_lengths: Int[Tensor, "#n"],
+    band: float,
+    spare: Tensor | None = None,
+) -> Reach:
+    """Let no path pass the cells of a strip outside each lane's band, or that of one for all.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``: the second is the least width at
     which the corner can always be reached. ``band=1`` allows everything.
+
+    Args:
+        rates: of the cells; those outside become `NEVER`, about.
+        lanes: the strip of these lanes.
+        x_lengths: t of each lane.
+        y_lengths: l of each lane.
+        band: its width.
+        spare: memory, (rows, columns, n).
     """
     rows, columns = lanes.shape
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
@@ -289,10 +302,14 @@ def band_mask(
     low = ((i * length - width) / t).ceil_() - lanes.first
     high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
     reach = list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
-    # No more columns than float32 counts exactly.
-    low, high = low.float()[:, None], high.float()[:, None]
-    j = torch.arange(columns, device=t.device, dtype=torch.float32)[:, None]
-    return (j >= low).logical_and_(j <= high), reach
+    # No more columns than are counted exactly, halves included.
+    middle, half = (((high + sign * low) / 2).to(rates.dtype)[:, None] for sign in (1, -1))
+    j = torch.arange(columns, device=t.device, dtype=rates.dtype)[:, None]
+    # A mask takes many times as long as a sum.
+    beyond = torch.sub(middle, j, out=spare).abs_()
+    torch.sub(half, beyond, out=beyond).clamp_(-1, 0)
+    rates.add_(beyond, alpha=-NEVER)
+    return reach
 
 
 def log_paths(
@@ -348,9 +365,7 @@ def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:
         cells = torch.full(
             (rows + 1, columns + 1, len(t)), -GROWTH, dtype=torch.float64, device=t.device
         )
-        mask, reach = band_mask(lanes[k], t, length, band)
-        cells[1:, 1:].masked_fill_(~mask, NEVER)
-        return cells, reach
+        return cells, confine(cells[1:, 1:], lanes[k], t, length, band)
 
     return forward(lanes, field, length)
 

@@ -13,10 +13,9 @@ from clipseq.workspace import Room
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
-    NEVER,
     Reach,
     backward,
-    band_mask,
+    confine,
     forward,
     log_paths,
     strips,
@@ -333,8 +332,8 @@ class _Tile:
             if self._alike:
                 one = torch.zeros_like(t[:1])
                 lanes, t, length = lanes.of_lanes(one, one), t[:1], length[:1]
-            mask, self._reaches[strip] = band_mask(lanes, t, length, self._band)
-            rates.masked_fill_(~mask, NEVER)
+            spare = self._room.take("spare", *lanes.shape, len(t))
+            self._reaches[strip] = confine(rates, lanes, t, length, self._band, spare)
         return field, self._reaches[strip]
 
     def _rates(self, strip: int, gamma: float, out: Tensor, less: Tensor | float = 0.0) -> Tensor:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
-from clipseq_temporal.recursion import GROWTH, NEVER, backward, band_mask, forward, strips
+from clipseq_temporal.recursion import GROWTH, backward, confine, forward, strips
 from clipseq_temporal.scores import temporal_scores
 
 
@@ -81,8 +81,7 @@ class TemporalSimilarity(Similarity):
             rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
             reach = None
             if self.band is not None:
-                mask, reach = band_mask(lanes[0], t, length, self.band)
-                rates.masked_fill_(~mask, NEVER)
+                reach = confine(rates, lanes[0], t, length, self.band)
             field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
             # Less the score, logarithms stay small and their differences precise.
             field[1:, 1:] -= forward(lanes, lambda _: (field.clone(), reach), length) / (t + length)

@@ -116,7 +116,7 @@ def _pairs(
     t, length = x_lengths.contiguous(), y_lengths.contiguous()
     widths = None
     if band is not None:
-        # As in `band_mask`; the cells are compared in whole numbers.
+        # As in `recursion.confine`; the cells are compared in whole numbers.
         m, n = (t - 1).double()[:, None], (length - 1).double()
         width = torch.maximum(band * m * n, torch.maximum(m, n) / 2)
         widths = (width * (1 + 1e-9)).floor().int()
