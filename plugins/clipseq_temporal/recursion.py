@@ -290,7 +290,7 @@ def confine(
         x_lengths: t of each lane.
         y_lengths: l of each lane.
         band: its width.
-        spare: memory, (rows, columns, n).
+        spare: memory, (rows, columns, as many as there are lengths).
     """
     rows, columns = lanes.shape
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
