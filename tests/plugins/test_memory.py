@@ -1,6 +1,7 @@
 """What a similarity adds to the process, forward and backward: bounded, whatever the batch."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -38,10 +39,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def added(name: str, *sizes: tuple[int, int, int, int], **options: object) -> list[int]:
+# glibc gives large blocks back to the system when they are freed, but what is large it learns as it
+# goes, and what it keeps then may lie where nothing fits: 3 MiB in one run, 17 in another. With a
+# fixed size that is large, what is measured is what was asked for and touched.
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+
+
+def added(
+    name: str,
+    *sizes: tuple[int, int, int, int],
+    options: dict[str, object] | None = None,
+    environment: dict[str, str] | None = None,
+) -> list[int]:
     """Bytes for each (B = C, T, L, D)."""
     measured = subprocess.run(
-        [sys.executable, "-c", MEASURE, name, json.dumps(sizes), json.dumps(options)],
+        [sys.executable, "-c", MEASURE, name, json.dumps(sizes), json.dumps(options or {})],
+        env=os.environ | (environment or {}),
         capture_output=True,
         text=True,
         check=True,
@@ -75,11 +88,10 @@ def test_a_larger_batch_adds_but_its_scores_and_what_grows_as_its_inputs(name, o
     batches, features = (128, 256, 512), 8
     sizes = [(batch, 62, 20, features) for batch in batches]
     inputs = [4 * batch * (62 + 20) * features for batch in batches]
-    small, middle, large = (
-        total - 8 * own for total, own in zip(added(name, *sizes, **options), inputs, strict=True)
-    )
-    # 48 bytes a pair: scores, their gradients, counts in float64; a pair has 1240 cells.
-    # And 8 MiB for tiles, which few sequences do not fill.
-    pair = 48
-    assert middle - small <= pair * (256**2 - 128**2) + 2**23
-    assert large - small <= pair * (512**2 - 128**2) + 2**23
+    measured = added(name, *sizes, options=options, environment=GIVEN_BACK)
+    small, middle, large = (total - 8 * own for total, own in zip(measured, inputs, strict=True))
+    # 32 bytes a pair: scores, their gradients, counts in float64; a pair has 1240 cells.
+    # And 2 MiB for tiles, which few sequences do not fill.
+    pair = 32
+    assert middle - small <= pair * (256**2 - 128**2) + 2**21
+    assert large - small <= pair * (512**2 - 128**2) + 2**21
