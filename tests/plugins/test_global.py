@@ -23,6 +23,18 @@ def test_is_the_cosine_of_the_pooled_real_steps(pool):
             assert scores[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("size", [torch.finfo(torch.float32).max / 2, 1e-40])
+def test_steps_of_any_finite_size_have_a_mean(pool, size):
+    x = (torch.rand(2, 7, 5, generator=torch.Generator().manual_seed(1)) * size).requires_grad_()
+    similarity = clipseq.get_similarity("global", pool=pool)
+    scores = similarity(x, torch.ones(1, 3, 5))
+    expected = similarity(x.detach().double(), torch.ones(1, 3, 5).double())
+    torch.testing.assert_close(scores.double(), expected, rtol=0, atol=2e-5)
+    scores.sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_refuses_another_pool(unchecked_signatures):
     with pytest.raises(ValueError, match="pool must be one of mean, max, first, last, got 'sum'"):
         clipseq.get_similarity("global", pool="sum")
