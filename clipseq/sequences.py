@@ -111,17 +111,18 @@ def pack(
     the device, and under `torch.compile` it would break the graph.
     """
     batch, steps, features = values.shape
-    order = torch.argsort(mask, dim=1, descending=True, stable=True)
-    occupied = mask.any(1)
-    lengths = mask.sum(1).clamp(min=1)
+    occupied, counts = mask.any(1), mask.sum(1)
+    lengths = counts.clamp(min=1)
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
+        number = torch.arange(steps)
         steps = int(lengths.max())
-        if bool((mask == (torch.arange(mask.shape[1]) < mask.sum(1)[:, None])).all()):
-            # At the front already, as nearly always: a copy less.
+        if bool((mask == (number < counts[:, None])).all()):
+            # At the front already, as nearly always: a sort and a copy less.
             if not bool(mask.all()):
                 values = zeroed(values[:, :steps], mask[:, :steps])
-            front = torch.arange(steps) < lengths[:, None]
-            return Sequences(values, front), order, occupied
+            front = number[:steps] < lengths[:, None]
+            return Sequences(values, front), number.expand(batch, -1), occupied
+    order = torch.argsort(mask, dim=1, descending=True, stable=True)
     kept = order[:, :steps]
     rows = torch.arange(batch, device=values.device)[:, None] * values.shape[1] + kept
     # Zeroing comes before the move: NaN in a padded step must reach neither value nor gradient.
