@@ -21,6 +21,7 @@ the other, 0 for a real step and far below zero for padding.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -58,22 +59,21 @@ def attention_scores(
     """
     if _swapped(x, y):
         return attention_scores(y, x, y_lengths, x_lengths, scale).T.contiguous()
-    scores = x.new_empty(len(x), len(y))
-    groups, lengths = _groups(x, y, y_lengths), x_lengths.tolist()
+    groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)
-    order = torch.cat([group.items for group in groups])
+    # Of each group in its order.
+    parts = [x.new_empty(len(x), len(group.real)) for group in groups]
     tiles = _Tiles(x)
-    for i in _longest_first(lengths):
-        one = _One.made(x[i], lengths[i], scale)
-        parts = []
-        for group, one_table in zip(groups, shared[i], strict=True):
+    for i, one in _ones(x, x_lengths, scale):
+        for group, part, one_table in zip(groups, parts, shared[i], strict=True):
             tile = tiles.take(group, one)
             tile.attend(group, one, one_table)
             over_y = tile.over_y.cosines(one.queries).view(len(group.real), -1)
             over_x = tile.over_x.cosines(group.queries).view_as(group.real)
             mean = over_x.mul_(group.real).sum(1).div_(group.lengths)
-            parts.append(mean.add_(over_y[:, : lengths[i]].mean(1)))
-        scores[i, order] = torch.cat(parts).div_(2)
+            torch.add(mean, over_y[:, : one.steps].mean(1), out=part[i])
+    scores = x.new_empty(len(x), len(y))
+    scores[:, torch.cat([group.items for group in groups])] = torch.cat(parts, 1).div_(2)
     return scores
 
 
@@ -94,31 +94,35 @@ def attention_scores_backward(
         )
         return grad_x, grad_y, grad_scale
     grad_x, (_, heads, _, size) = torch.zeros_like(x), x.shape
-    groups, lengths = _groups(x, y, y_lengths), x_lengths.tolist()
+    groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)
     times = float(scale)
     # Of the cosines, times scale.
-    shares_y = grad * (scale / (2 * x_lengths[:, None]))
-    shares_x = grad * (scale / (2 * y_lengths))
-
+    shares = [
+        (
+            (grad[:, group.items] * (scale / (2 * x_lengths[:, None])))[:, :, None, None],
+            (grad[:, group.items] * (scale / (2 * group.lengths)))[:, :, None],
+        )
+        for group in groups
+    ]
     tiles = _Tiles(x)
     to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
     # Of the gradient to the products, what comes by way of the numerators has no part in scale.
     along = -(grad * scores).sum()
-    for i in _longest_first(lengths):
-        one = _One.made(x[i], lengths[i], scale)
-        to_products, to_values = (torch.zeros_like(one.values) for _ in range(2))
-        for group, to_y, one_table in zip(groups, to_ys, shared[i], strict=True):
+    for i, one in _ones(x, x_lengths, scale):
+        to_products, to_values = x.new_zeros(2, *one.values.shape)
+        for group, (by_y, by_x), to_y, one_table in zip(
+            groups, shares, to_ys, shared[i], strict=True
+        ):
             tile = tiles.take(group, one)
             tile.attend(group, one, one_table)
-            by_y = shares_y[i, group.items].view(-1, 1, 1) * one.real
-            by_x = (shares_x[i, group.items, None] * group.real).view(1, 1, -1)
-            tile.over_y.differentiate(one.queries, by_y, times)
+            by_x = (by_x[i] * group.real).view(1, 1, -1)
+            tile.over_y.differentiate(one.queries, by_y[i] * one.real, times)
             tile.over_x.differentiate(group.queries, by_x, times)
             tile.add_gradients(group, one, to_products, to_values, to_y, times)
         along += (to_products * one.values).sum()
         to_x = to_products.add_(to_values, alpha=1 / times).mT
-        grad_x[i, :, : lengths[i]] = to_x[:, : lengths[i]]
+        grad_x[i, :, : one.steps] = to_x[:, : one.steps]
     del tiles
     grad_y = torch.empty_like(y)
     while groups:  # one's memory is given back before the next one's is needed
@@ -162,6 +166,7 @@ attention_scores.register_autograd(_differentiate, setup_context=_save)
 class _One:
     """One x, T padded to a multiple of `_WIDTH`."""
 
+    steps: int  # real ones
     logits: Float[Tensor, "H f T"]  # d + 2 rows: 1; exponents of 2; 0 or, in padding, _NEVER
     ones: Float[Tensor, "H e T"]  # d + 1 rows: values, then 1
     values: Float[Tensor, "H d T"]
@@ -169,17 +174,32 @@ class _One:
     real: Float[Tensor, " T"]  # 1 or, in padding, 0
     padded: bool  # whether there is padding
 
-    @classmethod
-    def made(cls, x: Tensor, steps: int, scale: Tensor) -> "_One":
-        """Of x (H, S, d), of which the first `steps` are real."""
-        padding = -steps % _WIDTH
-        ones = pad(x[:, :steps].mT, (0, padding, 0, 1))
-        ones[:, -1] = 1.0
-        values = ones[:, :-1]
+
+def _ones(x: Tensor, lengths: Tensor, scale: Tensor) -> Iterator[tuple[int, _One]]:
+    """Every x and its number: the longest makes the room, and of like lengths use the same views.
+
+    Some of one width are made at once, as there are many small things to do.
+    """
+    order = lengths.argsort(descending=True, stable=True)
+    widths = (-(-lengths[order] // _WIDTH) * _WIDTH).tolist()
+    first = 0
+    while first < len(widths):
+        width = widths[first]
+        most = max(1, CELLS // (2 * x[0, :, 0].numel() * width))
+        count = widths[first : first + most].count(width)
+        items = order[first : first + count]
+        first += count
+        some = x[items, :, :width]
+        ones = pad(some.mT, (0, width - some.shape[2], 0, 1))
+        ones[:, :, -1] = 1.0
+        values = ones[:, :, :-1]
         logits = pad(values * (scale / math.log(2)), (0, 0, 1, 1), value=1.0)
-        logits[:, -1, :steps], logits[:, -1, steps:] = 0.0, _NEVER
-        real = pad(x.new_ones(steps), (0, padding))
-        return cls(logits, ones, values, values[:, None], real, padding > 0)
+        real = torch.arange(width, device=x.device) < lengths[items, None]
+        logits[:, :, -1] = torch.where(real, 0.0, _NEVER)[:, None]
+        real = real.to(x.dtype)
+        for k, (i, steps) in enumerate(zip(items.tolist(), lengths[items].tolist(), strict=True)):
+            each = logits[k], ones[k], values[k], values[k, :, None], real[k]
+            yield i, _One(steps, *each, steps < width)
 
 
 @attrs.frozen(eq=False)
@@ -409,8 +429,3 @@ def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:
         first += len(items)
         groups.append(_Group.made(y, lengths[items], items))
     return groups
-
-
-def _longest_first(lengths: list[int]) -> list[int]:
-    # Like lengths one after the other use the same views, and the largest tile makes the room.
-    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
