@@ -41,7 +41,8 @@ class Positives:
             numbers = torch.arange(world.total, device=device)
             mask = numbers[own, None] == numbers
             return cls(mask, torch.ones_like(numbers), world)
-        groups = groups.to(device)
+        # The processes' types may differ, and not all of them travel.
+        groups = groups.to(device, torch.int64)
         numbers = world.gathered(groups)
         _, where, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
         return cls(groups[:, None] == numbers, counts[where], world)
@@ -195,12 +196,20 @@ class PairLoss(nn.Module):
     def _world(self, items: int, groups: Tensor | None, device: torch.device) -> World:
         self._check_groups(groups, items)
         if self.gather is None:
-            return World.alone(items)
-        return World.meet(items, device, grouped=groups is not None)
+            world = World.alone(items)
+        else:
+            world = World.meet(items, device, grouped=groups is not None)
+        if world.total == 0:
+            raise ValueError("a batch needs at least one item, got none")
+        return world
 
     @staticmethod
     def _check_groups(groups: Tensor | None, items: int) -> None:
-        if groups is not None and (groups.shape != (items,) or groups.is_floating_point()):
+        if groups is None:
+            return
+        if not isinstance(groups, Tensor):
+            raise TypeError(f"groups must be a tensor of {items} integers, got {groups!r}")
+        if groups.shape != (items,) or groups.is_floating_point():
             raise ValueError(
                 f"groups must be {items} integers, got {groups.dtype} {tuple(groups.shape)}"
             )
@@ -300,6 +309,11 @@ class SequenceLoss(GathersWeights):
         kinds = {"clip": ClipLoss, "siglip": SigLipLoss}
         if kind not in kinds:
             raise ValueError(f"kind must be 'clip' or 'siglip', got {kind!r}")
+        if not isinstance(similarity_fn, nn.Module):
+            raise TypeError(
+                f"similarity_fn must be a Similarity, got {similarity_fn!r}; "
+                "get_similarity(name) makes one"
+            )
         self.similarity_fn = similarity_fn
         self.pair_loss: PairLoss = kinds[kind](**loss_options)
 

@@ -154,6 +154,7 @@ def test_extreme_logits_stay_finite():
             lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(3, 4), torch.ones(2).long()),
             "groups must be 3 integers",
         ),
+        (lambda: clipseq.ClipLoss()(torch.ones(0, 4), torch.ones(0, 4)), "at least one item"),
         (lambda: clipseq.ClipLoss(init_scale=0.0), "init_scale must lie in"),
         (lambda: clipseq.ClipLoss(init_scale=200.0), "init_scale must lie in"),
         (lambda: clipseq.SigLipLoss(init_bias="batch"), "must be a number or 'batch_size'"),

@@ -131,7 +131,11 @@ class AllGather:
             work(owner, tensors)
 
     def collect(self, work: Differentiate) -> list[Tensor]:
-        gradients = {owner: work(owner, tensors) for owner, tensors in self._all()}
+        # Sums are made in place, and two leaves may have got one and the same tensor.
+        gradients = {
+            owner: [part.clone() for part in work(owner, tensors)]
+            for owner, tensors in self._all()
+        }
         for owner in range(self._world.size):
             for gradient in gradients[owner]:
                 dist.reduce(gradient, owner)

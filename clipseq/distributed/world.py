@@ -39,13 +39,19 @@ class World:
         """All processes of the default group; each says how many items it has.
 
         Raises:
-            ClipseqError: in all of them, where some have `groups` and others do not.
+            ClipseqError: in all of them, where some have `groups` and others do not, or one has no
+                item.
         """
         if processes() == 1:
             return cls.alone(items)
         rows = share([items, int(grouped)], device)
         require_agreement([row[1] for row in rows], "whether there are groups (1) or not (0)")
-        return cls(tuple(row[0] for row in rows), dist.get_rank())
+        sizes = tuple(row[0] for row in rows)
+        if 0 in sizes:
+            raise ClipseqError(
+                f"every process needs at least one item of its own, got by rank: {list(sizes)}"
+            )
+        return cls(sizes, dist.get_rank())
 
     @property
     def size(self) -> int:

@@ -7,6 +7,7 @@ computes every case as one of several processes, and saves what came out in FOLD
 
 import datetime
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,22 @@ SIMILARITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "attention": ("attention", {"num_heads": 2}),
     "temporal": ("temporal", {"gamma": 0.2, "embed_dim": FEATURES}),
     "combined": ("combined", {}),
+    "halves": ("halves", {"embed_dim": FEATURES}),
 }
+
+
+class Halves(clipseq.Similarity):
+    """``global`` from two halves, whose gradients autograd hands out as one tensor."""
+
+    def prepare_x(self, x: Any) -> dict[str, Tensor]:
+        half = clipseq.unit(x.values.sum(1)) / 2
+        return {"one": half, "other": half.clone()}
+
+    def score(self, x: Any, y: Any) -> Tensor:
+        return (x["one"] + x["other"]) @ (y["one"] + y["other"]).T
+
+    def align(self, x: Any, y: Any) -> Tensor:
+        raise NotImplementedError
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -81,6 +97,7 @@ def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict
         steps = int(real.max()) + 1 if len(real) else 1
         part[side] = part[side][:, :steps]
         part[f"{side}_mask"] = part[f"{side}_mask"][:, :steps]
+    part["groups"] = part["groups"].to((torch.int64, torch.int32, torch.int16)[rank % 3])
     return part
 
 
@@ -95,7 +112,8 @@ def loss_of(case: dict[str, Any]) -> nn.Module:
         loss = (clipseq.ClipLoss if case["kind"] == "clip" else clipseq.SigLipLoss)(**options)
     else:
         name, similarity_options = SIMILARITIES[case["of"]]
-        similarity = clipseq.get_similarity(name, **similarity_options)
+        make = Halves if name == "halves" else partial(clipseq.get_similarity, name)
+        similarity = make(**similarity_options)
         loss = clipseq.SequenceLoss(similarity, case["kind"], **options)
     with torch.no_grad():
         for parameter in loss.parameters():
@@ -244,6 +262,7 @@ def disagreements() -> list[str]:
     for attempt in (
         lambda: clipseq.SequenceLoss(clipseq.get_similarity(name))(x, y),
         lambda: clipseq.ClipLoss()(x[:, 0], y[:, 0], groups),
+        lambda: clipseq.ClipLoss()(x[: dist.get_rank(), 0], y[: dist.get_rank(), 0]),
     ):
         try:
             attempt()

@@ -124,6 +124,7 @@ def test_processes_that_do_not_do_the_same_are_told_so(world):
     if len(world) == 1:
         pytest.skip("one process agrees with itself")
     for found in world:
-        structure, groups = found["disagreements"]
+        structure, groups, items = found["disagreements"]
         assert "disagree about the structure of what is compared, by rank" in structure
         assert "disagree about whether there are groups" in groups
+        assert "at least one item of its own, got by rank: [0, 1" in items
