@@ -86,7 +86,7 @@ def _problems(error: BaseException, path: str) -> list[str]:
         known = [field.alias for field in attrs.fields(error.cl)]
         return [
             f"unknown key {_join(path, key)!r}{nearest(key, known)} (known: {', '.join(known)})"
-            for key in sorted(error.extra_fields, key=str)
+            for key in sorted(map(str, error.extra_fields))
         ]
     if isinstance(error, KeyError):
         return [f"missing key {path!r}"]

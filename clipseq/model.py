@@ -1,6 +1,7 @@
 """CLIP over a radar tower and a text tower that keeps, and compares, the two sequences."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ class CLIP(GathersWeights):
         transformer_width: D of all features, pooled and in sequence.
         transformer_layers: blocks of each tower.
         transformer_heads: attention heads of each block.
-        temperature: where the learnable scales start, as 1 / temperature. SigLIP's start at its
-            own 10 (and bias -10) whatever this is.
+        temperature: where the learnable scales start, as 1 / temperature; at least 0.01. SigLIP's
+            start at its own 10 (and bias -10) whatever this is.
         use_siglip: both losses are SigLIP's instead of InfoNCE.
         use_sequence_similarity: False: plain CLIP, without a parameter more, and with the same
             weights from the same seed.
@@ -97,8 +98,10 @@ class CLIP(GathersWeights):
         tokenizer: Tokenizer | None = None,
     ):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        # SigLIP's scales do not start from it, InfoNCE's do, and must not start above their bound.
+        if not (temperature > 0 if use_siglip else 0.01 <= temperature < math.inf):
+            wanted = "positive" if use_siglip else "finite and at least 0.01 (a scale of 100)"
+            raise ValueError(f"temperature must be {wanted}, got {temperature}")
         self.context_length = context_length
         self.transformer_width = transformer_width
         self.transformer_layers = transformer_layers

@@ -75,6 +75,9 @@ def test_defaults_and_round_trip():
     ("change", "parts"),
     [
         ({"flagg": True}, ["unknown key 'flagg'", "did you mean 'flag'?"]),
+        ({1: 2}, ["unknown key '1'", "known: name"]),
+        ({"inner": {1: 2}}, ["unknown key 'inner.1'"]),
+        ({"bins": {1: 2}}, ["bins", "expected str, got 1"]),
         ({"inner": {"widht": 1}}, ["unknown key 'inner.widht'", "did you mean 'width'?"]),
         ({"maybe": {"widht": 1}}, ["'maybe.widht'", "'width'"]),
         ({"inner": {"width": "3"}}, ["inner.width", "expected int", "'3'"]),

@@ -340,6 +340,9 @@ def test_plain_dictionaries_are_configs():
         ({"sequence_similarity_weight": 1.5}, ValueError, r"\[0, 1\], got 1\.5"),
         ({"sequence_similarity_weight": float("nan")}, ValueError, r"\[0, 1\]"),
         ({"temperature": 0.0}, ValueError, "temperature"),
+        ({"temperature": 0.005}, ValueError, r"temperature must be .* at least 0\.01 .*got 0\.005"),
+        ({"temperature": float("inf")}, ValueError, "temperature must be finite"),
+        ({"temperature": -1.0, "use_siglip": True}, ValueError, "temperature must be positive"),
         ({"context_length": 0}, ValueError, "context_length"),
         ({"transformer_heads": 3}, ValueError, "width 16 and 3 heads"),
         ({"transformer_layers": 0}, ValueError, "transformer_layers"),
@@ -349,6 +352,11 @@ def test_plain_dictionaries_are_configs():
 def test_what_it_cannot_be_built_from_is_said(options, error, match):
     with pytest.raises(error, match=match):
         make(**options)
+
+
+def test_the_smallest_temperature_is_taken():
+    assert make(temperature=0.01).clip_loss_fn.scale.item() == pytest.approx(100)
+    make(temperature=0.005, use_siglip=True)
 
 
 @pytest.mark.parametrize(

@@ -255,13 +255,13 @@ def write_maps(folder: Path, start: int, clips: Sequence[Clip]) -> None:
     """Writes the file of up to `CLIPS_PER_FILE` clips from number `start` on, all or nothing."""
     target = folder / maps_file(start)
     target.parent.mkdir(parents=True, exist_ok=True)
-    joined = {
-        view: np.concatenate([clip.radar[view] for clip in clips], axis=1)
-        for view in clips[0].radar
-    }
     partial = target.with_suffix(".part")
-    with open(partial, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **joined)
+    # np.savez takes no view that is named as one of its own parameters, such as "file"
+    with zipfile.ZipFile(partial, "w") as archive:
+        for view in clips[0].radar:
+            joined = np.concatenate([clip.radar[view] for clip in clips], axis=1)
+            with archive.open(f"{view}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, joined, allow_pickle=False)
     os.replace(partial, target)
 
 
@@ -323,7 +323,8 @@ def _read_folder(folder: Path) -> _Read:
         raise DataError(f"{folder / 'dataset.json'}: frame_rate {frame_rate!r} is not a number")
     index = folder / "clips.jsonl"
     try:
-        lines = index.read_text(encoding="utf-8").splitlines()
+        # not splitlines, which also splits where a caption holds U+2028
+        lines = index.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{index}: cannot be read: {error}") from error
     files: dict[str, dict[str, np.ndarray]] = {}
@@ -488,4 +489,7 @@ def _read_single(path: Path) -> _Read:
     if len(names) != len(told):
         raise DataError(f"{path}: {len(names)} class_names for {len(told)} class_captions")
     rate = arrays.get("frame_rate")
-    return tuple(clips), None if rate is None else float(rate), dict(zip(names, told, strict=True))
+    if rate is not None and (rate.size != 1 or rate.dtype.kind not in "iuf"):
+        raise DataError(f"{path}: frame_rate must be one number, got {rate.tolist()!r}")
+    frame_rate = None if rate is None else float(rate.item())
+    return tuple(clips), frame_rate, dict(zip(names, told, strict=True))

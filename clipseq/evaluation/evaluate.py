@@ -193,13 +193,17 @@ def _zero_shot(
     classes = list(dataset.class_captions)
     if len(classes) < 2:
         raise _Absent(f"class_captions names {len(classes)} classes; two are needed")
-    labels = torch.tensor([classes.index(str(one_action[i].label)) for i in range(len(one_action))])
+    labels = []
+    for clip in (one_action[i] for i in range(len(one_action))):
+        if clip.label is None:
+            raise _Absent(f"clip {clip.id!r} of split 'zeroshot' has no label")
+        labels.append(classes.index(clip.label))
     encoded = encode_clips(model, one_action)
     captions = encode_captions(model, [dataset.class_captions[name] for name in classes])
     samples = resamples(len(one_action), draws=draws, seed=seed)
     results = {}
     for score, matrix in _all_scores(model, encoded, captions).items():
-        correct = zero_shot_correct(matrix, labels)
+        correct = zero_shot_correct(matrix, torch.tensor(labels))
         results[score] = Metric(mean_estimate(correct, samples), 1 / len(classes))
     return results
 

@@ -84,6 +84,24 @@ def test_the_files_are_what_the_documentation_says(tmp_path):
         assert maps["range_time"].shape == (4, 12)
 
 
+@pytest.mark.parametrize("view", ["file", "allow_pickle", "args", "a b/c.npy", "é"])
+def test_any_name_of_a_view_will_do_and_nothing_else_is_in_the_file(tmp_path, view):
+    maps = np.arange(12, dtype=np.float16).reshape(3, 4)
+    write_dataset(tmp_path / "set", [clip(radar={view: maps, "range_time": maps})])
+    with np.load(tmp_path / "set/maps/00000.npz", allow_pickle=False) as written:
+        assert written.files == [view, "range_time"]
+    np.testing.assert_array_equal(MapDataset(tmp_path / "set")[0].radar[view], maps)
+
+
+def test_a_caption_may_hold_any_line_separator(tmp_path):
+    separators = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+    write_dataset(tmp_path / "set", [clip(caption=f"sits{separators}waves"), clip("b")])
+    assert MapDataset(tmp_path / "set").captions[0] == f"sits{separators}waves"
+    index = tmp_path / "set/clips.jsonl"
+    index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
+    assert MapDataset(tmp_path / "set").captions[0] == f"sits{separators}waves"
+
+
 def test_a_dataset_made_by_hand_wants_little(tmp_path):
     (tmp_path / "dataset.json").write_text(
         '{"format": "clipseq maps", "version": 1, "views": {"spectrum": 6}}'
@@ -135,6 +153,8 @@ def test_a_single_npz_will_do(tmp_path):
         ({"m": np.ones((1, 3, 4)), "n": np.ones((1, 3, 5)), "captions": ["x"]}, "'n' must be"),
         ({"m": np.ones((1, 3, 4), int), "captions": ["x"]}, "float array"),
         ({"m": np.ones((1, 3, 4)), "captions": np.array(["x"], object)}, "corrupt"),
+        ({"m": np.ones((1, 3, 4)), "captions": ["x"], "frame_rate": "8 Hz"}, "number, got '8 Hz'"),
+        ({"m": np.ones((1, 3, 4)), "captions": ["x"], "frame_rate": [8, 9]}, r"got \[8, 9\]"),
     ],
 )
 def test_a_bad_single_npz_is_told(tmp_path, arrays, told):
@@ -261,7 +281,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "savez", interrupt)
+    monkeypatch.setattr(np.lib.format, "write_array", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / "set", RICH[:2])
     assert list(tmp_path.iterdir()) == []

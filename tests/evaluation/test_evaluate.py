@@ -156,6 +156,19 @@ def test_what_the_data_cannot_answer_is_absent_with_a_reason(dataset):
     assert json.loads(json.dumps(found.to_json()))["absent"] == found.absent
 
 
+def test_a_zeroshot_clip_without_label_is_named(dataset):
+    one_action = dataset.subset("zeroshot")[0].id
+    unlabelled = MapDataset.from_clips(
+        (attrs.evolve(clip, label=None) if clip.id == one_action else clip for clip in dataset),
+        class_captions=dataset.class_captions,
+    )
+    found = evaluate(model(dataset), unlabelled)
+    assert found.absent == {
+        "zero-shot accuracy": f"clip {one_action!r} of split 'zeroshot' has no label"
+    }
+    assert "order accuracy" in found.own
+
+
 def test_the_table_shows_value_interval_and_chance(dataset):
     found = evaluate(model(dataset), dataset)
     table = as_text(evaluation_table(found), width=120)
