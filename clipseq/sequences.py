@@ -114,7 +114,7 @@ def pack(
     occupied, counts = mask.any(1), mask.sum(1)
     lengths = counts.clamp(min=1)
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
-        number = torch.arange(steps)
+        number = torch.arange(steps, device=mask.device)
         steps = int(lengths.max())
         if bool((mask == (number < counts[:, None])).all()):
             # At the front already, as nearly always: a sort and a copy less.

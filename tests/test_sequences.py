@@ -51,3 +51,18 @@ def test_gradients_of_many_scores_at_once_are_those_of_each(name):
     loop = torch.autograd.functional.jacobian(scores, x)
     at_once = torch.autograd.functional.jacobian(scores, x, vectorize=True)
     torch.testing.assert_close(at_once, loop)
+
+
+def test_a_batch_has_its_own_device_whatever_the_default_is():
+    x = torch.randn(2, 3, 4)
+    similarity = clipseq.get_similarity("combined", parts={"temporal": {"band": 0.5}, "local": {}})
+    with torch.device("meta"):
+        scores = similarity(x, x, MASK, MASK)
+    assert scores.equal(similarity(x, x, MASK, MASK))
+
+
+def test_an_imaginary_part_is_as_good_as_its_copy():
+    x = torch.randn(2, 3, 4, dtype=torch.complex64).conj().imag
+    similarity = clipseq.get_similarity("global")
+    assert x.is_neg()
+    torch.testing.assert_close(similarity(x, x, MASK), similarity(x.clone(), x.clone(), MASK))

@@ -93,6 +93,10 @@ def attention_scores_backward(
             grad.T, scores.T, y, x, y_lengths, x_lengths, scale
         )
         return grad_x, grad_y, grad_scale
+    # What follows is linear in it, and multiplies it with numbers of any size.
+    largest = grad.abs().amax()
+    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    grad = grad / largest
     grad_x, (_, heads, _, size) = torch.zeros_like(x), x.shape
     groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)
@@ -108,7 +112,8 @@ def attention_scores_backward(
     tiles = _Tiles(x)
     to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
     # Of the gradient to the products, what comes by way of the numerators has no part in scale.
-    along = -(grad * scores).sum()
+    # In float64, as it is what is left of two sums.
+    along = -(grad.double() * scores.double()).sum()
     for i, one in _ones(x, x_lengths, scale):
         to_products, to_values = x.new_zeros(2, *one.values.shape)
         for group, (by_y, by_x), to_y, one_table in zip(
@@ -120,16 +125,16 @@ def attention_scores_backward(
             tile.over_y.differentiate(one.queries, by_y[i] * one.real, times)
             tile.over_x.differentiate(group.queries, by_x, times)
             tile.add_gradients(group, one, to_products, to_values, to_y, times)
-        along += (to_products * one.values).sum()
+        along += (to_products.double() * one.values.double()).sum()
         to_x = to_products.add_(to_values, alpha=1 / times).mT
-        grad_x[i, :, : one.steps] = to_x[:, : one.steps]
+        torch.mul(to_x[:, : one.steps], largest, out=grad_x[i, :, : one.steps])
     del tiles
     grad_y = torch.empty_like(y)
     while groups:  # one's memory is given back before the next one's is needed
         group, cells = groups.pop(), to_ys.pop().cells
-        grad_y[group.items, :, : cells.shape[2]] = cells.transpose(0, 1)
+        grad_y[group.items, :, : cells.shape[2]] = cells.mul_(largest).transpose(0, 1)
         grad_y[group.items, :, cells.shape[2] :] = 0.0
-    return grad_x, grad_y, along / scale
+    return grad_x, grad_y, (along * largest / scale).to(scale.dtype)
 
 
 @attention_scores.register_fake
@@ -155,7 +160,8 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_y, grad_scale = attention_scores_backward(grad, *ctx.saved_tensors)
+    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
+        grad_x, grad_y, grad_scale = attention_scores_backward(grad, *ctx.saved_tensors)
     return grad_x, grad_y, None, None, grad_scale
 
 
@@ -248,14 +254,18 @@ class _Direction:
         self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
         self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
         self._each = room.take("spare", heads, n, size, q)
-        self._inverse_totals = self._to_queries = self._common  # until they are known
+        # No memory of its own: there are as many of these as groups.
+        self._inverse_totals = room.take(f"inverse totals over {name}", heads, n, 1, q)
+        self._to_queries = room.take(f"gradients to queries of {name}", heads, n, 1, q)
 
     def divide(self, padded: bool) -> None:
         """Turn what `rows` holds, the sums of the keys by their weights and of ones, into means."""
-        totals = self._common
+        inverse = self._inverse_totals
         if padded:  # such a query may have no weight at all; its cosine is not used
-            totals = totals.clamp(min=torch.finfo(totals.dtype).tiny)
-        self._inverse_totals = totals.reciprocal()
+            torch.clamp(self._common, min=torch.finfo(inverse.dtype).tiny, out=inverse)
+            inverse.reciprocal_()
+        else:
+            torch.reciprocal(self._common, out=inverse)
         self.means.mul_(self._inverse_totals)
 
     def _products(
@@ -289,7 +299,7 @@ class _Direction:
         along.sub_(1 / scale).mul_(to_query).addcmul_(squares, to_itself).neg_()
         torch.mul(along, self._inverse_totals, out=self._common)
         self.means.mul_(self._inverse_totals * to_itself)
-        self._to_queries = self._inverse_totals * to_query
+        torch.mul(self._inverse_totals, to_query, out=self._to_queries)
 
     def complete(self, queries: Float[Tensor, "H #n d Q"]) -> None:
         """Add the gradient by way of the numerator.

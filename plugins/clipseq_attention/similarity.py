@@ -27,18 +27,23 @@ class AttentionSimilarity(Similarity):
     After SCAN (arXiv:1803.08024), text-to-image and image-to-text averaged; SCAN has one head and
     normalises the attention over both sides.
 
-    ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in backward.
-    Cost: O(B·C·T·L·D), forward and backward together that of twelve matrix products of all steps
-    with all others, in which a head is thin; 2·H exponentials a cell, or 4·H where tau has become
-    so small that logits pass 60; and some passes over what each step attends to.
+    Where what a step attends to cancels (its norm is below 1e-6) it has no direction, and the
+    cosine is 0. ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in
+    backward. Cost: O(B·C·T·L·D), forward and backward together that of twelve matrix products of
+    all steps with all others, in which a head is thin; 2·H exponentials a cell, or 4·H where tau
+    has become so small that logits pass 60; and some passes over what each step attends to.
 
     Args:
-        num_heads: heads; features that do not divide evenly leave the last head zeros.
-        temperature: tau, learnable, where it starts.
+        num_heads: heads, at most; H in the formula is how many there are. Each has
+            ceil(D / num_heads) features, and the last one zeros where these do not divide D.
+        temperature: tau, learnable, where it starts. Gradients grow with 1/tau, and so does what
+            rounding takes of them; that of tau itself is what is left of two sums, and precise
+            to a millionth of these.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: num_heads below 1, or a temperature that is not positive.
+        ValueError: num_heads below 1, or a temperature that is not positive, or one that float32
+            does not hold.
     """
 
     default_weight = 0.3
@@ -49,8 +54,8 @@ class AttentionSimilarity(Similarity):
         super().__init__(embed_dim=embed_dim)
         if not isinstance(num_heads, int) or num_heads < 1:
             raise ValueError(f"num_heads must be a positive integer, got {num_heads!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature!r}")
+        if not 1e-30 < temperature < 1e30:
+            raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
         self.num_heads = num_heads
         # One number, in one dimension: FSDP2 shards no parameter that has none.
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
@@ -62,7 +67,7 @@ class AttentionSimilarity(Similarity):
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
         heads_x, heads_y = self._heads(x), self._heads(y)
-        scale = heads_x.shape[1] / self.temperature.to(heads_x.dtype)
+        scale = self._scale(heads_x)
         return attention_scores(heads_x, heads_y, x.lengths, y.lengths, scale)
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
@@ -72,11 +77,15 @@ class AttentionSimilarity(Similarity):
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         """The attention itself, mean over heads and over the two directions."""
         products = self._heads(x) @ self._heads(y).mT
-        logits = products * (products.shape[1] / self.temperature.to(products.dtype))
+        logits = products * self._scale(products)
         over_y = logits.masked_fill(~y.mask[:, None, None, :], -torch.inf).softmax(3)
         over_x = logits.masked_fill(~x.mask[:, None, :, None], -torch.inf).softmax(2)
         both = (over_y + over_x).mean(1) / 2
         return both.masked_fill(~(x.mask[:, :, None] & y.mask[:, None, :]), 0.0)
+
+    def _scale(self, heads: Float[Tensor, "n H _ _"]) -> Float[Tensor, ""]:
+        """What products are multiplied by, in their dtype: tau may be kept in fewer bits."""
+        return heads.shape[1] / self.log_temperature.squeeze().to(heads.dtype).exp()
 
     def _heads(self, steps: Sequences) -> Float[Tensor, "B H T d"]:
         """The features of each head; a view where they divide evenly."""

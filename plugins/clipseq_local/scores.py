@@ -85,25 +85,26 @@ def maxima_backward(
 
         places = (best_y, best_x) if best_y.numel() else (None, None)
         return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, *places)
-    grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-    steps, length = x.shape[1], y.shape[1]
-    real_x = torch.arange(steps, device=x.device) < x_lengths[:, None]
-    real_y = torch.arange(length, device=x.device) < y_lengths[:, None]
-    columns = [] if best_y.numel() else _columns(y, y_lengths)
-    count = max(1, _ENTRIES // (len(y) * max(steps, length)))
-    for first in range(0, len(x), count):
-        rows = slice(first, first + count)
-        block, t = x[rows], x_lengths[rows]
-        if best_y.numel():
-            where_y, where_x = best_y[rows], best_x[rows]
-        else:
-            where_y, where_x = _no_indices(block, y)
-            for tile in _tiles(block, t, columns):
-                tile.search(where_y, where_x)
-        share = grad[rows] / 2
-        weight_y = (share / t[:, None])[:, None, :] * real_x[rows, :, None]
-        weight_x = (share / y_lengths)[:, :, None] * real_y
-        grad_x[rows] = _spread(block, y, where_y.long(), where_x.long(), weight_y, weight_x, grad_y)
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    # As many x as may be with every y, or one with some.
+    each = max(x.shape[1], y.shape[1])
+    some_y = max(1, _ENTRIES // each)
+    some_x = max(1, some_y // len(y))
+    for start in range(0, len(y), some_y):
+        ys = slice(start, start + some_y)
+        columns = [] if best_y.numel() else _columns(y[ys], y_lengths[ys])
+        for first in range(0, len(x), some_x):
+            xs = slice(first, first + some_x)
+            if best_y.numel():
+                found = best_y[xs, :, ys], best_x[xs, ys]
+            else:
+                found = _no_indices(x[xs], y[ys])
+                for tile in _tiles(x[xs], x_lengths[xs], columns):
+                    tile.search(*found)
+            shares = grad[xs, ys] / 2
+            grad_x[xs] += _spread(
+                x[xs], y[ys], x_lengths[xs], y_lengths[ys], shares, *found, grad_y[ys]
+            )
     return grad_x, grad_y
 
 
@@ -127,7 +128,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return *maxima_backward(grad, *ctx.saved_tensors), None, None, None
+    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
+        return *maxima_backward(grad, *ctx.saved_tensors), None, None, None
 
 
 maxima.register_autograd(_differentiate, setup_context=_save)
@@ -149,21 +151,29 @@ def _no_indices(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _spread(
     x: Float[Tensor, "b T D"],
-    y: Float[Tensor, "C L D"],
-    where_y: Int[Tensor, "b T C"],
-    where_x: Int[Tensor, "b C L"],
-    weight_y: Float[Tensor, "b T C"],
-    weight_x: Float[Tensor, "b C L"],
-    grad_y: Float[Tensor, "C L D"],
+    y: Float[Tensor, "c L D"],
+    x_lengths: Int[Tensor, "b"],
+    y_lengths: Int[Tensor, "c"],
+    shares: Float[Tensor, "b c"],
+    where_y: Integer[Tensor, "b T c"],
+    where_x: Integer[Tensor, "b c L"],
+    grad_y: Float[Tensor, "c L D"],
 ) -> Float[Tensor, "b T D"]:
-    """The gradient to x; that to y is added. A maximum gives its two steps each other, weighted."""
+    """The gradient to x; that to y is added. A maximum gives its two steps each other, weighted.
+
+    `shares` is the gradient to each direction's mean.
+    """
     (rows, steps, size), (others, length, _) = x.shape, y.shape
+    real_x = torch.arange(steps, device=x.device) < x_lengths[:, None]
+    real_y = torch.arange(length, device=x.device) < y_lengths[:, None]
+    weight_y = (shares / x_lengths[:, None])[:, None, :] * real_x[:, :, None]
+    weight_x = (shares / y_lengths)[:, :, None] * real_y
     flat_x, flat_y = x.reshape(-1, size), y.reshape(-1, size)
     # Steps by their number in the batch.
     steps_x = torch.arange(rows * steps, device=x.device).view(rows, steps, 1)
     steps_y = torch.arange(others * length, device=x.device).view(others, length)
-    where_y = where_y + steps_y[:, 0]
-    where_x = where_x + steps_x[:, :1]
+    where_y = where_y.long() + steps_y[:, 0]
+    where_x = where_x.long() + steps_x[:, :1]
     ends_x = torch.cat([steps_x.expand_as(where_y).flatten(), where_x.flatten()])
     ends_y = torch.cat([where_y.flatten(), steps_y.expand_as(where_x).flatten()])
     weights = torch.cat([weight_y.flatten(), weight_x.flatten()])

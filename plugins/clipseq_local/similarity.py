@@ -108,7 +108,7 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     """Unit means of the real steps in each window of x, which is packed to the front."""
     steps = x.values.shape[1]
-    window = min(window, steps)  # beyond the longest sequence nothing changes
+    window, stride = min(window, steps), min(stride, steps)  # beyond the longest nothing changes
     if stride == 1:  # then no window reaches past the end
         count = steps - window + 1
     else:
@@ -119,7 +119,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     if window == 1:
         values = unit(x.values[:, ::stride])
     elif loops_pay(x.values):
-        values, _ = _UnitSums.apply(x.values, mask, window, min(stride, steps))
+        values, _ = _UnitSums.apply(x.values, mask, window, stride)
     else:
         values = _unit_means(x.values, mask, window, stride)
     return Sequences(values, mask)
@@ -152,14 +152,19 @@ class _UnitSums(torch.autograd.Function):
         reach = min((block - 1) * stride + window, steps)
         members = _members(block, slice(0, reach), window, stride, values)
         for part, norms, source, real in few_items(units, inverse, values, mask):
-            for first in range(0, count, block):
-                some = slice(first, min(first + block, count))
-                within = slice(first * stride, min((some.stop - 1) * stride + window, steps))
-                shares = members[: some.stop - first, : within.stop - within.start]
-                torch.bmm(shares.expand(len(part), -1, -1), source[:, within], out=part[:, some])
-            if not bool(real.all()):
-                part.copy_(zeroed(part, real))
-            norms.copy_(to_unit(part, out=part))
+            # Sums; means where these are too large.
+            for scale in (1.0, 1 / window):
+                for first in range(0, count, block):
+                    some = slice(first, min(first + block, count))
+                    within = slice(first * stride, min((some.stop - 1) * stride + window, steps))
+                    shares = members[: some.stop - first, : within.stop - within.start] * scale
+                    shares = shares.expand(len(part), -1, -1)
+                    torch.bmm(shares, source[:, within], out=part[:, some])
+                if not bool(real.all()):
+                    part.copy_(zeroed(part, real))
+                norms.copy_(to_unit(part, out=part)).mul_(scale)
+                if bool(norms.isfinite().all()):
+                    break
         return units, inverse
 
     @staticmethod
@@ -174,6 +179,9 @@ class _UnitSums(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         units, inverse = ctx.saved_tensors
         window, stride, (batch, count, size) = ctx.window, ctx.stride, units.shape
+        if not loops_pay(grad):
+            members = _members(count, slice(0, ctx.steps), window, stride, units)
+            return members.mT @ unit_gradient(grad, units, inverse), None, None, None
         found = grad.new_empty(batch, ctx.steps, size)
         # Blocks start where a window does, and the windows before it that reach into it are many.
         block, before = -(-_BLOCK // stride) * stride, (window - 1) // stride

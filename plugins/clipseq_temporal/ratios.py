@@ -243,5 +243,13 @@ def _sum_of_logs(
     row = across[x_lengths - 1, column, lane].log2_()
     row = row.masked_fill_((column == 0) | (column >= y_lengths), 0.0)
     # Into the first row and column leads a single path. What is added up may cancel.
-    edge = edge.double()
-    return edge[0] + edge.cumsum(0)[x_lengths - 1, lane] + row.sum(0, dtype=torch.float64)
+    total = edge[0].double() + row.sum(0, dtype=torch.float64)
+    for first in range(0, len(edge), _AT_ONCE):
+        some = edge[first : first + _AT_ONCE]
+        step = torch.arange(first, first + len(some), device=edge.device)[:, None]
+        total += torch.where(step < x_lengths, some, 0.0).sum(0, dtype=torch.float64)
+    return total
+
+
+_AT_ONCE = 32
+"""Steps of a column that are added up at once: in float64, all would be half of some tiles."""

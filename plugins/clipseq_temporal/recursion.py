@@ -103,6 +103,24 @@ def strips(
     ]
 
 
+def alike(x_lengths: list[int], band: float | None) -> list[int]:
+    """Cut descending lengths so that strips, as wide as the shortest x needs, suit the others.
+
+    Returns how many are in each part. A short x has a wide band: a corner must be reachable.
+    """
+    if band is None:
+        return [len(x_lengths)]
+    sizes: list[int] = []
+    widest = -1.0
+    for steps in x_lengths:
+        width = max(band, 0.5 / (steps - 1) if steps > 1 else math.inf)
+        if width > widest:
+            sizes.append(0)
+            widest = 1.5 * width
+        sizes[-1] += 1
+    return sizes
+
+
 _STRIP = 24
 """Least rows and columns, together and on average, of a strip: more strips, less work at once."""
 
@@ -345,12 +363,14 @@ _REMEMBERED = 2**17
 def _remembered(lengths: list[tuple[int, int]], band: float) -> list[float]:
     """`log_paths` in a band, of distinct pairs of lengths."""
     known: dict[Any, Any] = {pair: _IN_BANDS.get((*pair, band)) for pair in lengths}
-    missing = torch.tensor([pair for pair in lengths if known[pair] is None])
-    if len(missing) > 0:
-        cells = int(missing.prod(1).max())
-        for some in missing.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):
-            counts = _log_paths_in_band(some[:, 0], some[:, 1], band).tolist()
-            known.update(zip(map(tuple, some.tolist()), counts, strict=True))
+    missing = sorted((pair for pair in lengths if known[pair] is None), reverse=True)
+    if missing:
+        sizes = alike([t for t, _ in missing], band)
+        for part in torch.tensor(missing, device="cpu").split(sizes):
+            cells = int(part.prod(1).max())
+            for some in part.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):
+                counts = _log_paths_in_band(some[:, 0], some[:, 1], band).tolist()
+                known.update(zip(map(tuple, some.tolist()), counts, strict=True))
         if len(_IN_BANDS) + len(missing) > _REMEMBERED:
             _IN_BANDS.clear()
         _IN_BANDS.update({(*pair, band): count for pair, count in known.items()})

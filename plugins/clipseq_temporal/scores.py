@@ -14,6 +14,7 @@ from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
     Reach,
+    alike,
     backward,
     confine,
     forward,
@@ -127,7 +128,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_y = temporal_scores_backward(grad, *ctx.saved_tensors, ctx.gamma, ctx.band)
+    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
+        grad_x, grad_y = temporal_scores_backward(grad, *ctx.saved_tensors, ctx.gamma, ctx.band)
     return grad_x, grad_y, None, None, None, None
 
 
@@ -172,7 +174,12 @@ def _groups(
     most = max(1, NUMBERS // (numbers * x_sorted[0] * y_sorted[0]))
     step, width = (STEP, ROWS) if band is None else (STEP_IN_BAND, ROWS_IN_BAND)
     cells = y_sorted[0] * len(y_sorted)
-    rows = x_order.split(_sizes(x_sorted, min(width, most), y_sorted[0] * step, step, cells))
+    sizes, first = [], 0
+    for count in alike(x_sorted, band):
+        some = x_sorted[first : first + count]
+        sizes += _sizes(some, min(width, most), y_sorted[0] * step, step, cells)
+        first += count
+    rows = x_order.split(sizes)
     steps = [int(x_lengths[items[0]]) for items in rows]
     cells = sum(count * len(items) for count, items in zip(steps, rows, strict=True))
     others, first = [], 0

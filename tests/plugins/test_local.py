@@ -125,3 +125,25 @@ def test_prepared_windows_without_a_real_start_are_zero(window):
     assert not real.all()
     assert (values[~real] == 0).all()
     assert (values[real].norm(dim=-1) > 0.99).all()
+
+
+@pytest.mark.parametrize("window", [1, 4, 16])
+def test_windows_too_large_for_a_sum_have_a_mean(window):
+    size = torch.finfo(torch.float32).max / 2
+    x = (torch.rand(2, 9, 5, generator=torch.Generator().manual_seed(1)) * size).requires_grad_()
+    similarity = clipseq.get_similarity("local", window=window)
+    scores = similarity(x, torch.ones(1, 3, 5))
+    expected = similarity(x.detach().double(), torch.ones(1, 3, 5).double())
+    torch.testing.assert_close(scores.double(), expected, rtol=0, atol=1e-6)
+    scores.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_many_gradients_at_once_are_those_one_by_one():
+    x, y = torch.randn(2, 9, 5, requires_grad=True), torch.randn(2, 7, 5)
+    scores = clipseq.get_similarity("local", window=3)(x, y)
+    each = torch.eye(4).view(4, 2, 2)
+    (found,) = torch.autograd.grad(scores, x, each, is_grads_batched=True, retain_graph=True)
+    for one, gradient in zip(each, found, strict=True):
+        (expected,) = torch.autograd.grad(scores, x, one, retain_graph=True)
+        torch.testing.assert_close(gradient, expected)

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import clipseq
 from clipseq.bench import added_bytes
+from clipseq.testing.checks.memory import peak_bytes
 
 # One process that imports, and a child of it for each size: freed memory is used again unseen.
 MEASURE = """
@@ -95,3 +98,19 @@ def test_a_larger_batch_adds_but_its_scores_and_what_grows_as_its_inputs(name, o
     pair = 32
     assert middle - small <= pair * (256**2 - 128**2) + 2**21
     assert large - small <= pair * (512**2 - 128**2) + 2**21
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("local", {"window": 1}), ("local", {}), ("attention", {}), ("temporal", {})],
+)
+def test_one_long_x_adds_as_little_beside_many_short_y(name, options):
+    similarity = clipseq.get_similarity(name, **options)
+
+    def added_beside(count):
+        x = torch.randn(1, 500, 2, requires_grad=True)
+        y = torch.randn(count, 16, 2, requires_grad=True)
+        return peak_bytes(lambda: similarity(x, y).sum().backward()) - 8 * 4 * y.numel()
+
+    # 500 numbers a pair would be 5 MiB more.
+    assert added_beside(5000) - added_beside(2500) <= 2**20

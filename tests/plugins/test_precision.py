@@ -157,3 +157,39 @@ def test_a_half_precision_model_computes_in_float32(name, options):
     scores.sum().backward()
     assert x.grad.dtype == torch.bfloat16
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("local", {"window": 1}),
+        # Of few features in many heads, logits are too large for one table of exponentials.
+        ("attention", {"temperature": 0.01}),
+        ("attention", {"temperature": 1.0}),
+        ("temporal", {}),
+        ("temporal", {"band": 0.2}),
+    ],
+)
+def test_backward_within_autocast_is_that_without(name, options):
+    x, y, x_mask, y_mask = batch(torch.float32)
+    similarity = clipseq.get_similarity(name, **options)
+    expected = gradients_of_sum(similarity, x, y, x_mask, y_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients_of_sum(similarity, x, y, x_mask, y_mask)
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
+@pytest.mark.parametrize(("name", "options"), [*CASES, ("attention", {"num_heads": 1, "temperature": 0.017})])
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_gradients_are_linear_in_what_arrives_whatever_its_size(name, options, factor):
+    x, y, x_mask, y_mask = batch(torch.float32)
+    similarity = clipseq.get_similarity(name, **options)
+    inputs = [x, y, *similarity.parameters()]
+    scores = similarity(x, y, x_mask, y_mask)
+    arriving = torch.randn(scores.shape, generator=torch.Generator().manual_seed(SEED))
+    expected = torch.autograd.grad(scores, inputs, arriving, retain_graph=True)
+    found = torch.autograd.grad(scores, inputs, arriving * factor)
+    for gradient, other in zip(found, expected, strict=True):
+        apart = (gradient / factor - other).abs().max()
+        assert apart <= 1e-4 * other.abs().max()

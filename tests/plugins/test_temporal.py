@@ -262,6 +262,25 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     assert computed <= (1.05 if shortest == 1.0 else 1.35) * inside * 16 * t * length
 
 
+@pytest.mark.parametrize("shortest", [1, 2, 5])
+def test_a_short_x_does_not_widen_the_band_of_the_others(shortest, cells_in_log_space):
+    x, y = torch.randn(12, 200, 4), torch.randn(3, 200, 4)
+    similarity = clipseq.get_similarity("temporal", band=0.02)
+    computed = []
+    for length in (200, shortest):
+        x_mask = torch.arange(200) < torch.tensor([200] * 11 + [length])[:, None]
+        for _ in range(2):  # the second time paths are no longer counted
+            cells_in_log_space.clear()
+            similarity(x, y, x_mask)
+        computed.append(sum(cells_in_log_space))
+    assert computed[1] <= 1.1 * computed[0]
+    # Nor where all have to be counted.
+    recursion._IN_BANDS.clear()
+    cells_in_log_space.clear()
+    similarity(x, y, x_mask)
+    assert sum(cells_in_log_space) <= 1.5 * computed[0]
+
+
 @pytest.mark.parametrize(
     ("x_lengths", "y_lengths", "options", "scale"),
     [
