@@ -17,7 +17,7 @@ import clipseq
 from clipseq import registry
 from clipseq.errors import PluginError
 from clipseq.kernels import obstacle
-from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo
+from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of
 from clipseq.similarity import Similarity
 
 
@@ -49,6 +49,8 @@ class Diagnosis:
         plugins: what was loaded.
         failed: what could not be.
         disabled: names left out by ``CLIPSEQ_DISABLE``.
+        unmade: similarity -> why it cannot be made with its default options; not tried where there
+            is a problem.
         problem: why no similarity can be had at all, or None.
         engines: how each similarity is computed.
         devices: what torch can compute on, the CPU first.
@@ -61,6 +63,7 @@ class Diagnosis:
     plugins: tuple[LoadedPlugin, ...]
     failed: tuple[FailedPlugin, ...]
     disabled: tuple[str, ...]
+    unmade: dict[str, str]
     problem: str | None
     engines: tuple[Engine, ...]
     devices: tuple[str, ...]
@@ -71,7 +74,7 @@ class Diagnosis:
     @property
     def healthy(self) -> bool:
         """Whether everything that is installed works."""
-        return self.problem is None and not self.failed
+        return self.problem is None and not self.failed and not self.unmade
 
     def to_json(self) -> dict[str, Any]:
         """As numbers, strings, lists and dicts."""
@@ -91,12 +94,14 @@ def diagnose() -> Diagnosis:
             infos = clipseq.available_similarities()
         except PluginError as error:
             problem, infos = str(error), registry._registry.infos
-    if not infos and problem is None:
-        problem = (
-            "nothing is registered: the package clipseq is not installed (a source tree on the "
-            "path has no entry points), or CLIPSEQ_DISABLE leaves everything out"
-        )
     found = registry._registry
+    if not infos and problem is None:
+        problem = "nothing is registered: " + (
+            "CLIPSEQ_DISABLE leaves it out"
+            if found.disabled
+            else "the package clipseq is not installed (a source tree on the path has no entry "
+            "points)"
+        )
     devices = dict(_devices())
     triton = {name: obstacle(torch.device(name)) for name in devices}
     return Diagnosis(
@@ -109,6 +114,7 @@ def diagnose() -> Diagnosis:
         plugins=tuple(found.loaded),
         failed=tuple(found.failed),
         disabled=tuple(found.disabled),
+        unmade={} if problem else dict(_unmade(infos)),
         problem=problem,
         engines=tuple(_engine(info, triton) for _, info in sorted(infos.items())),
         devices=tuple(f"{name}: {what}" if what else name for name, what in devices.items()),
@@ -116,6 +122,18 @@ def diagnose() -> Diagnosis:
         threads=torch.get_num_threads(),
         extras=_extras(),
     )
+
+
+def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
+    for name, info in infos.items():
+        try:
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+                warnings.simplefilter("ignore")
+                info.cls()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plugin raises: the doctor goes on
+            yield name, cause_of(error)
 
 
 def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:
@@ -225,6 +243,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from (
         f"cannot be used: {p.name} of {p.distribution} {p.version}: {p.cause}" for p in found.failed
     )
+    yield from (f"cannot be made: {name}: {cause}" for name, cause in found.unmade.items())
     if found.problem:
         yield f"problem: {found.problem}"
     if found.healthy:

@@ -35,7 +35,7 @@ from clipseq.encoders import (
 from clipseq.encoders.tokenizer import FILE_NAME, load_tokenizer
 from clipseq.errors import CheckpointError, ConfigError
 from clipseq.model import CLIP
-from clipseq.registry import available_similarities, failed_plugins
+from clipseq.registry import available_similarities, disabled_plugins, failed_plugins
 from clipseq.sharding import by_the_first_process, unsharded_class, whole_state
 from clipseq.similarity import Similarity
 
@@ -169,8 +169,9 @@ def load(
                 tokenizer=tokenizer,
             )
     except (TypeError, ValueError) as error:
+        cause = "; ".join([str(error), *getattr(error, "__notes__", ())])
         raise CheckpointError(
-            f"the model in {directory} cannot be built as its {CONFIG} says: {error}"
+            f"the model in {directory} cannot be built as its {CONFIG} says: {cause}"
         ) from error
     _load_weights(model, directory)
     return model.eval()
@@ -334,10 +335,15 @@ def _read_config(directory: Path) -> SavedModel:
 def _check_similarities(saved: SavedModel, directory: Path) -> None:
     installed = available_similarities()
     failed = {plugin.name: plugin.cause for plugin in failed_plugins()}
-    missing = []
+    disabled = disabled_plugins()
+    missing: list[str] = []
+    left_out: list[str] = []
     for name, origin in saved.similarities.items():
         if name not in installed:
             cause = f", which fails to load: {failed[name]}" if name in failed else ""
+            if name in disabled:
+                cause = ", which CLIPSEQ_DISABLE leaves out"
+                left_out.append(name)
             missing.append(f"{name!r} of {origin.distribution} {origin.version}{cause}".rstrip())
         elif installed[name].version != origin.version:
             logger.warning(
@@ -350,9 +356,14 @@ def _check_similarities(saved: SavedModel, directory: Path) -> None:
                 installed[name].version,
             )
     if missing:
+        remedies = []
+        if len(missing) > len(left_out):
+            remedies.append("install it, or register it with clipseq.register_similarity")
+        if left_out:
+            remedies.append(f"take {', '.join(left_out)} out of CLIPSEQ_DISABLE")
         raise CheckpointError(
-            f"the model in {directory} needs the similarity {'; '.join(missing)}: install it, or "
-            f"register it with clipseq.register_similarity, and load again"
+            f"the model in {directory} needs the similarity {'; '.join(missing)}: "
+            f"{'; '.join(remedies)}, and load again"
         )
 
 

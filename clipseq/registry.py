@@ -1,5 +1,6 @@
 """Which similarities there are: found through entry points, each plugin on its own."""
 
+import contextlib
 import inspect
 import os
 import re
@@ -83,6 +84,7 @@ class _Registry:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._finding = False
         self._clear()
 
     def _clear(self) -> None:
@@ -98,28 +100,44 @@ class _Registry:
     def find(self) -> None:
         """Load every plugin, once. A clash of names is raised now and at every later look-up."""
         with self._lock:
+            # The lock keeps other threads out, not the one that loads.
+            if self._finding:
+                raise PluginError(
+                    "a plugin must not look similarities up, or register one, while it is loaded: "
+                    "do it where one of its own is made, in __init__"
+                )
             if not self._found:
-                self._clear()
-                disabled = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
-                strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
-                for entry_point in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-                    if entry_point.name in map(str.strip, disabled):
-                        self.disabled.append(entry_point.name)
-                    else:
-                        self._load(entry_point, strict)
-                self._found = True
+                self._finding = True
+                try:
+                    self._find()
+                finally:
+                    self._finding = False
             if self._clashes:
                 raise PluginError("\n".join(self._clashes))
+
+    def _find(self) -> None:
+        self._clear()
+        disabled = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
+        strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
+        for entry_point in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+            if entry_point.name in map(str.strip, disabled):
+                self.disabled.append(entry_point.name)
+            else:
+                self._load(entry_point, strict)
+        self._found = True
 
     def _load(self, entry_point: EntryPoint, strict: bool) -> None:
         distribution, version = _origin(entry_point)
         started = time.perf_counter()
         try:
             infos = list(self._offered(entry_point, distribution, version))
-        except Exception as error:
-            cause = f"{type(error).__name__}: {error}"
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # a module may call sys.exit(), or a test's skip()
+            cause = cause_of(error)
+            origin = f"{distribution} {version}".rstrip()
             message = (
-                f"plugin {entry_point.name!r} of {distribution} {version} cannot be used: {cause}; "
+                f"plugin {entry_point.name!r} of {origin} cannot be used: {cause}; "
                 f"the others work without it (CLIPSEQ_DISABLE={entry_point.name} silences this)"
             )
             if strict:
@@ -184,11 +202,18 @@ class _Registry:
             self.infos[name] = info
 
 
+def cause_of(error: BaseException) -> str:
+    """The kind of an error, and what it says."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
 def _origin(entry_point: EntryPoint) -> tuple[str, str]:
-    distribution = entry_point.dist
-    if distribution is None:
-        return f"unknown distribution of {entry_point.value}", ""
-    return distribution.name, distribution.version
+    name = version = None
+    if entry_point.dist is not None:
+        # Of a distribution without metadata they are None, or raise, as Python's version has it.
+        with contextlib.suppress(Exception):
+            name, version = entry_point.dist.name, entry_point.dist.version
+    return name or f"unknown distribution of {entry_point.value}", version or ""
 
 
 def _path(cls: type) -> str:
@@ -227,6 +252,12 @@ def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> 
                 f"{name!r}: the option {parameter.name!r} must be a keyword with a default value"
             )
         options[parameter.name] = parameter.default
+    weight = cls.default_weight
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (number and 0 < weight < float("inf")):
+        raise PluginError(
+            f"{name!r}: default_weight must be a positive, finite number, got {weight!r}"
+        )
     doc = inspect.getdoc(cls) if cls.__doc__ else None
     return SimilarityInfo(
         name=name,
@@ -235,7 +266,7 @@ def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> 
         version=version,
         summary=doc.splitlines()[0] if doc else "",
         options=MappingProxyType(options),
-        default_weight=cls.default_weight,
+        default_weight=float(weight),
         composite=cls.composite,
     )
 
@@ -259,6 +290,12 @@ def failed_plugins() -> tuple[FailedPlugin, ...]:
     """The plugins that could not be loaded, and why."""
     _registry.find()
     return tuple(_registry.failed)
+
+
+def disabled_plugins() -> tuple[str, ...]:
+    """The plugins that ``CLIPSEQ_DISABLE`` leaves out, by the names of their entry points."""
+    _registry.find()
+    return tuple(_registry.disabled)
 
 
 def register_similarity(name: str, cls: type[Similarity]) -> None:
@@ -314,4 +351,6 @@ def _unknown(name: str, infos: Mapping[str, SimilarityInfo]) -> str:
             "`pip install clipseq`"
         )
     guess = nearest(name, infos) or ";"
-    return f"{message}{guess} registered: {', '.join(infos)}"
+    disabled = ", ".join(_registry.disabled)
+    left_out = f" (left out by CLIPSEQ_DISABLE: {disabled})" if disabled else ""
+    return f"{message}{guess} registered: {', '.join(infos) or 'none'}{left_out}"

@@ -122,6 +122,29 @@ def test_says_what_failed_and_why(install):
     assert "all is well" not in found.as_text()
 
 
+@pytest.mark.parametrize("failure", ["ValueError('no licence')", "SystemExit('no licence')"])
+def test_says_what_cannot_be_made(install, failure):
+    raising = f"def __init__(self):\n            torch.rand(1)\n            raise {failure}\n"
+    raising += "\n        def score"
+    install("slow", PLUGIN.replace("doctor_test", "doctor_raises").replace("def score", raising))
+    state = torch.get_rng_state()
+    found = diagnose()
+    assert not found.healthy
+    assert not found.failed
+    cause = f"{failure.partition('(')[0]}: no licence"
+    assert found.unmade.items() >= {"slow": cause, "slower": cause}.items()
+    assert "global" not in found.unmade
+    assert f"cannot be made: slow: {cause}" in found.as_text()
+    assert json.loads(json.dumps(found.to_json()))["unmade"]["slow"] == cause
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_distribution_without_metadata_breaks_no_table(install, tmp_path):
+    install("slow", PLUGIN.replace("doctor_test", "doctor_bare"))
+    next(tmp_path.glob("*.dist-info/METADATA")).unlink()
+    assert "unknown distribution of doctor_slow_" in diagnose().as_text()
+
+
 def test_says_which_two_offer_the_same_name(install):
     install("local", PLUGIN.replace('"slow"', '"local"'), module="doctor_other_local")
     found = diagnose()
@@ -145,6 +168,13 @@ def test_says_what_is_left_out(fresh_registry, monkeypatch):
     assert found.healthy
     assert found.disabled == ("attention", "temporal")
     assert "left out by CLIPSEQ_DISABLE: temporal" in found.as_text()
+
+
+def test_says_that_all_is_left_out(fresh_registry, monkeypatch):
+    monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
+    found = diagnose()
+    assert found.problem == "nothing is registered: CLIPSEQ_DISABLE leaves it out"
+    assert not found.unmade
 
 
 def test_says_that_nothing_is_installed(fresh_registry, monkeypatch):

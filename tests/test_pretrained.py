@@ -142,6 +142,26 @@ def test_a_plugin_that_is_missing_is_named(name, tmp_path, fresh_registry, monke
         CLIP.from_pretrained(tmp_path)
 
 
+def test_a_plugin_that_is_disabled_is_not_said_to_be_missing(tmp_path, fresh_registry, monkeypatch):
+    make(sequence_similarity_type="combined").save_pretrained(tmp_path)
+    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    monkeypatch.setenv("CLIPSEQ_DISABLE", "attention,local")
+    with pytest.raises(CheckpointError) as caught:
+        CLIP.from_pretrained(tmp_path)
+    message = str(caught.value)
+    assert ", which CLIPSEQ_DISABLE leaves out; 'local' of clipseq " in message
+    assert message.endswith(": take attention, local out of CLIPSEQ_DISABLE, and load again")
+    assert "install it" not in message
+
+
+def test_a_part_whose_options_do_not_fit_is_named(tmp_path):
+    make(sequence_similarity_type="combined").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"window": 16', '"window": 0'))
+    with pytest.raises(CheckpointError, match="; raised by the part 'local' of clipseq "):
+        CLIP.from_pretrained(tmp_path)
+
+
 def test_another_version_of_a_plugin_is_logged(tmp_path, caplog):
     make().save_pretrained(tmp_path)
     path = tmp_path / "config.json"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -77,6 +78,24 @@ def test_finds_a_third_partys(distribution):
 
 BROKEN = {
     "import": ("import a_module_that_is_not_there", "ModuleNotFoundError: No module named"),
+    "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "exits without a word": ("raise SystemExit", "cannot be used: SystemExit; "),
+    "skips": ("import pytest; pytest.skip('no GPU', allow_module_level=True)", "Skipped: no GPU"),
+    "hook exits": (
+        "import sys\nfrom clipseq import hookimpl\n"
+        "@hookimpl\ndef clipseq_similarities(): sys.exit('no licence')",
+        "SystemExit: no licence",
+    ),
+    "looks up": ("import clipseq\nBASE = clipseq.get_similarity('global')", "must not look"),
+    "hook looks up": (
+        "import clipseq\n@clipseq.hookimpl\n"
+        "def clipseq_similarities(): return dict(clipseq.available_similarities())",
+        "must not look similarities up, or register one, while it is loaded: .* in __init__",
+    ),
+    "registers": (
+        WORKING + "    import clipseq\n    clipseq.register_similarity('foo', FooSimilarity)",
+        "must not look",
+    ),
     "raises": ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
     "no hook": ("x = 1", "implements no hook: decorate clipseq_similarities"),
     "misspelt hook": (
@@ -113,6 +132,13 @@ BROKEN = {
         "'size' must be a keyword with a default",
     ),
     "kwargs": (WORKING.replace("*, size=3", "**options"), "options must be named"),
+    **{
+        f"weight {weight}": (
+            WORKING.replace("0.7", weight),
+            "default_weight must be a positive, finite number, got",
+        )
+        for weight in ("0", "-1", "float('nan')", "float('inf')", "None", "'0.3'", "True")
+    },
 }
 
 
@@ -135,6 +161,32 @@ def test_a_broken_plugin_is_one_warning_and_nothing_else_breaks(
         clipseq.get_similarity("foo")
 
 
+def test_an_interrupt_while_a_plugin_loads_is_no_failure_of_the_plugin(distribution):
+    source = "import builtins\nif not hasattr(builtins, 'again'): raise KeyboardInterrupt\n"
+    distribution(source + textwrap.dedent(WORKING))
+    with pytest.raises(KeyboardInterrupt):
+        clipseq.available_similarities()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.again", True, raising=False)
+        assert set(clipseq.available_similarities()) == {*BUILT_IN, "foo"}
+    assert not clipseq.failed_plugins()
+
+
+def test_another_thread_waits_for_what_is_being_loaded(distribution):
+    distribution("import time\ntime.sleep(0.3)\n" + textwrap.dedent(WORKING))
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(clipseq.available_similarities) for _ in range(2)]
+        assert all("foo" in future.result() for future in found)
+
+
+def test_a_distribution_without_metadata_is_named_by_its_entry_point(distribution, tmp_path):
+    distribution(WORKING)
+    next(tmp_path.glob("*.dist-info/METADATA")).unlink()
+    info = clipseq.available_similarities()["foo"]
+    assert info.distribution.startswith("unknown distribution of clipseq_foo_")
+    assert info.version == ""
+
+
 def test_strict_makes_the_warning_an_error_every_time(distribution, monkeypatch):
     distribution("import a_module_that_is_not_there")
     monkeypatch.setenv("CLIPSEQ_STRICT", "1")
@@ -149,7 +201,22 @@ def test_disable_leaves_plugins_out(distribution, monkeypatch):
     assert set(clipseq.available_similarities()) == BUILT_IN - {"attention"}
     with pytest.raises(clipseq.UnknownSimilarityError, match="left out by CLIPSEQ_DISABLE"):
         clipseq.get_similarity("attention")
+    with pytest.raises(
+        clipseq.UnknownSimilarityError,
+        match=r"'xyz'; registered: .*temporal \(left out by CLIPSEQ_DISABLE: attention, foo\)",
+    ):
+        clipseq.get_similarity("xyz")
     assert "attention" not in clipseq.get_similarity("combined").parts
+
+
+def test_where_all_is_disabled_it_is_not_said_to_be_missing(fresh_registry, monkeypatch):
+    monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
+    with pytest.raises(clipseq.UnknownSimilarityError) as caught:
+        clipseq.get_similarity("xyz")
+    names = ", ".join(sorted(BUILT_IN))
+    assert str(caught.value) == (
+        f"no similarity named 'xyz'; registered: none (left out by CLIPSEQ_DISABLE: {names})"
+    )
 
 
 def test_a_name_offered_twice_is_an_error_that_names_both(distribution):
@@ -219,6 +286,9 @@ def test_register_keeps_the_rules_of_plugins(fresh_registry, unchecked_signature
         clipseq.register_similarity("My-own", Mine)
     with pytest.raises(clipseq.PluginError, match="must be a subclass"):
         clipseq.register_similarity("mine", dict)
+    weightless = type("Weightless", (Mine,), {"default_weight": float("nan")})
+    with pytest.raises(clipseq.PluginError, match="'mine': default_weight must be .* got nan"):
+        clipseq.register_similarity("mine", weightless)
     clipseq.register_similarity("mine", Mine)
     with pytest.raises(clipseq.PluginError, match="registered already: by this process"):
         clipseq.register_similarity("mine", type("Other", (Mine,), {"__module__": "elsewhere"}))

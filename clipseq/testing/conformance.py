@@ -165,7 +165,16 @@ class Check:
 
 
 def label_of(make: Make) -> str:
-    """What to call the similarity that `make` makes."""
+    """What to call the similarity that `make` makes.
+
+    Raises:
+        TypeError: it makes none, as it is a similarity already, or nothing that can be called.
+    """
+    if isinstance(make, Similarity) or not (isinstance(make, str) or callable(make)):
+        raise TypeError(
+            "what is checked is made afresh: give a registered name, a class, or a function such "
+            f"as lambda: Foo(size=3), got {make!r}"
+        )
     if isinstance(make, str):
         return make
     name = getattr(make, "__qualname__", "<lambda>")

@@ -28,6 +28,7 @@ def check_similarity(
 
     Raises:
         ConformanceError: promises are broken; the message has all of them.
+        TypeError: `make` is none of these, such as a similarity.
         ValueError: `skip` names no check, or gives no reason.
     """
     reasons = reasons_for_skipping(skip)

@@ -1,5 +1,6 @@
 """A learnable weighted mean of other similarities."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -7,9 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clipseq import Sequences, Similarity, available_similarities, get_similarity
+from clipseq import (
+    PluginError,
+    Sequences,
+    Similarity,
+    SimilarityInfo,
+    available_similarities,
+    get_similarity,
+)
 
 _PREFIX = "part_"  # nn.ModuleDict refuses names such as "type"
+_ABSENT = "is not installed, or left out by CLIPSEQ_DISABLE"
 
 
 class CombinedSimilarity(Similarity):
@@ -22,7 +31,8 @@ class CombinedSimilarity(Similarity):
     Args:
         parts: which similarities, name -> options. None: every registered one that is not
             composite, third parties' included, with default options.
-        weights: name -> starting weight, positive; a part not named has its `default_weight`.
+        weights: name -> starting weight, positive and finite; a part not named has its
+            `default_weight`.
         embed_dim: see `clipseq.Similarity`.
 
     Attributes:
@@ -31,7 +41,10 @@ class CombinedSimilarity(Similarity):
 
     Raises:
         UnknownSimilarityError: a part is not registered.
-        ValueError: no parts, a weight that is not positive, a weight for something else.
+        PluginError: `parts` is None, and a registered similarity cannot be made; what one that is
+            named in `parts` raises is its own, with a note that names it.
+        TypeError: a weight that is not a number.
+        ValueError: no parts, a weight that is not positive and finite, a weight for something else.
     """
 
     composite = True
@@ -45,6 +58,7 @@ class CombinedSimilarity(Similarity):
     ) -> None:
         super().__init__(embed_dim=embed_dim)
         infos = available_similarities()
+        asked = parts is not None
         if parts is None:
             parts = {name: {} for name, info in infos.items() if not info.composite}
         elif not isinstance(parts, Mapping):
@@ -55,16 +69,10 @@ class CombinedSimilarity(Similarity):
         self._parts = nn.ModuleDict()
         self.log_weights = nn.ParameterDict()
         for name, options in parts.items():
-            part = get_similarity(name, **dict(options))
-            weight = starts.pop(name, infos[name].default_weight)
-            if not weight > 0:
-                raise ValueError(
-                    f"the weight of {name!r} must be positive, got {weight!r}; "
-                    "to leave a part out, do not name it in parts"
-                )
-            self._parts[_PREFIX + name] = part
+            self._parts[_PREFIX + name] = _made(name, options, infos, asked=asked)
+            weight = _checked(name, starts.pop(name, infos[name].default_weight))
             # In one dimension: FSDP2 shards no parameter that has none.
-            self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([float(weight)]).log())
+            self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([math.log(weight)]))
         if starts:
             raise ValueError(
                 f"weights for {', '.join(starts)}, but the parts are {', '.join(parts)}"
@@ -140,12 +148,11 @@ class CombinedSimilarity(Similarity):
         return self._mean(shares)
 
     def _mean(self, values: dict[str, Tensor]) -> Tensor:
-        total = sum(
-            value * self.log_weights[_PREFIX + name].exp().to(value.dtype)
-            for name, value in values.items()
-        )
-        norm = torch.cat([weight.exp() for weight in self.log_weights.values()]).sum()
-        return total / norm.to(total.dtype)
+        # In the dtype of what is weighed: rounded once more each, they would not sum to their sum.
+        dtype = next(iter(values.values())).dtype
+        logs = torch.cat([self.log_weights[_PREFIX + name] for name in values])
+        shares = torch.softmax(logs.to(dtype), 0)
+        return sum(share * value for share, value in zip(shares, values.values(), strict=True))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -156,11 +163,44 @@ class CombinedSimilarity(Similarity):
         }
         error_messages: list[str] = args[-1]
         for name in sorted(saved - set(self.parts)):
-            installed = "is registered" if name in available_similarities() else "is not installed"
+            installed = "is registered" if name in available_similarities() else _ABSENT
             error_messages.append(
                 f"the checkpoint's combined similarity has the part {name!r}, which is not a part "
                 f"here (it {installed}); this one has {', '.join(self.parts)}"
             )
+
+
+def _made(
+    name: str, options: Mapping[str, Any], infos: Mapping[str, SimilarityInfo], *, asked: bool
+) -> Similarity:
+    """The part; whoever reads that it cannot be made learns which it is, and what to do."""
+    try:
+        return get_similarity(name, **dict(options))
+    except Exception as error:
+        if name not in infos:
+            raise
+        info = infos[name]
+        part = f"the part {name!r} of {info.distribution} {info.version}".rstrip()
+        if asked:
+            error.add_note(
+                f"raised by {part}; to leave it out of combined, do not name it in parts"
+            )
+            raise
+        raise PluginError(
+            f"{part} cannot be made: {type(error).__name__}: {error}; to have combined without it, "
+            "name the others in parts, or leave its plugin out with CLIPSEQ_DISABLE"
+        ) from error
+
+
+def _checked(name: str, weight: object) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise TypeError(f"the weight of {name!r} must be a number, got {weight!r}")
+    if not 0 < weight < float("inf"):
+        raise ValueError(
+            f"the weight of {name!r} must be positive and finite, got {weight!r}; "
+            "to leave a part out, do not name it in parts"
+        )
+    return float(weight)
 
 
 def _is_default(part: Similarity, which: str) -> bool:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from ragged import ragged
@@ -135,13 +137,44 @@ def test_align_is_the_weighted_mean_of_shares():
         ({"parts": {}}, ValueError, "at least one part"),
         ({"parts": {"loca": {}}}, clipseq.UnknownSimilarityError, "did you mean 'local'"),
         ({"parts": {"local": {"windw": 2}}}, TypeError, "did you mean 'window'"),
-        ({"weights": {"local": 0.0}}, ValueError, "weight of 'local' must be positive, got 0.0"),
+        (
+            {"weights": {"local": 0.0}},
+            ValueError,
+            "weight of 'local' must be positive and finite, got 0.0",
+        ),
+        ({"weights": {"local": math.inf}}, ValueError, "must be positive and finite, got inf"),
+        ({"weights": {"local": math.nan}}, ValueError, "must be positive and finite, got nan"),
+        ({"weights": {"local": "1"}}, TypeError, "weight of 'local' must be a number, got '1'"),
+        ({"weights": {"local": True}}, TypeError, "weight of 'local' must be a number, got True"),
         ({"parts": {"local": {}}, "weights": {"global": 1.0}}, ValueError, "weights for global"),
     ],
 )
-def test_refuses_bad_options(options, error, message):
+def test_refuses_bad_options(options, error, message, unchecked_signatures):
     with pytest.raises(error, match=message):
         clipseq.get_similarity("combined", **options)
+
+
+class Unlicensed(Constant):
+    def __init__(self, *, value=0.5):
+        raise RuntimeError("no licence")
+
+
+def test_a_part_that_cannot_be_made_is_named(fresh_registry):
+    clipseq.register_similarity("unlicensed", Unlicensed)
+    with pytest.raises(clipseq.PluginError) as caught:
+        clipseq.get_similarity("combined")
+    assert str(caught.value) == (
+        "the part 'unlicensed' of this process cannot be made: RuntimeError: no licence; to have "
+        "combined without it, name the others in parts, or leave its plugin out with "
+        "CLIPSEQ_DISABLE"
+    )
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    # One that was asked for may have been given bad options: the error stays its own.
+    with pytest.raises(RuntimeError, match="no licence") as caught:
+        clipseq.get_similarity("combined", parts={"unlicensed": {}})
+    assert str(caught.value) == "no licence"
+    (note,) = caught.value.__notes__
+    assert note.startswith("raised by the part 'unlicensed' of this process; to leave it out")
 
 
 def test_parts_that_compare_the_steps_themselves_share_them():
@@ -153,3 +186,14 @@ def test_parts_that_compare_the_steps_themselves_share_them():
     parts = {"attention": {}, "temporal": {"embed_dim": 4}}
     for side in clipseq.get_similarity("combined", parts=parts).prepare(x, y):
         assert side.tree["attention"].values is not side.tree["temporal"].values
+
+
+def test_weights_in_few_bits_or_of_any_size_make_a_mean():
+    x = torch.randn(1, 1, 16)  # every part scores 1
+    weights = {"global": 2.5488, "local": 2.2981, "attention": 1.3197, "temporal": 0.8509}
+    rounded = clipseq.get_similarity("combined", weights=weights).bfloat16()
+    assert rounded(x, x).item() == pytest.approx(1.0, abs=1e-6)
+    exact = clipseq.get_similarity("combined")
+    assert exact(x.double(), x.double()).item() == pytest.approx(1.0, abs=1e-14)
+    extreme = clipseq.get_similarity("combined", weights={"global": 1e300, "local": 1e-300})
+    assert extreme(x, x).item() == pytest.approx(1.0, abs=1e-6)

@@ -180,8 +180,10 @@ def test_backward_within_autocast_is_that_without(name, options):
         torch.testing.assert_close(gradient, other)
 
 
-@pytest.mark.parametrize(("name", "options"), [*CASES, ("attention", {"num_heads": 1, "temperature": 0.017})])
-@pytest.mark.parametrize("factor", [1e-25, 1e25])
+@pytest.mark.parametrize(
+    ("name", "options"), [*CASES, ("attention", {"num_heads": 1, "temperature": 0.017})]
+)
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
 def test_gradients_are_linear_in_what_arrives_whatever_its_size(name, options, factor):
     x, y, x_mask, y_mask = batch(torch.float32)
     similarity = clipseq.get_similarity(name, **options)
@@ -192,4 +194,4 @@ def test_gradients_are_linear_in_what_arrives_whatever_its_size(name, options, f
     found = torch.autograd.grad(scores, inputs, arriving * factor)
     for gradient, other in zip(found, expected, strict=True):
         apart = (gradient / factor - other).abs().max()
-        assert apart <= 1e-4 * other.abs().max()
+        assert apart <= 1e-6 * other.abs().max()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipseq import Sequences, Similarity, unit
+from clipseq.distributed.carriers import AllGather, Ring
 from clipseq.testing import (
     CHECKS,
     Check,
@@ -105,6 +106,34 @@ def test_what_may_be_checked(make) -> None:
 def test_what_is_made_must_be_a_similarity() -> None:
     with pytest.raises(TypeError, match="must make a clipseq.Similarity, it made Linear"):
         CHECKS["range"].run(lambda: torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("make", [Cosine(), 3], ids=["similarity", "number"])
+def test_what_cannot_be_made_afresh_is_refused(make, unchecked_signatures) -> None:
+    for check in (check_similarity, CHECKS["range"].run, parametrize_with_checks):
+        with pytest.raises(TypeError, match=r"give a registered name, a class, or .* got (Cos|3)"):
+            check(make)
+
+
+class Halved(Cosine):
+    """Prepares a tree of two leaves whose gradients are one and the same."""
+
+    def prepare_x(self, x: Sequences) -> dict[str, torch.Tensor]:
+        half = 0.5 * unit(x.values.sum(1))
+        return {"a": half, "b": half.clone()}
+
+    def score(self, x: dict[str, torch.Tensor], y: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (x["a"] + x["b"]) @ (y["a"] + y["b"]).T
+
+
+@pytest.mark.parametrize("carrier", [Ring, AllGather])
+def test_two_processes_are_seen_to_exchange_in_both_ways(carrier, monkeypatch) -> None:
+    CHECKS["two_processes"].run(Halved)
+    collect = carrier.collect
+    monkeypatch.setattr(carrier, "collect", lambda *a: [2 * part for part in collect(*a)])
+    how = {Ring: "ring", AllGather: "all"}[carrier]
+    with pytest.raises(ConformanceError, match=rf"the gradient of y \(gather='{how}'\)"):
+        CHECKS["two_processes"].run(Cosine)
 
 
 @pytest.mark.parametrize(

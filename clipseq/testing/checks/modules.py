@@ -30,7 +30,8 @@ def options(subject: Subject) -> None:
     if not isinstance(cls.composite, bool):
         raise Broken(f"composite is {cls.composite!r}, not a bool")
     weight = cls.default_weight
-    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not (number and 0 < weight < float("inf")):
         raise Broken(f"default_weight is {weight!r}, not a positive number")
     made(*_inputs(subject if made.embed_dim is None else Subject(cls)))
 

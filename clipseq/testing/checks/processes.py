@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from clipseq.testing.conformance import Broken, Check, Subject, same
 from clipseq.testing.outcome import parameter_gradients, rows
 from clipseq.testing.strategies import dense
 
+_GATHERS: tuple[Literal["ring", "all"], ...] = ("ring", "all")
 _HALVES = (slice(0, 2), slice(2, 5))
 _SECONDS = 60
 
@@ -41,17 +42,22 @@ def two_processes(subject: Subject) -> None:
     halves = [(_trimmed(rows(x, half)), _trimmed(rows(y, half))) for half in _HALVES]
     with tempfile.TemporaryDirectory() as folder:
         found = _forked(similarity, halves, Path(folder))
+    for gather in _GATHERS:
+        _compare([results[gather] for results in found], wanted, f" ({gather=})")
+
+
+def _compare(found: list[dict[str, Any]], wanted: dict[str, Any], how: str) -> None:
     where = "in one process"
     for half, mine in zip(_HALVES, found, strict=True):
-        same(mine["loss"], wanted["loss"], 1e-10, "the loss of two processes", where)
+        same(mine["loss"], wanted["loss"], 1e-10, f"the loss of two processes{how}", where)
         for side in "xy":
             # Averaging over the two takes the factor of two away again.
             own, whole = mine[side] / 2, wanted[side][half]
-            what = f"the gradient of {side}"
+            what = f"the gradient of {side}{how}"
             same(own, whole[:, : own.shape[1]], 1e-8, what, where)
     for name, gradient in wanted["parameters"].items():
         mean = (found[0]["parameters"][name] + found[1]["parameters"][name]) / 2
-        same(mean, gradient, 1e-8, f"the gradient of the parameter {name}", where)
+        same(mean, gradient, 1e-8, f"the gradient of the parameter {name}{how}", where)
 
 
 def _loss(similarity: Similarity, x: Sequences, y: Sequences, gather: Any) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _be_rank(similarity: Similarity, x: Sequences, y: Sequences, rank: int, fold
             world_size=len(_HALVES),
             timeout=datetime.timedelta(seconds=_SECONDS),
         )
-        result = _loss(similarity, x, y, gather="ring")
+        result = {gather: _loss(similarity, x, y, gather=gather) for gather in _GATHERS}
     except BaseException as error:
         lines = traceback.format_exception_only(error)
         result = {"error": f"process {rank} raised {''.join(lines).strip()}"}
