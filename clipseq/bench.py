@@ -96,7 +96,7 @@ def bench(
 
     Raises:
         UnknownSimilarityError: no such name.
-        ValueError: a size, `threads` or `repeats` below 1.
+        ValueError: a size, `threads` or `repeats` below 1; a device that is not there.
     """
     sizes = {
         "batch": batch,
@@ -109,12 +109,25 @@ def bench(
     for what, size in sizes.items():
         if size < 1:
             raise ValueError(f"{what} must be positive, got {size}")
+    _check_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
         return _measured(name, batch, steps, others, features, device, repeats)
     finally:
         torch.set_num_threads(before)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device).tolist()
+    # Torch without CUDA fails an assertion.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"cannot compute on the device {device!r}: {reason}; `clipseq doctor` lists those "
+            "that torch sees"
+        ) from error
 
 
 def _measured(

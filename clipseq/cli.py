@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import attrs
 import typer
 
-from clipseq.errors import ClipseqError, ConfigError, DataError, origin
+from clipseq.errors import ClipseqError, ConfigError, DataError, UnknownSimilarityError, origin
 
 app = typer.Typer(
     name="clipseq",
@@ -35,9 +35,9 @@ def run() -> None:
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Errors of ours and bad values become one line and an exit status.
 
-    Status 2: what was asked for is wrong (arguments, config, data). Status 1: it went wrong on
-    the way. Status 130: Ctrl-C. ``clipseq --debug ...`` shows the traceback. What is none of
-    these is a defect of clipseq, and keeps its traceback.
+    Status 2: what was asked for is wrong (arguments, config, data, a folder that holds something
+    already). Status 1: it went wrong on the way. Status 130: Ctrl-C. ``clipseq --debug ...`` shows
+    the traceback. What is none of these is a defect of clipseq, and keeps its traceback.
     """
 
     @functools.wraps(command)
@@ -47,7 +47,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             error.args = ("interrupted",)
             raise _failed(error, INTERRUPTED) from None
-        except (ConfigError, DataError) as error:
+        except (ConfigError, DataError, UnknownSimilarityError) as error:
             raise _failed(error, 2) from error
         except ClipseqError as error:
             from clipseq.training.interruption import TrainingInterrupted
@@ -92,6 +92,11 @@ def train(
     if (config is None) == (resume is None):
         raise ConfigError("give either a CONFIG or --resume RUN")
     if resume is not None:
+        if out is not None:
+            raise ConfigError(
+                f"--out {out} is for a new run, and --resume goes on in {resume}: leave --out "
+                "out, or copy the folder and resume the copy"
+            )
         folder = training.RunFolder(resume.resolve())
         if not folder.config.exists():
             raise ConfigError(f"nothing to resume: there is no {folder.config}")
@@ -149,7 +154,7 @@ def similarities(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
     """List the registered similarities, and the plugins that could not be loaded."""
-    from clipseq.registry import available_similarities, failed_plugins
+    from clipseq.registry import available_similarities, disabled_plugins, failed_plugins
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what failed is told below, with its cause
@@ -191,7 +196,12 @@ def similarities(
     console = Console(highlight=False, markup=False)
     console.print(table)
     if not infos:
-        print("none registered: clipseq itself is not installed (pip install .)")
+        disabled = ", ".join(disabled_plugins())
+        print(
+            f"none registered: CLIPSEQ_DISABLE leaves out {disabled}"
+            if disabled
+            else "none registered: clipseq itself is not installed (pip install .)"
+        )
     for plugin in failed:
         print(
             f"could not be loaded: {plugin.name!r} of {plugin.distribution} {plugin.version}: "

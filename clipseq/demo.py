@@ -7,6 +7,7 @@ the same towers and the same optimizer; the one difference is `use_sequence_simi
 import csv
 import json
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,13 @@ from clipseq import figures
 from clipseq.config import structure
 from clipseq.data import Clip, MapDataset, simulate
 from clipseq.data.captions import PHRASES
-from clipseq.errors import ClipseqError
+from clipseq.errors import ClipseqError, ConfigError
 from clipseq.evaluation import Evaluation, as_text, evaluate, metric_table
 from clipseq.evaluation.encoding import collate_for
 from clipseq.evaluation.metrics import Estimate, mean_estimate, resamples
 from clipseq.model import CLIP
 from clipseq.training import RunConfig, RunFolder, TrainingInterrupted, read_config, train
+from clipseq.training.models import pinned
 from clipseq.training.progress import ProgressBar
 from clipseq.training.threads import cpu_threads
 
@@ -117,13 +119,14 @@ def run_demo(
         tell: gets a line as each part begins.
 
     Raises:
-        ClipseqError: `out` holds something and `resume` is not set; or it holds another demo.
+        ConfigError: `out` holds something and `resume` is not set; or it holds another demo.
         TrainingInterrupted: Ctrl-C; the message says how to go on.
     """
     size = SMALL if small else FULL
-    again = f"clipseq demo {'--small ' if small else ''}--resume --out {out}"
+    options = ["--small"] * small + ["--seed", str(seed)] * (seed != 0)
+    again = shlex.join(["clipseq", "demo", *options, "--resume", "--out", str(out)])
     if not resume and out.exists() and any(out.iterdir()):
-        raise ClipseqError(
+        raise ConfigError(
             f"{out} exists and would be overwritten; continue an interrupted demo with: {again}; "
             "or choose another folder with --out"
         )
@@ -308,8 +311,8 @@ def alignment_agreement(alignments: Sequence[ClipAlignment]) -> dict[str, Estima
 def _trained(name: str, config: RunConfig, dataset: MapDataset, *, resume: bool) -> CLIP:
     folder = RunFolder(config.training.out)
     begun = resume and folder.config.exists()
-    if begun and read_config(folder.config) != config:
-        raise ClipseqError(
+    if begun and pinned(read_config(folder.config)) != pinned(config):
+        raise ConfigError(
             f"{folder.root} was begun with another configuration (another size or seed?); "
             "choose another folder with --out"
         )

@@ -111,7 +111,7 @@ class CLIP(GathersWeights):
         self.use_sequence_similarity = use_sequence_similarity
         self.sequence_similarity_type = sequence_similarity_type
         self.sequence_similarity_weight = sequence_similarity_weight
-        self.sequence_similarity_options = _lists_to_tuples(dict(sequence_similarity_options or {}))
+        self.sequence_similarity_options = lists_to_tuples(dict(sequence_similarity_options or {}))
         self.micro_batch = None
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
@@ -441,12 +441,12 @@ def caption_groups(
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
-def _lists_to_tuples(value: Any) -> Any:
+def lists_to_tuples(value: Any) -> Any:
     # TOML and JSON know no tuples, where an option such as local's window takes a pair.
     if isinstance(value, Mapping):
-        return {key: _lists_to_tuples(inner) for key, inner in value.items()}
+        return {key: lists_to_tuples(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return tuple(_lists_to_tuples(inner) for inner in value)
+        return tuple(lists_to_tuples(inner) for inner in value)
     return value
 
 

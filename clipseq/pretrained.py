@@ -214,7 +214,7 @@ def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
     options: dict[str, Any] = dict(model.sequence_similarity_options)
     origins: dict[str, Origin] = {}
     if model.sequence_loss_fn is not None:
-        options = _resolve(
+        options = resolved_options(
             model.sequence_similarity_type, options, model.sequence_loss_fn.similarity_fn, origins
         )
     saved = SavedModel(
@@ -280,7 +280,7 @@ def _move_into_place(staging: Path, directory: Path) -> None:
         raise
 
 
-def _resolve(
+def resolved_options(
     name: str, options: Mapping[str, Any], similarity: Similarity, origins: dict[str, Origin]
 ) -> dict[str, Any]:
     """All options of a similarity, defaults too, and those of its parts; fills `origins`."""
@@ -291,7 +291,7 @@ def _resolve(
     if info.composite and "parts" in info.options and isinstance(parts, Mapping):
         given = options.get("parts") or {}
         resolved["parts"] = {
-            part: _resolve(part, given.get(part) or {}, inner, origins)
+            part: resolved_options(part, given.get(part) or {}, inner, origins)
             for part, inner in parts.items()
         }
         if "weights" in info.options:

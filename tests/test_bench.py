@@ -73,6 +73,10 @@ def test_a_built_in_one(name):
 def test_says_what_is_wrong():
     with pytest.raises(UnknownSimilarityError, match="did you mean 'local'"):
         bench("locl")
+    absent = "mps" if torch.cuda.is_available() else "cuda"
+    for device in (absent, "warp", "meta"):
+        with pytest.raises(ValueError, match=f"cannot compute on the device '{device}': .*doctor"):
+            bench("local", **SIZES, device=device)
     for option in (*SIZES, "threads"):
         with pytest.raises(ValueError, match=f"{option} must be positive, got 0"):
             bench("local", **{option: 0})

@@ -85,9 +85,12 @@ def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
     config = write_config(tmp_path, data)
     assert clipseq("train", config)[0] == 0
     status, _, err = clipseq("train", config)
-    assert status == 1
+    assert status == 2
     assert err.startswith("clipseq: ")
     assert "clipseq train --resume" in err
+    status, _, err = clipseq("train", "--resume", tmp_path / "run", "--out", tmp_path / "other")
+    assert status == 2
+    assert f"--out {tmp_path / 'other'} is for a new run" in err
     assert clipseq("train", "--resume", tmp_path / "run")[0] == 0
     assert clipseq("train", config, "--out", tmp_path / "other")[0] == 0
     assert (tmp_path / "other" / "model").exists()
@@ -129,9 +132,11 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path
         (["train"], 2, "give either a CONFIG or --resume RUN"),
         (["train", "none.toml"], 2, "there is no config file none.toml"),
         (["train", "--resume", "none"], 2, "nothing to resume"),
-        (["evaluate", "none"], 1, "none is neither a run folder nor a saved model"),
+        (["evaluate", "none"], 2, "none is neither a run folder nor a saved model"),
         (["simulate", "--out", "x", "--clips", "0"], 2, "--clips"),
         (["trian"], 2, "trian"),
+        (["bench", "locl"], 2, "did you mean 'local'?"),
+        (["bench", "local", "--device", "warp"], 2, "cannot compute on the device 'warp': "),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(
@@ -150,6 +155,24 @@ def test_a_typo_in_the_config_names_the_nearest_key(clipseq, data, tmp_path):
     status, _, err = clipseq("train", config)
     assert status == 2
     assert "'training.bach_size': did you mean 'batch_size'?" in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ('[model]\nsequence_similarity_type = "locl"', "did you mean 'local'?"),
+        ('accelerator = "warp"', "training.accelerator = 'warp'"),
+    ],
+)
+def test_what_a_run_cannot_be_made_from_is_status_2(clipseq, data, tmp_path, wrong, said):
+    config = write_config(tmp_path, data)
+    replaced = "[model]" if "[model]" in wrong else 'accelerator = "cpu"'
+    config.write_text(config.read_text().replace(replaced, wrong))
+    status, _, err = clipseq("train", config)
+    assert status == 2
+    assert said in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -182,6 +205,14 @@ def test_similarities_lists_the_five(clipseq):
     assert status == 0
     assert "temporal" in out
     assert "gamma=0.1" in out
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_similarities_tells_what_is_left_out(clipseq, monkeypatch):
+    monkeypatch.setenv("CLIPSEQ_DISABLE", "global,local,attention,temporal,combined")
+    status, out, _ = clipseq("similarities")
+    assert status == 0
+    assert "none registered: CLIPSEQ_DISABLE leaves out attention, combined" in out
 
 
 @pytest.mark.usefixtures("fresh_registry")

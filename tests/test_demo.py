@@ -1,6 +1,7 @@
 """The demo at a size for tests: what it compares, what it leaves, how it goes on."""
 
 import json
+import shlex
 
 import attrs
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from clipseq import demo
 from clipseq.data.captions import PHRASES, WORDINGS
-from clipseq.errors import ClipseqError
+from clipseq.errors import ClipseqError, ConfigError
 from clipseq.training import RunFolder, TrainingInterrupted
 
 TINY = demo.Size(clips=40, steps=4, batch_size=4, width=8)
@@ -79,6 +80,18 @@ def test_a_demo_is_not_overwritten_and_resume_keeps_what_is_done(finished, monke
     monkeypatch.setattr(demo, "SMALL", attrs.evolve(TINY, steps=5))
     with pytest.raises(ClipseqError, match="begun with another configuration"):
         demo.run_demo(out, small=True, resume=True)
+
+
+def test_the_command_that_continues_is_the_one_that_was_begun(tmp_path):
+    out = tmp_path / "my demo"
+    out.mkdir()
+    (out / "data").touch()
+    with pytest.raises(ConfigError) as error:
+        demo.run_demo(out, small=True, seed=3)
+    command = str(error.value).partition("with: ")[2].partition(";")[0]
+    assert shlex.split(command) == [
+        "clipseq", "demo", "--small", "--seed", "3", "--resume", "--out", str(out),
+    ]  # fmt: skip
 
 
 def test_ctrl_c_says_how_to_go_on_and_resume_finishes(finished, tmp_path, monkeypatch):

@@ -133,8 +133,7 @@ class AllGather:
     def collect(self, work: Differentiate) -> list[Tensor]:
         # Sums are made in place, and two leaves may have got one and the same tensor.
         gradients = {
-            owner: [part.clone() for part in work(owner, tensors)]
-            for owner, tensors in self._all()
+            owner: [part.clone() for part in work(owner, tensors)] for owner, tensors in self._all()
         }
         for owner in range(self._world.size):
             for gradient in gradients[owner]:

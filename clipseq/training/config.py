@@ -1,12 +1,14 @@
 """The configuration of a run: what it trains on, which model, and how; read from TOML."""
 
 import json
+import numbers
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import numpy as np
 
 from clipseq.config import structure, unstructure
 from clipseq.errors import ConfigError
@@ -189,25 +191,40 @@ def read_config(path: Path) -> RunConfig:
         config = structure(RunConfig, table)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return _absolute(config)
+    return absolute(config)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write `config` as TOML that `read_config` reads back as an equal configuration."""
+    """Write `config` as TOML that `read_config` reads back as an equal configuration.
+
+    Raises:
+        ConfigError: a value that TOML cannot hold; the message names its key.
+    """
+    text = "\n".join(_toml_lines(unstructure(config))) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_toml_lines(unstructure(config))) + "\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
-def _absolute(config: RunConfig) -> RunConfig:
-    # A run that is resumed from another directory must find the same files.
+def absolute(config: RunConfig) -> RunConfig:
+    """`config` with every relative path made absolute, from the current directory.
+
+    A run that is resumed from another directory must find the same files.
+    """
+
     def at(path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
+    model, text = config.model, config.model.get("text_cfg")
+    # A wrong type here is for `check_model_config` to name.
+    pretrained = text.get("pretrained") if isinstance(text, Mapping) else None
+    if isinstance(text, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
+        model = model | {"text_cfg": {**text, "pretrained": str(at(Path(pretrained)))}}
     simulated = config.data.simulated
     if simulated is not None:
         simulated = attrs.evolve(simulated, motion=at(simulated.motion))
     return attrs.evolve(
         config,
+        model=model,
         data=attrs.evolve(
             config.data,
             path=at(config.data.path),
@@ -222,7 +239,7 @@ def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> list[str]:
     # TOML has no null: a value of None is its key left out, which is also its default.
     values = {key: value for key, value in table.items() if value is not None}
     lines = [
-        f"{_toml_key(key)} = {_toml_value(value)}"
+        f"{_toml_key(key)} = {_toml_value(value, f'{prefix}{_toml_key(key)}')}"
         for key, value in values.items()
         if not isinstance(value, Mapping)
     ]
@@ -243,13 +260,26 @@ def _toml_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
+def _toml_value(value: Any, where: str) -> str:
+    if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, str):
         return _toml_string(value)
-    if isinstance(value, float):
-        return repr(value)
+    # As Python's own numbers: numpy's are written with their type.
+    if isinstance(value, numbers.Integral):
+        return repr(int(value))
+    if isinstance(value, numbers.Real):
+        return repr(float(value))
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
-    return str(value)
+        return f"[{', '.join(_toml_value(item, where) for item in value)}]"
+    if isinstance(value, Mapping):
+        pairs = [
+            f"{_toml_key(key)} = {_toml_value(item, f'{where}.{_toml_key(key)}')}"
+            for key, item in value.items()
+            if item is not None
+        ]
+        return f"{{{', '.join(pairs)}}}"
+    raise ConfigError(
+        f"{where}: {value!r} ({type(value).__name__}) cannot be written as TOML; use plain "
+        "numbers, strings, lists and dictionaries"
+    )

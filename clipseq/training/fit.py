@@ -12,14 +12,23 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from clipseq.data import Clip, MapDataset
+from clipseq.data.radar_simulator import Radar
 from clipseq.encoders import HuggingFaceTextTower
-from clipseq.errors import CheckpointError, ClipseqError, DataError
+from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
 from clipseq.evaluation.encoding import collate_for
-from clipseq.training.config import RunConfig, write_config
+from clipseq.training.config import RunConfig, absolute, write_config
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.interruption import Interruption, TrainingInterrupted
-from clipseq.training.models import build_model, check_model_config, run_tokenizer
+from clipseq.training.models import (
+    build_model,
+    check_captions,
+    check_model,
+    check_model_config,
+    keep_tokenizer,
+    pinned,
+    run_tokenizer,
+)
 from clipseq.training.processes import Processes, cluster, joined, layout
 from clipseq.training.stream import OwnRows, ShuffledBatches
 from clipseq.training.threads import cpu_threads
@@ -60,8 +69,11 @@ def train(
         `CLIP.from_pretrained`), checkpoints/last.ckpt and best.ckpt, metrics.csv, tensorboard/.
 
     Raises:
-        ClipseqError: lightning is not installed; the run folder exists (or, on resume, does not).
-        ConfigError: a model or data option that does not exist or does not fit.
+        ClipseqError: lightning is not installed.
+        ConfigError: the run folder exists; a model, data or training option that does not exist
+            or does not fit. Nothing is written then, but for clips that were simulated.
+        CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
+            does not fit the model.
         TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint was
             left, the message says how to go on.
         NonFiniteLoss: the loss became NaN or infinite; the message names the step and the clips.
@@ -69,6 +81,7 @@ def train(
             at which step, why if it left word, and how to go on.
     """
     _need_lightning()
+    config = absolute(config)
     with _quiet(), joined(config.training) as processes:
         folder = RunFolder(config.training.out)
         prepared = processes.in_turn(
@@ -105,18 +118,40 @@ def _prepare(
 ) -> _Prepared:
     """Check everything that can be checked, and find or make clips, tokenizer and model.
 
-    The first process makes what goes into the run folder; the others come later, and find it.
+    The first process makes what goes into the run folder; the others come later, and find it. It
+    is written last: a configuration that is wrong leaves no folder in the way of the right one.
     """
-    from lightning.pytorch import seed_everything
-
     if processes.first:
         if not resume:
             refuse_existing(folder)
         elif not folder.config.exists():
             raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
     check_model_config(config.model)
-    if dataset is None:
-        dataset = _open(config, folder, progress, write=processes.first)
+    config = pinned(config)
+    if dataset is not None:
+        return _prepare_on(dataset, config, folder, processes, resume=resume)
+    dataset = _open(config, folder, progress, write=processes.first)
+    try:
+        return _prepare_on(dataset, config, folder, processes, resume=resume)
+    except ValueError as error:
+        if config.data.simulated is None:
+            raise
+        raise ConfigError(
+            f"{error}; the clips are simulated, so correct {folder.config} and continue with: "
+            f"clipseq train --resume {folder.root}"
+        ) from error
+
+
+def _prepare_on(
+    dataset: MapDataset,
+    config: RunConfig,
+    folder: RunFolder,
+    processes: Processes,
+    *,
+    resume: bool,
+) -> _Prepared:
+    from lightning.pytorch import seed_everything
+
     training = dataset.subset("train")
     if len(training) < 2:
         raise DataError(
@@ -132,13 +167,17 @@ def _prepare(
                 "needs at least one; start fewer"
             )
     seed_everything(config.training.seed, verbose=False)
-    if processes.first:
-        write_config(config, folder.config)
     tokenizer = run_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(config.model, dataset.views, tokenizer)
-    finished = _finished_steps(folder.last) if resume else 0
+    for split, clips in (("train", training), ("val", validation)):
+        if clips is not None:
+            check_captions(model, clips.captions, split)
+    finished = _finished_steps(folder, model) if resume else 0
+    if processes.first:
+        write_config(config, folder.config)
+        keep_tokenizer(tokenizer, folder)
     return _Prepared(training, validation, model, finished)
 
 
@@ -241,8 +280,11 @@ def _open(
 ) -> MapDataset:
     if config.data.simulated is None:
         return open_dataset(config.data, folder)
-    # The clips go into the run folder: with its config beside them, what is done is not lost.
+    begun = folder.config.exists()
     if write:
+        # What is wrong with the model is said now, and not when all clips are simulated.
+        check_model(config.model, Radar().views)
+        # They go into the run folder: with its config beside them, what is done is not lost.
         write_config(config, folder.config)
     try:
         return open_dataset(config.data, folder, progress=progress)
@@ -250,6 +292,11 @@ def _open(
         raise TrainingInterrupted(
             f"stopped while simulating; continue with: clipseq train --resume {folder.root}"
         ) from None
+    except (ValueError, OSError):
+        if write and not begun and not folder.data.exists():  # nothing to go on with
+            folder.config.unlink()
+            folder.root.rmdir()
+        raise
 
 
 def refuse_existing(folder: RunFolder) -> None:
@@ -260,7 +307,7 @@ def refuse_existing(folder: RunFolder) -> None:
             if folder.config.exists()
             else "choose another folder"
         )
-        raise ClipseqError(f"{folder.root} exists and would be overwritten; {how}")
+        raise ConfigError(f"{folder.root} exists and would be overwritten; {how}")
 
 
 class _Batches(DataLoader[Clip]):
@@ -309,8 +356,26 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _finished_steps(checkpoint: Path) -> int:
-    return int(_checkpoint(checkpoint)["global_step"]) if checkpoint.exists() else 0
+def _finished_steps(folder: RunFolder, model: "CLIP") -> int:
+    if not folder.last.exists():
+        return 0
+    checkpoint = _checkpoint(folder.last)
+    prefix = "clip."  # the model's name in `ClipTraining`
+    saved = {k.removeprefix(prefix): v.shape for k, v in checkpoint["state_dict"].items()}
+    own = {k: v.shape for k, v in model.state_dict().items()}
+    problems = {
+        "missing": sorted(own.keys() - saved.keys()),
+        "unexpected": sorted(saved.keys() - own.keys()),
+        "of another shape": sorted(k for k in own.keys() & saved.keys() if own[k] != saved[k]),
+    }
+    if any(problems.values()):
+        lines = [f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys]
+        raise CheckpointError(
+            f"the checkpoint {folder.last} does not fit the model that {folder.config} describes; "
+            f"{'; '.join(lines)}. Undo what was changed since: in [model], or in which plugins "
+            "are installed"
+        )
+    return int(checkpoint["global_step"])
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """metrics.csv and TensorBoard events: one row per optimizer step, continued on resume."""
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clipseq.errors import ClipseqError
 
@@ -30,19 +31,24 @@ class Journal:
             ) from error
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         kept = _rows_before(csv_path, start) if csv_path.exists() and start else []
-        self._file = csv_path.open("w", newline="", encoding="utf-8")
-        self._writer: csv.DictWriter[str] | None = None
-        if kept:
-            self._open_table(list(kept[0])).writerows(kept)
+        # Written beside it and moved: a kill from here on to the next checkpoint loses no kept row.
+        partial = csv_path.with_name(csv_path.name + ".part")
+        with partial.open("w", newline="", encoding="utf-8") as lines:
+            if kept:
+                _table(lines, list(kept[0])).writerows(kept)
+        os.replace(partial, csv_path)
+        self._file = csv_path.open("a", newline="", encoding="utf-8")
+        self._writer = _rows_of(self._file, list(kept[0])) if kept else None
         # TensorBoard reads purge_step as: forget what an earlier file says of these steps.
-        self._events: Any = SummaryWriter(str(events), purge_step=start + 1 if start else None)
+        self._events: Any = SummaryWriter(str(events), purge_step=start + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Add the row of optimizer step `step` (counted from 1)."""
         writer = self._writer
         if writer is None:
             losses = [f"val_{name}" for name in row if name.startswith("loss_")]
-            writer = self._open_table(["step", *dict.fromkeys([*row, *losses])])
+            writer = _table(self._file, ["step", *dict.fromkeys([*row, *losses])])
+            self._writer = writer
         writer.writerow({"step": step} | {name: f"{value:.9g}" for name, value in row.items()})
         for name, value in row.items():
             group = "validation" if name.startswith("val_") else "train"
@@ -58,10 +64,15 @@ class Journal:
         self._file.close()
         self._events.close()
 
-    def _open_table(self, columns: list[str]) -> "csv.DictWriter[str]":
-        self._writer = csv.DictWriter(self._file, columns, restval="", lineterminator="\n")
-        self._writer.writeheader()
-        return self._writer
+
+def _rows_of(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
+    return csv.DictWriter(lines, columns, restval="", lineterminator="\n")
+
+
+def _table(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
+    writer = _rows_of(lines, columns)
+    writer.writeheader()
+    return writer
 
 
 def _rows_before(path: Path, step: int) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import attrs
+import torch
 
 from clipseq.config import structure
 from clipseq.encoders import RadarConfig, TextConfig
@@ -16,8 +17,10 @@ from clipseq.encoders.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from clipseq.errors import ConfigError, nearest
-from clipseq.model import CLIP
+from clipseq.errors import ConfigError, UnknownSimilarityError, nearest
+from clipseq.model import CLIP, lists_to_tuples
+from clipseq.pretrained import resolved_options
+from clipseq.registry import available_similarities, get_similarity
 from clipseq.training.config import RunConfig
 from clipseq.training.folder import RunFolder
 
@@ -27,6 +30,49 @@ def check_model_config(table: Mapping[str, Any]) -> None:
     structure(_model_class(), table, where="model")
     structure(RadarConfig, table.get("encoder_cfg", {}), where="model.encoder_cfg")
     structure(TextConfig, table.get("text_cfg", {}), where="model.text_cfg")
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """`config` with all options of its similarity, defaults and the parts of `combined` too.
+
+    What is installed or removed later then does not change what a resumed run builds.
+
+    Raises:
+        ConfigError: a similarity or an option that does not exist, or does not fit.
+    """
+    clip = structure(_model_class(), config.model, where="model")
+    name, given = clip.sequence_similarity_type, clip.sequence_similarity_options or {}
+    if not clip.use_sequence_similarity:
+        return config
+    key = "type" if name not in available_similarities() else "options"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            similarity = get_similarity(name, **lists_to_tuples(given))
+    except (UnknownSimilarityError, TypeError, ValueError) as error:
+        cause = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        raise ConfigError(f"model.sequence_similarity_{key}: {cause}") from error
+    options = _tuples_to_lists(resolved_options(name, given, similarity, {}))
+    return attrs.evolve(config, model=config.model | {"sequence_similarity_options": options})
+
+
+def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
+    """Raise what `build_model` would, whatever the captions: for before there are any.
+
+    Raises:
+        ConfigError, ValueError, TypeError: see `build_model`.
+    """
+    # How many ids there are, the captions say.
+    text = {key: value for key, value in table.get("text_cfg", {}).items() if key != "vocab_size"}
+    build_model({**table, "text_cfg": text}, views, None)
+
+
+def check_captions(model: CLIP, captions: Sequence[str], split: str) -> None:
+    """Raise ConfigError for a caption that the text tower cannot read, a too long one say."""
+    tower: Any = model.text_encoder
+    try:
+        tower.tokenize(captions)
+    except ValueError as error:
+        raise ConfigError(f"the split {split!r}: {error}") from error
 
 
 def build_model(
@@ -61,7 +107,7 @@ def build_model(
 def run_tokenizer(
     config: RunConfig, captions: Sequence[str], folder: RunFolder, *, resume: bool
 ) -> Tokenizer | None:
-    """The run's tokenizer: trained on `captions` and kept in the run folder, or read from there.
+    """The run's tokenizer: trained on `captions`, or read from the run folder.
 
     A resumed run reads it: the weights in the checkpoint belong to its ids and no others.
     """
@@ -72,10 +118,23 @@ def run_tokenizer(
         return ByteTokenizer()
     if resume and folder.tokenizer.exists():
         return load_tokenizer(TrainedTokenizer.kind, folder.tokenizer)
-    tokenizer = train_tokenizer(captions, config.tokenizer.vocab_size, kind=kind)
-    folder.tokenizer.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(folder.tokenizer)
-    return tokenizer
+    return train_tokenizer(captions, config.tokenizer.vocab_size, kind=kind)
+
+
+def keep_tokenizer(tokenizer: Tokenizer | None, folder: RunFolder) -> None:
+    """Write a trained tokenizer into the run folder, unless it is there already."""
+    if isinstance(tokenizer, TrainedTokenizer) and not folder.tokenizer.exists():
+        folder.tokenizer.mkdir(parents=True)
+        tokenizer.save(folder.tokenizer)
+
+
+def _tuples_to_lists(value: Any) -> Any:
+    # As they are read back from TOML.
+    if isinstance(value, Mapping):
+        return {key: _tuples_to_lists(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tuples_to_lists(inner) for inner in value]
+    return value
 
 
 @cache

@@ -221,7 +221,8 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
     nothing of torch.distributed is touched.
 
     Raises:
-        ConfigError: processes that cannot be had: too few devices, half an environment.
+        ConfigError: processes that cannot be had: too few devices, half an environment; no such
+            accelerator here.
         ProcessLost: instead of the RuntimeError of a collective, in the block as well.
     """
     devices, nodes = layout(config)
@@ -232,6 +233,7 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
             f"{devices * nodes}: let torchrun start them, or train start them by training.devices"
         )
     if devices * nodes == 1:
+        _fabric(config, devices, nodes)  # made for its errors, before anything is written
         yield Processes()
         return
     if config.batch_size < devices * nodes:
@@ -291,24 +293,15 @@ def cluster(size: int) -> list[Any]:
 
 def _connect(config: "TrainingConfig", devices: int, nodes: int) -> list[Any]:
     """Join the process group; returns the processes that this one has started for it."""
-    from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    strategy = DDPStrategy(timeout=timedelta(seconds=config.timeout))
+    fabric = _fabric(config, devices, nodes, strategy=strategy)
     try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            strategy=DDPStrategy(timeout=timedelta(seconds=config.timeout)),
-            plugins=cluster(devices * nodes),
-        )
         fabric.launch()
     except MisconfigurationException as error:
-        raise ConfigError(
-            f"training.devices = {devices} with training.accelerator = {config.accelerator!r}: "
-            f"{error}"
-        ) from error
+        raise _not_to_be_had(config, devices, error) from error
     except dist.DistError as error:
         raise ProcessLost(
             f"not all of the {devices * nodes} processes came together within training.timeout = "
@@ -321,6 +314,28 @@ def _connect(config: "TrainingConfig", devices: int, nodes: int) -> list[Any]:
         # saying by then. They notice by themselves, where NCCL might not.
         started.clear()
     return children
+
+
+def _fabric(config: "TrainingConfig", devices: int, nodes: int, **options: Any) -> Any:
+    from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            plugins=cluster(devices * nodes),
+            **options,
+        )
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+        raise _not_to_be_had(config, devices, error) from error
+
+
+def _not_to_be_had(config: "TrainingConfig", devices: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"training.devices = {devices} with training.accelerator = {config.accelerator!r}: {error}"
+    )
 
 
 def _wait_for(children: list[Any], patience: float = 60.0) -> None:

@@ -142,7 +142,8 @@ class Recorder(Callback):
             raise stop
 
     def _save(self, trainer: Trainer, best: bool) -> None:
-        for path, wanted in ((self.folder.last, True), (self.folder.best, best)):
+        # `last` knows of this `best`: left first, it would keep a resumed run from leaving `best`.
+        for path, wanted in ((self.folder.best, best), (self.folder.last, True)):
             if wanted:
                 # Written beside it and moved: a kill in the middle leaves the previous one whole.
                 partial = path.with_suffix(".partial")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from clipseq.errors import CheckpointError
+from clipseq.errors import CheckpointError, ConfigError
 from clipseq.evaluation import Evaluation, evaluate
 from clipseq.model import CLIP
 from clipseq.training.config import read_config
@@ -16,7 +16,8 @@ def load_model(run: Path) -> CLIP:
     """The trained model of a run folder, or of a folder written by `CLIP.save_pretrained`.
 
     Raises:
-        CheckpointError: the folder holds neither.
+        ConfigError: the folder holds neither.
+        CheckpointError: the run is not finished, or what it saved is incomplete or corrupt.
     """
     folder = RunFolder(run)
     if (folder.model / "config.json").exists():
@@ -27,7 +28,7 @@ def load_model(run: Path) -> CLIP:
         raise CheckpointError(
             f"the run {run} is not finished; finish it with: clipseq train --resume {run}"
         )
-    raise CheckpointError(f"{run} is neither a run folder nor a saved model")
+    raise ConfigError(f"{run} is neither a run folder nor a saved model")
 
 
 def evaluate_run(

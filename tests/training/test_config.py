@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +52,13 @@ scalars = (
 # What TOML cannot hold (a lone surrogate) cannot come from a TOML file.
 keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
 tables = st.recursive(
-    st.dictionaries(keys, scalars | st.lists(st.integers()), max_size=3),
+    st.dictionaries(
+        keys,
+        scalars
+        | st.lists(st.integers())
+        | st.lists(st.dictionaries(keys, scalars, max_size=2), max_size=2),
+        max_size=3,
+    ),
     lambda inner: st.dictionaries(keys, inner, max_size=3),
     max_leaves=6,
 )
@@ -67,6 +74,35 @@ def test_what_is_written_is_read_back(tmp_path_factory, model, motion):
     path = tmp_path_factory.getbasetemp() / "written.toml"
     write_config(config, path)
     assert read_config(path) == config
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    config = RunConfig(
+        data=DataConfig(path=tmp_path),
+        training=TrainingConfig(
+            out=tmp_path / "run", max_steps=np.int64(7), learning_rate=np.float64(1e-3)
+        ),
+        model={"options": {"share": np.float32(0.5), "on": np.bool_(True)}},
+    )
+    write_config(config, tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+
+
+def test_what_toml_cannot_hold_is_named(tmp_path):
+    config = RunConfig(
+        data=DataConfig(path=tmp_path),
+        training=TrainingConfig(out=tmp_path / "run", max_steps=7),
+        model={"options": {"stages": [{"size": 1j}]}},
+    )
+    with pytest.raises(ConfigError, match=r"model\.options\.stages\.size: 1j \(complex\) cannot"):
+        write_config(config, tmp_path / "config.toml")
+
+
+def test_a_pretrained_text_tower_is_found_from_another_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = SMALLEST + '[model.text_cfg]\npretrained = "bert"\n'
+    config = read_config(write(tmp_path, text))
+    assert config.model == {"text_cfg": {"pretrained": str(tmp_path / "bert")}}
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """A whole run: its folder, its numbers, its continuation, and its ends before the end."""
 
 import csv
+import os
 import signal
 import tomllib
+from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
 import torch
 
-from clipseq import CLIP
+from clipseq import CLIP, Similarity, register_similarity
 from clipseq.data import MapDataset, collate
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
 from clipseq.training import (
@@ -20,6 +22,7 @@ from clipseq.training import (
     read_config,
     train,
 )
+from clipseq.training.models import pinned
 from clipseq.training.module import NonFiniteLoss
 from clipseq.training.stream import ShuffledBatches
 
@@ -43,8 +46,9 @@ def test_a_run_leaves_its_folder(dataset, small_run):
     model = train(config, dataset=dataset, progress=lambda step, steps, row: seen.append(step))
     folder = RunFolder(config.training.out)
     assert seen == [1, 2, 3, 4, 5, 6]
-    assert read_config(folder.config) == attrs.evolve(
-        config, data=attrs.evolve(config.data, path=read_config(folder.config).data.path)
+    expected = pinned(config)
+    assert pinned(read_config(folder.config)) == attrs.evolve(
+        expected, data=attrs.evolve(config.data, path=read_config(folder.config).data.path)
     )
     assert tomllib.loads(folder.config.read_text())["training"]["max_steps"] == 6
     assert folder.last.exists()
@@ -162,6 +166,76 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(dataset, small_ru
     assert same_weights(train(config, dataset=dataset, resume=True), expected)
 
 
+class Constant(Similarity):
+    """A plugin that comes or goes between two starts of a run."""
+
+    def score(self, x, y):
+        return x.values.sum((1, 2))[:, None] * y.values.sum((1, 2)) * 0
+
+    def align(self, x, y):
+        return x.values.new_zeros(len(x.values), x.mask.shape[1], y.mask.shape[1])
+
+
+def test_a_plugin_that_is_installed_later_changes_no_run(dataset, small_run, fresh_registry):
+    def press(step, steps, row):
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    whole, cut = small_run("whole", max_steps=3), small_run("cut", max_steps=3)
+    expected = train(whole, dataset=dataset)
+    with pytest.raises(TrainingInterrupted):
+        train(cut, dataset=dataset, progress=press)
+    register_similarity("constant", Constant)
+    # As the command line does: with what the folder says.
+    settings = read_config(RunFolder(cut.training.out).config)
+    assert same_weights(train(settings, dataset=dataset, resume=True), expected)
+
+
+def test_a_checkpoint_of_another_model_is_named(dataset, small_run):
+    config = small_run(max_steps=2, model={"sequence_similarity_type": "temporal"})
+    train(config, dataset=dataset)
+    folder = RunFolder(config.training.out)
+    before = folder.config.read_text()
+    other = small_run(max_steps=2, model={"context_length": 50, "use_siglip": True})
+    with pytest.raises(CheckpointError) as error:
+        train(other, dataset=dataset, resume=True)
+    assert f"{folder.last} does not fit the model that {folder.config} describes" in str(
+        error.value
+    )
+    assert "missing: clip_loss_fn." in str(error.value)
+    assert "of another shape: text_encoder.positions" in str(error.value)
+    assert folder.config.read_text() == before
+
+
+def test_a_kill_between_two_checkpoints_leaves_the_best(dataset, small_run, monkeypatch):
+    replace, moved = os.replace, []
+
+    def killed(source, target):
+        replace(source, target)
+        if str(target).endswith(".ckpt"):
+            moved.append(target)
+            raise KeyboardInterrupt
+
+    config = small_run(max_steps=2)
+    monkeypatch.setattr("clipseq.training.recorder.os.replace", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(config, dataset=dataset)
+    assert len(moved) == 1
+    monkeypatch.undo()
+    train(config, dataset=dataset, resume=True)
+    assert torch.load(RunFolder(config.training.out).best)["global_step"] == 2
+
+
+def test_relative_paths_are_made_absolute(dataset, small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = small_run(max_steps=1)
+    data, options = DataConfig(path=Path("data")), attrs.evolve(config.training, out=Path("run"))
+    train(attrs.evolve(config, data=data, training=options), dataset=dataset)
+    monkeypatch.chdir("/")
+    written = read_config(tmp_path / "run" / "config.toml")
+    assert (written.data.path, written.training.out) == (tmp_path / "data", tmp_path / "run")
+
+
 def test_ctrl_c_in_the_last_step_leaves_a_finished_run(dataset, small_run):
     config = small_run(max_steps=2)
 
@@ -276,6 +350,58 @@ def test_a_wrong_model_option_is_named(dataset, small_run, model, said):
     with pytest.raises(ConfigError) as error:
         train(small_run(model=model), dataset=dataset)
     assert said in str(error.value)
+
+
+WRONG = [
+    ({"model": {"sequence_similarity_type": "temporl"}}, "did you mean 'temporal'?"),
+    ({"model": {"sequence_similarity_options": {"part": {}}}}, "similarity_options: .*'parts'"),
+    ({"model": {"encoder_cfg": {"views": {"dopler_time": 64}}}}, "did you mean 'doppler_time'?"),
+    ({"model": {"transformer_heads": 3}}, "heads"),
+    ({"accelerator": "warp"}, "training.accelerator = 'warp': You selected an invalid"),
+    (
+        {"accelerator": "mps" if torch.cuda.is_available() else "cuda"},
+        "training.accelerator = .* can not run on your system",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [*WRONG, ({"model": {"context_length": 3}}, "train.*3")]
+)
+def test_a_config_that_is_rejected_leaves_no_folder(dataset, small_run, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        train(small_run(**wrong), dataset=dataset)
+    assert not small_run().training.out.exists()
+
+
+@pytest.mark.parametrize(("wrong", "said"), WRONG)
+def test_a_config_that_is_rejected_simulates_nothing(small_run, wrong, said):
+    data = DataConfig(simulated=SimulatedData(clips=80))
+    with pytest.raises(ValueError, match=said):
+        train(attrs.evolve(small_run(**wrong), data=data))
+    assert not small_run().training.out.exists()
+
+
+def test_a_recording_that_is_missing_leaves_no_folder(small_run, tmp_path):
+    motion = tmp_path / "none.npz"
+    data = DataConfig(simulated=SimulatedData(clips=20, motion=motion))
+    with pytest.raises(DataError, match="none.npz"):
+        train(attrs.evolve(small_run(), data=data))
+    assert not small_run().training.out.exists()
+
+
+def test_what_only_the_clips_tell_is_said_with_how_to_go_on(small_run):
+    data = DataConfig(simulated=SimulatedData(clips=20))
+    config = attrs.evolve(small_run(max_steps=1, model={"context_length": 3}), data=data)
+    folder = RunFolder(config.training.out)
+    with pytest.raises(
+        ConfigError, match=rf"context_length.*correct {folder.config} and .*--resume"
+    ):
+        train(config)
+    written = folder.config.read_text()
+    folder.config.write_text(written.replace("context_length = 3", "context_length = 48"))
+    train(read_config(folder.config), resume=True)
+    assert folder.model.exists()
 
 
 def test_one_clip_cannot_be_trained_on(dataset, small_run):

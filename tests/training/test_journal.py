@@ -36,6 +36,30 @@ def test_a_resumed_journal_forgets_what_did_not_happen(tmp_path):
     assert [e.step for e in logged.Scalars("validation/loss_total")] == [3]
 
 
+def test_a_kill_after_the_resume_loses_no_kept_row(tmp_path):
+    path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
+    journal = Journal(path, events)
+    for step in (1, 2, 3):
+        journal.write(step, {"loss_total": 1.0})
+    journal.close()
+    resumed = Journal(path, events, start=2)
+    # What a kill leaves is what is on disk now.
+    assert [row["step"] for row in rows(path)] == ["1", "2"]
+    resumed.close()
+
+
+def test_a_run_that_starts_again_forgets_all_steps(tmp_path):
+    path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
+    for steps in ((1, 2, 3), (1,)):
+        journal = Journal(path, events)
+        for step in steps:
+            journal.write(step, {"loss_total": float(len(steps))})
+        journal.close()
+    logged = EventAccumulator(str(events))
+    logged.Reload()
+    assert [(e.step, e.value) for e in logged.Scalars("train/loss_total")] == [(1, 1.0)]
+
+
 def test_a_new_run_starts_an_empty_table(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss_total\n1,2\n")

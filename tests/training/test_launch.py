@@ -326,7 +326,7 @@ def test_an_error_before_the_first_step_is_told_once(config, start_ranks, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("mine")
     first, second = map(ended, start_ranks(2, ["train", config()]))
-    assert first[0] == second[0] == 1
+    assert first[0] == second[0] == 2
     assert first[1].endswith("would be overwritten; choose another folder\n")
     assert second[1] == ""
 
