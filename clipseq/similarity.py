@@ -38,8 +38,8 @@ class Similarity(nn.Module, ABC):
     What `forward` promises (and `clipseq.testing.check_similarity` checks): scores lie in [-1, 1];
     ``S[i, j]`` depends on ``x[i]`` and ``y[j]`` alone; what lies in padded steps and how many
     there are changes neither scores nor gradients, wherever they are; a sequence without a real
-    step scores -1 with every other and gets zero gradient; memory is bounded whatever B, C, T
-    and L are.
+    step scores -1 with every other and gets zero gradient; memory grows with the sequences and
+    the scores, not with B·C·T·L: the least that is worked on at once is one pair.
 
     A parameter has at least one dimension, ``nn.Parameter(torch.tensor([0.0]))`` for one number:
     FSDP2 (`fully_shard`) shards none without.
@@ -61,7 +61,7 @@ class Similarity(nn.Module, ABC):
 
     def __init__(self, *, embed_dim: int | None = None) -> None:
         super().__init__()
-        if embed_dim is not None and (not isinstance(embed_dim, int) or embed_dim < 1):
+        if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 1):
             raise ValueError(f"embed_dim must be a positive integer or None, got {embed_dim!r}")
         self.embed_dim = embed_dim
         self.x_projection = None if embed_dim is None else _identity_projection(embed_dim)

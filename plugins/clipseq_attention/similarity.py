@@ -1,6 +1,7 @@
 """Cross-attention between the steps of every pair."""
 
 import math
+from typing import SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -54,7 +55,7 @@ class AttentionSimilarity(Similarity):
         super().__init__(embed_dim=embed_dim)
         if not isinstance(num_heads, int) or num_heads < 1:
             raise ValueError(f"num_heads must be a positive integer, got {num_heads!r}")
-        if not 1e-30 < temperature < 1e30:
+        if not isinstance(temperature, SupportsFloat) or not 1e-30 < temperature < 1e30:
             raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
         self.num_heads = num_heads
         # One number, in one dimension: FSDP2 shards no parameter that has none.

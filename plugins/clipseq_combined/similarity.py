@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, SupportsFloat, cast
 
 import torch
 from jaxtyping import Float
@@ -61,10 +61,14 @@ class CombinedSimilarity(Similarity):
         asked = parts is not None
         if parts is None:
             parts = {name: {} for name, info in infos.items() if not info.composite}
-        elif not isinstance(parts, Mapping):
-            raise TypeError(f"parts must map names to options, got {parts!r}")
+        elif not isinstance(parts, Mapping) or not all(
+            isinstance(options, Mapping) for options in parts.values()
+        ):
+            raise TypeError(f"parts must map names to options, such as {{}}, got {parts!r}")
         if not parts:
             raise ValueError("combined needs at least one part")
+        if weights is not None and not isinstance(weights, Mapping):
+            raise TypeError(f"weights must map names to numbers, got {weights!r}")
         starts = dict(weights or {})
         self._parts = nn.ModuleDict()
         self.log_weights = nn.ParameterDict()
@@ -193,14 +197,15 @@ def _made(
 
 
 def _checked(name: str, weight: object) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
+    if isinstance(weight, bool) or not isinstance(weight, SupportsFloat):
         raise TypeError(f"the weight of {name!r} must be a number, got {weight!r}")
-    if not 0 < weight < float("inf"):
+    value = float(weight)
+    if not 0 < value < float("inf"):
         raise ValueError(
             f"the weight of {name!r} must be positive and finite, got {weight!r}; "
             "to leave a part out, do not name it in parts"
         )
-    return float(weight)
+    return value
 
 
 def _is_default(part: Similarity, which: str) -> bool:

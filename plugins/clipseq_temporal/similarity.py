@@ -1,6 +1,7 @@
 """Soft-DTW, normalised so that lengths do not matter."""
 
 import math
+from typing import SupportsFloat
 
 import torch
 from jaxtyping import Float
@@ -44,7 +45,7 @@ class TemporalSimilarity(Similarity):
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: gamma not positive, band outside [0, 1].
+        ValueError: gamma not positive, or one that float32 does not hold; band outside [0, 1].
     """
 
     default_weight = 0.2
@@ -53,9 +54,9 @@ class TemporalSimilarity(Similarity):
         self, *, gamma: float = 0.1, band: float | None = None, embed_dim: int | None = None
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        if not 0 < gamma < float("inf"):
-            raise ValueError(f"gamma must be positive, got {gamma!r}")
-        if band is not None and not 0 <= band <= 1:
+        if not isinstance(gamma, SupportsFloat) or not 1e-30 < gamma < 1e30:
+            raise ValueError(f"gamma must be positive, 1e-30 to 1e30, got {gamma!r}")
+        if band is not None and not (isinstance(band, SupportsFloat) and 0 <= band <= 1):
             raise ValueError(f"band must be None or lie in [0, 1], got {band!r}")
         self.gamma = float(gamma)
         self.band = None if band is None else float(band)

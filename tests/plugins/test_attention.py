@@ -100,8 +100,11 @@ def test_align_is_the_attention_of_both_directions():
         ({"num_heads": 0}, "num_heads must be a positive integer"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"temperature": 1e-50}, "temperature must be positive"),
+        ({"temperature": float("inf")}, "temperature must be positive"),
+        ({"temperature": "hot"}, "temperature must be positive"),
     ],
 )
-def test_refuses_bad_options(options, message):
+def test_refuses_bad_options(options, message, unchecked_signatures):
     with pytest.raises(ValueError, match=message):
         clipseq.get_similarity("attention", **options)

@@ -147,6 +147,8 @@ def test_align_is_the_weighted_mean_of_shares():
         ({"weights": {"local": "1"}}, TypeError, "weight of 'local' must be a number, got '1'"),
         ({"weights": {"local": True}}, TypeError, "weight of 'local' must be a number, got True"),
         ({"parts": {"local": {}}, "weights": {"global": 1.0}}, ValueError, "weights for global"),
+        ({"parts": {"local": None}}, TypeError, "parts must map names to options"),
+        ({"weights": 3}, TypeError, "weights must map names to numbers, got 3"),
     ],
 )
 def test_refuses_bad_options(options, error, message, unchecked_signatures):

@@ -390,9 +390,12 @@ def test_any_number_of_threads_gives_the_same_bits(band, monkeypatch):
         ({"gamma": float("nan")}, "gamma must be positive"),
         ({"band": 1.5}, r"band must be None or lie in \[0, 1\]"),
         ({"band": -0.1}, r"band must be None or lie in \[0, 1\]"),
+        ({"gamma": 1e300}, "gamma must be positive"),
+        ({"gamma": None}, "gamma must be positive"),
+        ({"band": "wide"}, r"band must be None or lie in \[0, 1\]"),
     ],
 )
-def test_refuses_bad_options(options, message):
+def test_refuses_bad_options(options, message, unchecked_signatures):
     with pytest.raises(ValueError, match=message):
         clipseq.get_similarity("temporal", **options)
 
