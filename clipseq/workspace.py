@@ -49,8 +49,8 @@ def loops_pay(values: Tensor) -> bool:
     return (
         values.device.type == "cpu"
         and type(values) in (Tensor, torch.nn.Parameter)
-        and not values.is_neg()  # whose bits are not its numbers: of a conjugate's imaginary part
         and not torch.compiler.is_compiling()
+        and not values.is_neg()  # whose bits are not its numbers: of a conjugate's imaginary part
         and torch._C._len_torch_dispatch_stack() == 0  # of make_fx, say
         and not torch._C._functorch.is_batchedtensor(values)  # of vmap
         and not torch._C._functorch.is_legacy_batchedtensor(values)  # of is_grads_batched
