@@ -1,5 +1,7 @@
 """What a similarity costs: its memory, and its time beside the products of all cosines."""
 
+import contextlib
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -221,15 +223,17 @@ def _finish(device: str) -> None:
 def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
     """The most that the process (on a GPU: torch's allocator) held during `work` beyond before.
 
-    None where that is not known (no Linux, or one that does not let us). Memory that the process
-    was given before and has freed since may be used again unseen: exact in a fresh process, a lower
-    bound elsewhere.
+    None where that is not known (no Linux, or one that does not let us). Where the C library cannot
+    give freed memory back (glibc can), it may be used again unseen: exact in a fresh process, a
+    lower bound elsewhere.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         # Makes the peak what is resident now: it may lie far back.
         Path("/proc/self/clear_refs").write_text("5")
