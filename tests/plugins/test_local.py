@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from ragged import ragged, real_steps
 
 import clipseq
+from clipseq_local import scores as local_implementation
 
 
 def windows(steps, window, stride):
@@ -147,3 +148,18 @@ def test_many_gradients_at_once_are_those_one_by_one():
     for one, gradient in zip(each, found, strict=True):
         (expected,) = torch.autograd.grad(scores, x, one, retain_graph=True)
         torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(("batch", "others"), [(2, 9), (9, 2), (40, 40)])  # places kept or not
+def test_gradients_of_some_pairs_at_a_time_are_those_of_all(batch, others, monkeypatch):
+    x = torch.randn(batch, 9, 5, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(others, 7, 5, dtype=torch.float64, requires_grad=True)
+    x_mask = torch.arange(9) < torch.randint(1, 10, (batch, 1))
+    scores = clipseq.get_similarity("local", window=1)(x, y, x_mask)
+    arriving = torch.randn_like(scores)
+    expected = torch.autograd.grad(scores, (x, y), arriving, retain_graph=True)
+    # Three y, of which one x alone is worked on at a time.
+    monkeypatch.setattr(local_implementation, "_ENTRIES", 30)
+    found = torch.autograd.grad(scores, (x, y), arriving)
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
