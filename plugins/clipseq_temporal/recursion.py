@@ -28,7 +28,7 @@ these that lie in no lane's band are passed over.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
@@ -79,7 +79,9 @@ def strips(
     steps, others = int(x_lengths.max()), int(y_lengths.max())
     count = 1
     if band is not None:
-        count = min(math.ceil(1 / max(band, 1e-9)), -(-(steps + others) // _STRIP))
+        one = bool((x_lengths == steps).all() and (y_lengths == others).all())
+        size = _STRIP_OF_ONE_LENGTH if one else _STRIP
+        count = min(math.ceil(1 / max(band, 1e-9)), -(-(steps + others) // size))
     if band is None or 2 * band + 1 / count >= 0.9:
         zero = torch.zeros_like(x_lengths)
         return [Strip(zero, x_lengths, torch.zeros_like(y_lengths), (steps, others))]
@@ -121,33 +123,132 @@ def alike(x_lengths: list[int], band: float | None) -> list[int]:
     return sizes
 
 
-_STRIP = 24
-"""Least rows and columns, together and on average, of a strip: more strips, less work at once."""
+_STRIP, _STRIP_OF_ONE_LENGTH = 24, 36
+"""Least rows and columns, together and on average, of a strip: more strips, less work at once.
+
+Where lengths differ, so do bands the more, the further they are from where a strip begins.
+"""
+
+
+class Sweep:
+    """The cells of a strip, anti-diagonal by anti-diagonal: every view of them, made once.
+
+    Args:
+        field: (rows + 1, columns + 1, n), the log (base 2) of the weight of each cell, `NEVER`
+            where no path may pass, behind a border (row 0, column 0) of anything; to be filled
+            anew for every `forward`.
+        reach: how far the cells reach that a path of any lane may pass; None for all.
+        room: memory, `ways_at_once` numbers a lane.
+        shares: memory for what `backward` needs, three numbers for each of `cells_within`.
+    """
+
+    def __init__(
+        self,
+        field: Float[Tensor, "_ _ n"],
+        reach: Reach | None,
+        room: Tensor,
+        shares: Tensor | None = None,
+    ) -> None:
+        self.field = field
+        self._keeps = shares is not None
+        rows, columns, lanes = field.shape
+        base, done = field.storage_offset(), 0
+        self._views = []
+        for corner, count in diagonals(rows - 1, columns - 1, reach):
+            # From the cell before the first diagonally, which is `corner`, in memory's order.
+            offset, size = base + corner * lanes, count * lanes
+            stride, shape = (columns - 1) * lanes, (count, lanes)
+            beside = field.as_strided((2, *shape), (stride, stride, 1), offset + lanes)
+            if shares is None:
+                ways = room[: 3 * size]
+            else:
+                ways = shares[done : done + 3 * size]
+                done += 3 * size
+            ways = ways.view(3, *shape)
+            above, left, across = ways.unbind()
+            from_above, from_left = beside.unbind()
+            self._views.append(
+                _Views(
+                    cells=field.as_strided(shape, (stride, 1), offset + (columns + 1) * lanes),
+                    before=field.as_strided(shape, (stride, 1), offset),
+                    beside=beside,
+                    from_above=from_above,
+                    from_left=from_left,
+                    ways=ways,
+                    straight=ways[:2],
+                    above=above,
+                    left=left,
+                    across=across,
+                    peak=room[3 * size : 4 * size].view(shape),
+                )
+            )
+
+    def weigh(self) -> None:
+        """Turn the weights of cells into those of all paths into them, in place."""
+        for at in self._views:
+            cells, across, peak, ways = at.cells, at.across, at.peak, at.ways
+            torch.add(at.before, cells, out=across)
+            torch.maximum(at.from_above, at.from_left, out=peak)
+            torch.maximum(peak, across, out=peak)
+            torch.sub(at.beside, peak, out=at.straight)
+            across.sub_(peak)
+            ways.exp2_()
+            # The total takes the place of the peak, which is added first.
+            cells.add_(peak)
+            torch.add(at.above, at.left, out=peak).add_(across)
+            if self._keeps:
+                ways.div_(peak)
+            cells.add_(peak.log2_())
+
+    def spread(self) -> None:
+        """Send what arrives at each cell on to those before it, by their shares, in place."""
+        for at in reversed(self._views):
+            at.ways.mul_(at.cells)
+            at.from_above.add_(at.above)
+            at.from_left.add_(at.left)
+            at.before.add_(at.across)
+            # A diagonal step counts its cell twice.
+            at.cells.add_(at.across)
+
+
+class _Views(NamedTuple):
+    """What one anti-diagonal of a `Sweep` reads and writes: cells, those before them, the ways."""
+
+    cells: Tensor
+    before: Tensor  # diagonally
+    beside: Tensor  # from_above and from_left
+    from_above: Tensor
+    from_left: Tensor
+    ways: Tensor  # above, left and across: shares once they are divided
+    straight: Tensor  # above and left
+    above: Tensor
+    left: Tensor
+    across: Tensor
+    peak: Tensor
+
+
+def ways_at_once(shape: tuple[int, int], reach: Reach | None) -> int:
+    """How many numbers a lane a `Sweep` works on at once."""
+    return 4 * max(count for _, count in diagonals(*shape, reach))
 
 
 def forward(
-    lanes: list[Strip],
-    field: Callable[[int], tuple[Float[Tensor, "rows+1 columns+1 n"], Reach | None]],
-    y_lengths: Int[Tensor, "n"],
-    shares: list[Tensor] | None = None,
+    lanes: list[Strip], sweep: Callable[[int], Sweep], y_lengths: Int[Tensor, "n"]
 ) -> Float[Tensor, "n"]:
     """Log2 of the total weight of all paths from the first cell to the last, each lane at its own.
 
     Args:
         lanes: the strips, of lanes, in order.
-        field: called with the number of every strip in turn; returns a field with the log (base
-            2) of the weight of each cell, `NEVER` where no path may pass, and any border; and
-            how far the cells reach that a path of any lane may pass, None for all. It is
-            overwritten, and may be the same memory every time.
+        sweep: called with the number of every strip in turn; its field is overwritten, and may be
+            the same memory every time.
         y_lengths: l of each lane.
-        shares: memory, 3·rows·columns·n elements for every strip, which holds the shares of the
-            ways into each cell afterwards, for `backward`.
 
     Cost: four transcendentals a cell, and some ten operations of one pass; memory O(columns·n).
     """
     border = None
     for k, strip in enumerate(lanes):
-        cells, reach = field(k)
+        it = sweep(k)
+        cells = it.field
         cells[:, 0] = NEVER
         if border is None:
             # Into the first cell leads a diagonal step from nowhere, and no other.
@@ -155,7 +256,7 @@ def forward(
             cells[0, 0] = 0.0
         else:
             cells[0] = border
-        _weigh(cells, reach, None if shares is None else shares[k])
+        it.weigh()
         if k + 1 < len(lanes):
             index, inside = _border(strip, lanes[k + 1])
             border = cells.reshape(-1)[index].masked_fill_(~inside, NEVER)
@@ -165,10 +266,8 @@ def forward(
 def backward(
     grad: Float[Tensor, "n"],
     lanes: list[Strip],
-    field: Callable[[int], Float[Tensor, "rows+1 columns+1 n"]],
+    sweep: Callable[[int], Sweep],
     y_lengths: Int[Tensor, "n"],
-    shares: list[Tensor],
-    reaches: list[Reach | None],
 ) -> Iterator[tuple[int, Float[Tensor, "rows columns n"]]]:
     """Gradient of ``grad · forward(...)`` to the rates of each strip, from the last to the first.
 
@@ -178,77 +277,23 @@ def backward(
     Args:
         grad: of each lane.
         lanes: as in `forward`.
-        field: called with the number of every strip; returns memory. It may be the same every
-            time: the gradient of a strip is to be used before the next is asked for.
+        sweep: as in `forward`, after it; shares were kept, and are used up. The gradient of a strip
+            is to be used before the next is asked for.
         y_lengths: l of each lane.
-        shares: what `forward` filled, a tensor for every strip; used up.
-        reaches: those of `forward`, of every strip.
     """
     border, after = None, None
     for k in reversed(range(len(lanes))):
-        strip = lanes[k]
-        cells = field(k).zero_()
+        strip, it = lanes[k], sweep(k)
+        cells = it.field.zero_()
         flat = cells.view(-1)
         if after is None or border is None:
             flat[_last(strip, y_lengths)] = grad
         else:
             index, inside = _border(strip, after)
             flat.scatter_add_(0, index.view(-1), border.masked_fill_(~inside, 0.0).view(-1))
-        _spread(cells, reaches[k], shares[k])
+        it.spread()
         border, after = (cells[0].clone() if k > 0 else None), strip
         yield k, cells[1:, 1:]
-
-
-def _weigh(field: Tensor, reach: Reach | None, shares: Tensor | None) -> None:
-    """Turn the weights of cells into those of all paths into them, in place."""
-    rows, columns, lanes = field.shape
-    stride, base, done = (columns - 1) * lanes, field.storage_offset(), 0
-    room = field.new_empty(4 * min(rows - 1, columns - 1) * lanes)
-    for corner, count in diagonals(rows - 1, columns - 1, reach):
-        # From the cell before the first diagonally, which is `corner`, in memory's order.
-        offset, size = base + corner * lanes, count * lanes
-        cells = field.as_strided((count, lanes), (stride, 1), offset + (columns + 1) * lanes)
-        before = field.as_strided((count, lanes), (stride, 1), offset)
-        beside = field.as_strided((2, count, lanes), (stride, stride, 1), offset + lanes)
-        if shares is None:
-            ways = room[: 3 * size].view(3, count, lanes)
-        else:
-            ways = shares[done : done + 3 * size].view(3, count, lanes)
-            done += 3 * size
-        peak = room[3 * size : 4 * size].view(count, lanes)
-        above, left, across = ways.unbind()
-        torch.add(before, cells, out=across)
-        torch.maximum(*beside.unbind(), out=peak)
-        torch.maximum(peak, across, out=peak)
-        torch.sub(beside, peak, out=ways[:2])
-        across.sub_(peak)
-        ways.exp2_()
-        # The total takes the place of the peak, which is added first.
-        cells.add_(peak)
-        torch.add(above, left, out=peak).add_(across)
-        if shares is not None:
-            ways.div_(peak)
-        cells.add_(peak.log2_())
-
-
-def _spread(field: Tensor, reach: Reach | None, shares: Tensor) -> None:
-    """Send what arrives at each cell on to those before it, by their shares, in place."""
-    rows, columns, lanes = field.shape
-    stride, base = (columns - 1) * lanes, field.storage_offset()
-    ways_back = list(diagonals(rows - 1, columns - 1, reach))
-    done = 3 * sum(count for _, count in ways_back) * lanes
-    for corner, count in reversed(ways_back):
-        offset, size = base + corner * lanes, count * lanes
-        shape, strides = (count, lanes), (stride, 1)
-        cells = field.as_strided(shape, strides, offset + (columns + 1) * lanes)
-        done -= 3 * size
-        ways = shares[done : done + 3 * size].view(3, count, lanes).mul_(cells)
-        above, left, across = ways.unbind()
-        field.as_strided(shape, strides, offset + lanes).add_(above)
-        field.as_strided(shape, strides, offset + columns * lanes).add_(left)
-        field.as_strided(shape, strides, offset).add_(across)
-        # A diagonal step counts its cell twice.
-        cells.add_(across)
 
 
 def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[tuple[int, int]]:
@@ -270,6 +315,38 @@ def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[t
             yield start * columns + k, stop - start
 
 
+def cells_within(shape: tuple[int, int], reach: Reach | None) -> int:
+    """How many cells `diagonals` goes through."""
+    return sum(count for _, count in diagonals(*shape, reach))
+
+
+def blocks(shape: tuple[int, int], reach: Reach | None) -> list[tuple[slice, slice]]:
+    """Rows and columns of blocks that hold all that `diagonals` goes through, and little else."""
+    rows, columns = shape
+    if reach is None:
+        return [(slice(rows), slice(columns))]
+    found: list[tuple[slice, slice]] = []
+    first, low, high, inside = 0, columns, 0, 0
+    for i, (begin, end) in enumerate(reach):
+        begin, end = max(int(begin), 0), min(int(end) + 1, columns)
+        if begin >= end:
+            continue
+        cells = (i + 1 - first) * (max(high, end) - min(low, begin))
+        if inside == 0 or cells > _WASTE * (inside + end - begin):
+            if inside > 0:
+                found.append((slice(first, i), slice(low, high)))
+            first, low, high, inside = i, begin, end, 0
+        low, high, inside = min(low, begin), max(high, end), inside + end - begin
+    if inside > 0:
+        found.append((slice(first, i + 1), slice(low, high)))
+    return found
+
+
+_WASTE = 1.15
+"""Most cells of a block of more than one row, over those that are needed: fewer products, and
+larger ones."""
+
+
 def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
     """Where the next strip's row 0 lies in this one's field, flat, and whether it does."""
     columns = strip.shape[1]
@@ -288,46 +365,58 @@ def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
     return cell * len(lanes) + lanes
 
 
-def confine(
-    rates: Float[Tensor, "rows columns n"],
-    lanes: Strip,
-    x_lengths: Int[Tensor, "#n"],
-    y_lengths: Int[Tensor, "#n"],
-    band: float,
-    spare: Tensor | None = None,
-) -> Reach:
-    """Let no path pass the cells of a strip outside each lane's band, or that of one for all.
+def edges(
+    lanes: Strip, x_lengths: Int[Tensor, "#n"], y_lengths: Int[Tensor, "#n"], band: float
+) -> tuple[Float[Tensor, "rows #n"], Float[Tensor, "rows #n"]]:
+    """First and last column of every row of a strip that each lane's band has, or all lanes' one.
+
+    Counted from the strip's own first, in float64; -1, or one too many, where they lie outside it.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``: the second is the least width at
     which the corner can always be reached. ``band=1`` allows everything.
 
     Args:
-        rates: of the cells; those outside become `NEVER`, about.
         lanes: the strip of these lanes.
         x_lengths: t of each lane.
         y_lengths: l of each lane.
         band: its width.
-        spare: memory, (rows, columns, as many as there are lengths).
     """
-    rows, columns = lanes.shape
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
-    i = torch.arange(rows, device=t.device)[:, None] + lanes.start
+    i = torch.arange(lanes.shape[0], device=t.device)[:, None] + lanes.start
     # Multiplied out: lengths of 1 need few cases, and whole numbers compare exactly.
     width = torch.maximum(band * t * length, torch.maximum(t, length) / 2) * (1 + 1e-9)
     # A single step of x meets every step of y: half of l - 1 over a quarter is enough for that.
     t = t.clamp(min=0.25)
     low = ((i * length - width) / t).ceil_() - lanes.first
     high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
-    reach = list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
-    # No more columns than are counted exactly, halves included.
-    middle, half = (((high + sign * low) / 2).to(rates.dtype)[:, None] for sign in (1, -1))
-    j = torch.arange(columns, device=t.device, dtype=rates.dtype)[:, None]
+    return low.clamp_(-1, lanes.shape[1]), high.clamp_(-1, lanes.shape[1])
+
+
+def reach_of(low: Float[Tensor, "rows n"], high: Float[Tensor, "rows n"]) -> Reach:
+    """What all lanes' `edges` have in common."""
+    return list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
+
+
+def confine(
+    rates: Float[Tensor, "rows columns n"],
+    low: Float[Tensor, "rows #n"],
+    high: Float[Tensor, "rows #n"],
+    spare: Tensor | None = None,
+) -> None:
+    """Let no path pass the cells outside each lane's `edges`: their rates become `NEVER`, about.
+
+    `spare` is memory, (rows, columns, as many as there are edges).
+    """
+    # There are no more columns than are counted exactly, halves included.
+    middle, half = (
+        torch.add(high, low, alpha=sign).to(rates.dtype)[:, None] / 2 for sign in (1, -1)
+    )
+    j = torch.arange(rates.shape[1], device=rates.device, dtype=rates.dtype)[:, None]
     # A mask takes many times as long as a sum.
     beyond = torch.sub(middle, j, out=spare).abs_()
     torch.sub(half, beyond, out=beyond).clamp_(-1, 0)
     rates.add_(beyond, alpha=-NEVER)
-    return reach
 
 
 def log_paths(
@@ -380,14 +469,17 @@ def _remembered(lengths: list[tuple[int, int]], band: float) -> list[float]:
 def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:
     lanes = strips(t, length, band)
 
-    def field(k: int) -> tuple[Tensor, Reach]:
+    def sweep(k: int) -> Sweep:
         rows, columns = lanes[k].shape
         cells = torch.full(
             (rows + 1, columns + 1, len(t)), -GROWTH, dtype=torch.float64, device=t.device
         )
-        return cells, confine(cells[1:, 1:], lanes[k], t, length, band)
+        low, high = edges(lanes[k], t, length, band)
+        confine(cells[1:, 1:], low, high)
+        reach = reach_of(low, high)
+        return Sweep(cells, reach, cells.new_empty(ways_at_once((rows, columns), reach) * len(t)))
 
-    return forward(lanes, field, length)
+    return forward(lanes, sweep, length)
 
 
 def _log_choose(m: Int[Tensor, "n"], k: Int[Tensor, "K"]) -> Float[Tensor, "n K"]:

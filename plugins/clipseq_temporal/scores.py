@@ -1,7 +1,8 @@
 """The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
 
 import math
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import attrs
 import torch
@@ -13,13 +14,19 @@ from clipseq.workspace import Room
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
-    Reach,
+    NEVER,
+    Sweep,
     alike,
     backward,
+    blocks,
+    cells_within,
     confine,
+    edges,
     forward,
     log_paths,
+    reach_of,
     strips,
+    ways_at_once,
 )
 
 NUMBERS = 16 * 2**20
@@ -186,11 +193,10 @@ def _groups(
     while first < len(y_sorted):
         columns = len(y_sorted)
         for items in rows:
-            it = strips(x_lengths[items], y_lengths[y_order[first]][None], band)
-            lanes = min(
-                DIAGONAL // max(min(strip.shape) for strip in it),
-                NUMBERS // (numbers * sum(math.prod(strip.shape) for strip in it)),
+            at_once, held = _of_a_lane(
+                x_lengths[items], y_lengths[y_order[first : first + 1]], band, numbers
             )
+            lanes = min(DIAGONAL // at_once, NUMBERS // held)
             columns = min(columns, max(1, lanes // len(items)))
         left = len(y_sorted) - first
         if columns < left < 1.25 * columns:  # a small tile is slow: two of one size instead
@@ -200,6 +206,27 @@ def _groups(
         others += y_order[first : first + columns].split(sizes)
         first += columns
     return list(rows), others
+
+
+def _of_a_lane(
+    x_lengths: Tensor, y_length: Tensor, band: float | None, numbers: int
+) -> tuple[int, int]:
+    """Most cells of an anti-diagonal, and how many numbers a tile holds, for a lane."""
+    some = strips(x_lengths, y_length, band)
+    if band is None:
+        (rows, columns), *_ = (strip.shape for strip in some)
+        return min(rows, columns), numbers * rows * columns
+    x_of = torch.arange(len(x_lengths), device=x_lengths.device)
+    at_once, fields, cells = 1, 0, 0
+    for strip in some:
+        lanes = strip.of_lanes(x_of, torch.zeros_like(x_of))
+        reach = reach_of(*edges(lanes, x_lengths, y_length, band))
+        at_once = max(at_once, ways_at_once(strip.shape, reach) // 4)
+        fields = max(fields, math.prod(strip.shape))
+        cells += cells_within(strip.shape, reach)
+    alike = bool((x_lengths == x_lengths[0]).all())
+    # The cells of a strip and, where lanes differ, how far each is from its band; and shares.
+    return at_once, fields * (1 if alike else 2) + cells * (numbers - 1)
 
 
 def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> list[int]:
@@ -248,7 +275,6 @@ class _Tile:
         self, rows: _Group, columns: _Group, band: float | None, in_ratios: bool, room: "_Room"
     ) -> None:
         self.in_ratios = in_ratios
-        self._band = band
         self._room = room
         self._strips = strips(rows.lengths, columns.lengths, band)
         self._x, self._y = rows.values, columns.values
@@ -258,16 +284,27 @@ class _Tile:
         self._t = rows.lengths[x_of]
         self._l = columns.lengths[y_of]
         self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
-        self._reaches: list[Reach | None] = [None] * len(self._strips)
         # Then one lane's band is every lane's.
         self._alike = band is not None and all(
             bool((side == side[0]).all()) for side in (rows.lengths, columns.lengths)
         )
+        self._reaches: list[Reach | None] = [None] * len(self._strips)
+        self._edges: list[tuple[Tensor, Tensor]] = []
+        if band is not None:
+            some = torch.arange(1 if self._alike else len(self._t), device=self._t.device)
+            for k, strip in enumerate(self._lanes):
+                lanes = strip.of_lanes(some, some)
+                low, high = edges(lanes, self._t[some], self._l[some], band)
+                self._reaches[k] = reach_of(low, high)
+                self._edges.append((low.to(self._x.dtype), high.to(self._x.dtype)))
 
     def weight(self, gamma: float) -> Tensor:
         """Log2 of the total weight of each lane's paths."""
         if self.in_ratios:
-            field = self._room.made(InPlace, *self._shape())
+            shape = self._shape()
+            field = self._room.made(
+                "in place", shape, lambda: InPlace(self._room.take("ratios", *shape))
+            )
             self._rates(0, gamma, field.weights).exp2_()
             result = field.forward(self._t, self._l)
             self.in_ratios = bool(result.isfinite().all())
@@ -275,7 +312,8 @@ class _Tile:
                 return result
             del field
             self._room.clear()
-        return forward(self._lanes, lambda k: self._field(k, gamma), self._l)
+        sweeps = self._sweeps(keep=False)
+        return forward(self._lanes, lambda k: self._filled(sweeps[k], k, gamma), self._l)
 
     def differentiate(
         self, grad: Tensor, scores: Tensor, gamma: float, to_x: Tensor, to_y: Tensor
@@ -294,16 +332,15 @@ class _Tile:
         # What a constant adds to every rate is all paths' in common. Less the score, logarithms
         # along the paths that matter stay small, and their differences precise.
         less = scores / (gamma * math.log(2))
-        sizes = [3 * strip.shape[0] * strip.shape[1] * len(self._l) for strip in self._strips]
-        shares = list(self._room.take("shares", sum(sizes)).split(sizes))
-        forward(self._lanes, lambda k: self._field(k, gamma, less), self._l, shares)
-        found = backward(grad, self._lanes, self._room_for, self._l, shares, self._reaches)
-        for k, alignment in found:
+        sweeps = self._sweeps(keep=True)
+        forward(self._lanes, lambda k: self._filled(sweeps[k], k, gamma, less), self._l)
+        for k, alignment in backward(grad, self._lanes, sweeps.__getitem__, self._l):
             self._add_products(k, alignment, to_x, to_y)
 
     def _differentiate_ratios(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> bool:
         """`differentiate`, and whether a ratio was too large for it; then nothing was added."""
-        field = self._room.made(Kept, 3, *self._shape())
+        shape = self._shape()
+        field = self._room.made("kept", shape, lambda: Kept(self._room.take("ratios", 3, *shape)))
         self._rates(0, gamma, field.weights).exp2_()
         result = field.forward(self._t, self._l)
         if not bool(result.isfinite().all()):
@@ -323,59 +360,76 @@ class _Tile:
     def _shape(self) -> tuple[int, int, int]:
         return len(self._x), len(self._y), len(self._l)
 
-    def _room_for(self, strip: int) -> Tensor:
-        """Memory for the cells of a strip and their border."""
-        rows, columns = self._strips[strip].shape
-        return self._room.take("field", rows + 1, columns + 1, len(self._l))
+    def _sweeps(self, *, keep: bool) -> list[Sweep]:
+        """Of every strip; the fields are in the same memory."""
 
-    def _field(
-        self, strip: int, gamma: float, less: Tensor | float = 0.0
-    ) -> tuple[Tensor, Reach | None]:
-        """The rates of a strip, behind a border yet to be filled, and the reach of its band."""
-        field = self._room_for(strip)
-        rates = self._rates(strip, gamma, field[1:, 1:], less)
-        if self._band is not None:
-            lanes, t, length = self._lanes[strip], self._t, self._l
-            if self._alike:
-                one = torch.zeros_like(t[:1])
-                lanes, t, length = lanes.of_lanes(one, one), t[:1], length[:1]
-            spare = self._room.take("spare", *lanes.shape, len(t))
-            self._reaches[strip] = confine(rates, lanes, t, length, self._band, spare)
-        return field, self._reaches[strip]
+        def make() -> list[Sweep]:
+            lanes, shapes = len(self._l), [strip.shape for strip in self._strips]
+            sizes = [(rows + 1) * (columns + 1) * lanes for rows, columns in shapes]
+            field = self._room.take("field", max(sizes))
+            each = list(zip(shapes, self._reaches, strict=True))
+            ways = self._room.take("ways", max(ways_at_once(*it) for it in each) * lanes)
+            kept: list[Tensor | None] = [None] * len(each)
+            if keep:
+                cells = [3 * cells_within(*it) * lanes for it in each]
+                kept = list(self._room.take("shares", sum(cells)).split(cells))
+            return [
+                Sweep(field[:size].view(rows + 1, columns + 1, lanes), reach, ways, shares)
+                for size, ((rows, columns), reach), shares in zip(sizes, each, kept, strict=True)
+            ]
+
+        # Where lanes are alike, tiles of one shape do not differ in them.
+        return self._room.made("sweeps", self._shape() if self._alike else None, make)
+
+    def _filled(self, sweep: Sweep, strip: int, gamma: float, less: Tensor | float = 0.0) -> Sweep:
+        """With the rates of a strip in its field."""
+        banded = self._reaches[strip] is not None
+        if banded:
+            sweep.field.fill_(NEVER)
+        rates = self._rates(strip, gamma, sweep.field[1:, 1:], less)
+        if banded:
+            low, high = self._edges[strip]
+            spare = self._room.take("spare", *rates.shape[:2], low.shape[1])
+            confine(rates, low, high, spare)
+        return sweep
 
     def _rates(self, strip: int, gamma: float, out: Tensor, less: Tensor | float = 0.0) -> Tensor:
         """Base 2 logarithms: cosines over γ less the growth of the number of paths.
 
-        And `less` something (c, b) of each pair.
+        And `less` something (c, b) of each pair. Of the cells alone that a path may reach.
         """
         x, y = self._steps(strip)
         constant = x.new_tensor(-GROWTH) - less
         if constant.ndim > 0:
             constant = constant.repeat(len(y), 1)
-        torch.baddbmm(
-            constant,
-            y.flatten(0, 1).expand(len(x), -1, -1),
-            x.mT,
-            alpha=1 / (gamma * math.log(2)),
-            out=out.view(len(x), -1, x.shape[1]),
-        )
+        for rows, columns in blocks(self._strips[strip].shape, self._reaches[strip]):
+            some_x, some_y = x[rows], y[columns].flatten(0, 1)
+            cells = out[rows, columns].view(len(some_x), -1, x.shape[1])
+            torch.baddbmm(
+                constant if constant.ndim == 0 else constant[: len(some_y)],
+                some_y.expand(len(some_x), -1, -1),
+                some_x.mT,
+                alpha=1 / (gamma * math.log(2)),
+                out=cells,
+            )
         return out
 
     def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
         """Add to the gradients of x and y what those of a strip's cosines give."""
         x, y = self._steps(strip)
         rows, columns = self._where(strip)
-        cells = alignment.view(len(x), -1, x.shape[1])
-        every_y = y.flatten(0, 1).expand(len(x), -1, -1)
-        if isinstance(rows, slice):
-            to_x[rows].baddbmm_(cells.mT, every_y)
-            to_y[columns].flatten(0, 1).addbmm_(cells, x)
-            return
-        y_part = x.new_zeros(y.shape)
-        y_part.flatten(0, 1).addbmm_(cells, x)
-        # Where a strip reaches beyond its lane, zeros are added.
-        to_x.index_put_(rows, torch.bmm(cells.mT, every_y), accumulate=True)
-        to_y.index_put_(columns, y_part, accumulate=True)
+        x_part, y_part = to_x[rows], to_y[columns]
+        gathered = not isinstance(rows, slice)
+        if gathered:
+            x_part, y_part = torch.zeros_like(x), torch.zeros_like(y)
+        for some, others in blocks(self._strips[strip].shape, self._reaches[strip]):
+            some_x, some_y = x[some], y[others].flatten(0, 1)
+            cells = alignment[some, others].view(len(some_x), -1, x.shape[1])
+            x_part[some].baddbmm_(cells.mT, some_y.expand(len(some_x), -1, -1))
+            y_part[others].flatten(0, 1).addbmm_(cells, some_x)
+        if gathered:  # where a strip reaches beyond its lane, zeros are added
+            to_x.index_put_(rows, x_part, accumulate=True)
+            to_y.index_put_(columns, y_part, accumulate=True)
 
     def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
         """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
@@ -405,7 +459,7 @@ def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
     return band is None and fits(gamma, dtype)
 
 
-Made = TypeVar("Made", InPlace, Kept)
+Made = TypeVar("Made")
 
 
 class _Room(Room):
@@ -413,14 +467,14 @@ class _Room(Room):
 
     def __init__(self, like: Tensor) -> None:
         super().__init__(like)
-        self._made: dict[type, Any] = {}
+        self._made: dict[str, tuple[tuple[int, ...] | None, Any]] = {}
 
-    def made(self, cls: type[Made], *shape: int) -> Made:
-        """``cls(self.take(...))``, the last one where the shape is the same."""
-        if self._made.get(cls, (None,))[0] != shape:
-            self._made.pop(cls, None)
-            self._made[cls] = shape, cls(self.take(cls.__name__, *shape))
-        return self._made[cls][1]
+    def made(self, name: str, shape: tuple[int, ...] | None, make: Callable[[], Made]) -> Made:
+        """What was last made under the name, where that had this shape, or what `make` does."""
+        if shape is None or self._made.get(name, (None,))[0] != shape:
+            self._made.pop(name, None)
+            self._made[name] = shape, make()
+        return cast(Made, self._made[name][1])
 
     def clear(self) -> None:
         self._made.clear()

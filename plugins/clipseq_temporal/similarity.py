@@ -8,7 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
-from clipseq_temporal.recursion import GROWTH, backward, confine, forward, strips
+from clipseq_temporal.recursion import (
+    GROWTH,
+    Sweep,
+    backward,
+    cells_within,
+    confine,
+    edges,
+    forward,
+    reach_of,
+    strips,
+    ways_at_once,
+)
 from clipseq_temporal.scores import temporal_scores
 
 
@@ -82,14 +93,19 @@ class TemporalSimilarity(Similarity):
             rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
             reach = None
             if self.band is not None:
-                reach = confine(rates, lanes[0], t, length, self.band)
+                low, high = edges(lanes[0], t, length, self.band)
+                confine(rates, low, high)
+                reach = reach_of(low, high)
             field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
+            room = rates.new_empty(ways_at_once(lanes[0].shape, reach) * len(t))
             # Less the score, logarithms stay small and their differences precise.
-            field[1:, 1:] -= forward(lanes, lambda _: (field.clone(), reach), length) / (t + length)
-            shares = [rates.new_empty(3 * rates.numel())]
-            forward(lanes, lambda _: (field, reach), length, shares)
+            sweep = Sweep(field.clone(), reach, room)
+            field[1:, 1:] -= forward(lanes, lambda _: sweep, length) / (t + length)
+            shares = rates.new_empty(3 * cells_within(lanes[0].shape, reach) * len(t))
+            kept = Sweep(field, reach, room, shares)
+            forward(lanes, lambda _: kept, length)
             ones = torch.ones_like(rates[0, 0])
-            ((_, alignment),) = backward(ones, lanes, lambda _: field, length, shares, [reach])
+            ((_, alignment),) = backward(ones, lanes, lambda _: kept, length)
         whole = alignment.new_zeros(x.values.shape[1], y.values.shape[1], len(t))
         whole[: alignment.shape[0], : alignment.shape[1]] = alignment
         return whole.permute(2, 0, 1)

@@ -131,6 +131,9 @@ def by_recursion_with_gradient(cost, gamma, band):
         ((11,), (44, 60, 7), 0.1, 0.1),
         ((60, 37, 1), (21, 20, 1), 0.05, 0.1),
         ((50, 31), (33, 2), 0.2, 0.02),
+        # Of one length, where a band is all lanes'.
+        ((60, 60), (19, 19), 0.05, 0.1),
+        ((9, 9), (9, 9), 0.25, 0.02),
     ],
 )
 def test_strips_of_a_band_are_the_band(x_lengths, y_lengths, band, gamma):
@@ -229,15 +232,13 @@ def scores_and_gradients(similarity, x, y, x_mask, y_mask):
 def cells_in_log_space(monkeypatch):
     """How many cells' log weights were computed, a tile after the other."""
     counted = []
-    weigh = recursion._weigh
+    weigh = recursion.Sweep.weigh
 
-    def count(field, reach, shares):
-        rows, columns, lanes = field[1:, 1:].shape
-        cells = sum(cells for _, cells in recursion.diagonals(rows, columns, reach))
-        counted.append(cells * lanes)
-        weigh(field, reach, shares)
+    def count(sweep):
+        counted.append(sum(at.cells.numel() for at in sweep._views))
+        weigh(sweep)
 
-    monkeypatch.setattr(recursion, "_weigh", count)
+    monkeypatch.setattr(recursion.Sweep, "weigh", count)
     return counted
 
 
@@ -260,6 +261,32 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     inside = 2 * band - band**2  # of a band of that width, of all cells of a long pair
     # Of like lengths no others; else those that any of a tile has.
     assert computed <= (1.05 if shortest == 1.0 else 1.35) * inside * 16 * t * length
+
+
+@given(
+    x_lengths=st.lists(st.integers(1, 80), min_size=1, max_size=3),
+    y_lengths=st.lists(st.integers(1, 80), min_size=1, max_size=3),
+    band=st.sampled_from([None, 0.0, 0.05, 0.1, 0.3, 1.0]),
+)
+def test_products_are_made_of_the_cells_and_little_more(x_lengths, y_lengths, band):
+    pairs = torch.cartesian_prod(torch.tensor(x_lengths), torch.tensor(y_lengths))
+    t, length = pairs.view(-1, 2).unbind(1)
+    for strip in recursion.strips(t, length, band):
+        reach = None
+        if band is not None:
+            reach = recursion.reach_of(*recursion.edges(strip, t, length, band))
+        rows, columns = strip.shape
+        made = torch.zeros(rows, columns, dtype=torch.int64)
+        for some, others in recursion.blocks(strip.shape, reach):
+            made[some, others] += 1
+        assert made.max() == 1  # and none twice
+        needed = torch.zeros_like(made)
+        for corner, count in recursion.diagonals(rows, columns, reach):
+            for k in range(count):
+                needed[divmod(corner + k * columns, columns + 1)] = 1
+        assert not (needed > made).any()
+        # Some are reached from no other: in the corners of an anti-diagonal's first and last row.
+        assert made.sum() <= 1.15 * needed.sum() + 2 * columns
 
 
 @pytest.mark.parametrize("shortest", [1, 2, 5])
