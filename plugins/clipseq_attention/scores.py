@@ -32,8 +32,9 @@ from torch.nn.functional import pad, threshold
 
 from clipseq.workspace import Room
 
-CELLS = 2**19
-"""Most cells (H·T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
+CELLS, CELLS_ELSEWHERE = 2**19, 2**25
+"""Most cells (H·T·L·pairs) of a tile: on a CPU what fits the cache; elsewhere enough that starting
+some fifty operations a tile takes less time than they do. Bounds the memory: four times as many."""
 
 _WIDTH = 8
 """T is padded to a multiple of it: odd rows cost matrix products a third of their speed."""
@@ -191,7 +192,7 @@ def _ones(x: Tensor, lengths: Tensor, scale: Tensor) -> Iterator[tuple[int, _One
     first = 0
     while first < len(widths):
         width = widths[first]
-        most = max(1, CELLS // (2 * x[0, :, 0].numel() * width))
+        most = max(1, _most_cells(x) // (2 * x[0, :, 0].numel() * width))
         count = widths[first : first + most].count(width)
         items = order[first : first + count]
         first += count
@@ -426,7 +427,11 @@ def _tiles(one: Tensor, other: Tensor) -> int:
 
 def _pairs_of_a_tile(one: Tensor, length: int) -> int:
     # A tile has its cells and, for each step of x and y, what it attends to.
-    return max(1, CELLS // (one.shape[1] * one.shape[2] * max(length, one.shape[3])))
+    return max(1, _most_cells(one) // (one.shape[1] * one.shape[2] * max(length, one.shape[3])))
+
+
+def _most_cells(like: Tensor) -> int:
+    return CELLS if like.device.type == "cpu" else CELLS_ELSEWHERE
 
 
 def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ragged import ragged, real_steps
 
 import clipseq
+from clipseq_attention import scores
 
 
 def attended(query, steps, heads, temperature):
@@ -108,3 +109,12 @@ def test_align_is_the_attention_of_both_directions():
 def test_refuses_bad_options(options, message, unchecked_signatures):
     with pytest.raises(ValueError, match=message):
         clipseq.get_similarity("attention", **options)
+
+
+def test_tiles_are_large_where_starting_an_operation_is_what_costs():
+    x, y = torch.empty(128, 8, 248, 32), torch.empty(128, 8, 77, 32)
+    there = x.to("meta"), y.to("meta")
+    assert scores._tiles(x, y) > 40 * len(x)
+    # At most one a sequence of a full-size batch; a quarter of a gigabyte of cells at most.
+    assert scores._tiles(*there) == len(x)
+    assert 4 * 8 * 248 * 77 * scores._pairs_of_a_tile(there[0], 77) <= 2**28
