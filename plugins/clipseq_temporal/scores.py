@@ -378,8 +378,9 @@ class _Tile:
                 for size, ((rows, columns), reach), shares in zip(sizes, each, kept, strict=True)
             ]
 
-        # Where lanes are alike, tiles of one shape do not differ in them.
-        return self._room.made("sweeps", self._shape() if self._alike else None, make)
+        # Without a band, or where that of all lanes is one, tiles of one shape do not differ here.
+        same = self._alike or not self._edges
+        return self._room.made("sweeps", self._shape() if same else None, make)
 
     def _filled(self, sweep: Sweep, strip: int, gamma: float, less: Tensor | float = 0.0) -> Sweep:
         """With the rates of a strip in its field."""
