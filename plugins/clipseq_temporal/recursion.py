@@ -394,7 +394,7 @@ def edges(
 
 
 def reach_of(low: Float[Tensor, "rows n"], high: Float[Tensor, "rows n"]) -> Reach:
-    """What all lanes' `edges` have in common."""
+    """How far the `edges` of any lane reach."""
     return list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
 
 

@@ -21,6 +21,7 @@ from clipseq_temporal.recursion import (
     blocks,
     cells_within,
     confine,
+    diagonals,
     edges,
     forward,
     log_paths,
@@ -221,9 +222,9 @@ def _of_a_lane(
     for strip in some:
         lanes = strip.of_lanes(x_of, torch.zeros_like(x_of))
         reach = reach_of(*edges(lanes, x_lengths, y_length, band))
-        at_once = max(at_once, ways_at_once(strip.shape, reach) // 4)
+        counts = [count for _, count in diagonals(*strip.shape, reach)]
+        at_once, cells = max(at_once, *counts), cells + sum(counts)
         fields = max(fields, math.prod(strip.shape))
-        cells += cells_within(strip.shape, reach)
     alike = bool((x_lengths == x_lengths[0]).all())
     # The cells of a strip and, where lanes differ, how far each is from its band; and shares.
     return at_once, fields * (1 if alike else 2) + cells * (numbers - 1)

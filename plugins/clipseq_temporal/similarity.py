@@ -45,7 +45,8 @@ class TemporalSimilarity(Similarity):
     passes a cell; in backward one and thirteen. Where a ratio overflows (steps that contrast for
     long; float32 has room for about 125·γ·log 2 in summed difference of cosines), and for γ below
     0.024 (0.003 in float64), it runs in log space: four transcendentals and ten passes. A band
-    does so too, and only over its own cells; products are made of little more than these.
+    does so too, and only over the cells that it has in any pair of a tile, which are few more than
+    its own where lengths are alike; products are made of little more than these.
 
     Args:
         gamma: smoothing, in units of cost, positive. Small: the best path alone counts, and

@@ -263,6 +263,20 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     assert computed <= (1.05 if shortest == 1.0 else 1.35) * inside * 16 * t * length
 
 
+def test_tiles_of_one_shape_may_differ_in_their_bands(monkeypatch):
+    x, y = torch.randn(1, 30, 4), torch.randn(6, 24, 4)
+    y_mask = torch.arange(24) < torch.tensor([24, 24, 24, 5, 24, 24])[:, None]
+    similarity = clipseq.get_similarity("temporal", band=0.05)
+    x_mask = torch.ones(1, 30, dtype=torch.bool)
+    expected = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    # Of one length, then not, then again: all are 30 steps by 24, and two pairs.
+    groups = [torch.tensor([0])], list(torch.arange(6).split(2))
+    monkeypatch.setattr(scores, "_groups", lambda *_: groups)
+    found = scores_and_gradients(similarity, x, y, x_mask, y_mask)
+    for value, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, other, atol=1e-6, rtol=0)
+
+
 @given(
     x_lengths=st.lists(st.integers(1, 80), min_size=1, max_size=3),
     y_lengths=st.lists(st.integers(1, 80), min_size=1, max_size=3),
