@@ -92,7 +92,7 @@ def temporal_scores_backward(
         from clipseq_temporal import triton_kernels
 
         if triton_kernels.supported(x, y):
-            return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, gamma, band)
+            return triton_kernels.backward(grad, scores, x, y, x_lengths, y_lengths, gamma, band)
     grad = grad / (x_lengths[:, None] + y_lengths)
     # What follows is linear in it, and need not expect numbers of any size.
     largest = grad.abs().amax()

@@ -77,6 +77,7 @@ def forward(
 
 def backward(
     grad: Tensor,
+    scores: Tensor,
     x: Tensor,
     y: Tensor,
     x_lengths: Tensor,
@@ -84,15 +85,17 @@ def backward(
     gamma: float,
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y, every tile computed again: only the inputs were kept."""
+    """Gradients to x and y, every tile computed again: inputs and scores were kept."""
     if x.shape[1] < y.shape[1]:
-        grad_y, grad_x = backward(grad.mT, y, x, y_lengths, x_lengths, gamma, band)
+        grad_y, grad_x = backward(grad.mT, scores.mT, y, x, y_lengths, x_lengths, gamma, band)
         return grad_x, grad_y
     with torch.cuda.device_of(x):
         grad = grad / (x_lengths[:, None] + y_lengths)
         grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
         for rows, columns, tile in _pairs(x, y, x_lengths, y_lengths, gamma, band).tiles(2):
-            cells = tile.rates()
+            # Less the score, logarithms along the paths that matter stay small, and their
+            # differences precise; what a constant adds to every rate is all paths' in common.
+            cells = tile.rates(scores[rows, columns])
             from_left = torch.empty_like(cells)
             tile.weights(cells, from_left)
             tile.alignment(cells, from_left)
@@ -154,8 +157,11 @@ class _Pairs:
                     ),
                 )
 
-    def rates(self) -> Tensor:
-        """The rates of all cells, by anti-diagonals, one pair after the other."""
+    def rates(self, less: Tensor | None = None) -> Tensor:
+        """The rates of all cells, by anti-diagonals, one pair after the other.
+
+        Those of cosines `less` something (b, c) of each pair.
+        """
         count = len(self.t) * len(self.l)
         # Lanes beyond a row read the next one; those of the last pair read what is added here.
         cells = self.t.new_empty(count * self._size() + 2 * _LANES, dtype=torch.float32)
@@ -166,6 +172,8 @@ class _Pairs:
             cells,
             *self.x,
             *self.y,
+            cells if less is None else less,
+            *((0, 0) if less is None else less.stride()),
             *self._pair(),
             self._size(),
             _row(length),
@@ -175,6 +183,7 @@ class _Pairs:
             self.scale,
             GROWTH,
             TERMS=terms(),
+            LESS=less is not None,
             BANDED=self.widths is not None,
             BLOCK_X=block_x,
             BLOCK_Y=block_y,
@@ -313,6 +322,9 @@ def _rates(
     x_low,
     y_high,
     y_low,
+    less,
+    less_0,
+    less_1,
     x_lengths,
     y_lengths,
     widths,
@@ -326,6 +338,7 @@ def _rates(
     scale,
     growth,
     TERMS: tl.constexpr,
+    LESS: tl.constexpr,
     BANDED: tl.constexpr,
     BLOCK_X: tl.constexpr,
     BLOCK_Y: tl.constexpr,
@@ -360,6 +373,8 @@ def _rates(
         BLOCK_Y,
         BLOCK_D,
     )
+    if LESS:
+        tile -= tl.load(less + i * less_0 + j * less_1)
     to = cells + pair * size + (a[:, None] + b[None, :]) * row + b[None, :]
     tl.store(to, tile * scale - growth, mask=a_real[:, None] & b_real[None, :])
 

@@ -73,7 +73,7 @@ local.forward(x, y, t, length, *where)
 local.backward(grad, x, y, t, length, *where)
 for band in (None, 0.2):
     temporal.forward(x, y, t, length, 0.1, band)
-    temporal.backward(grad, x, y, t, length, 0.1, band)
+    temporal.backward(grad, torch.zeros(2, 3), x, y, t, length, 0.1, band)
 print(json.dumps([numbers for _, numbers in found]))
 """
 
