@@ -71,7 +71,11 @@ def test_says_what_is_there(fresh_registry):
     assert "clipseq::temporal_scores" in engines["temporal"].operators
     assert (engines["temporal"].pairs, engines["combined"].pairs) == ("its own", "its parts'")
     assert found.triton.keys() == {device.partition(": ")[0] for device in found.devices}
-    assert [name for name in BUILT_IN if engines[name].triton is not None] == ["local", "temporal"]
+    assert [name for name in BUILT_IN if engines[name].triton is not None] == [
+        "attention",
+        "local",
+        "temporal",
+    ]
 
 
 def test_says_whether_triton_computes_and_why_not(fresh_registry, monkeypatch):

@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
+from clipseq.kernels import use_kernels
 from clipseq.workspace import Room
 
 CELLS, CELLS_ELSEWHERE = 2**19, 2**25
@@ -58,6 +59,11 @@ def attention_scores(
 
     `scale`, a scalar, is what products are multiplied by before the softmax.
     """
+    if use_kernels(x):
+        from clipseq_attention import triton_kernels
+
+        if triton_kernels.supported(x):
+            return triton_kernels.forward(x, y, x_lengths, y_lengths, scale)
     if _swapped(x, y):
         return attention_scores(y, x, y_lengths, x_lengths, scale).T.contiguous()
     groups = _groups(x, y, y_lengths)
@@ -89,6 +95,11 @@ def attention_scores_backward(
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, y and scale, every tile computed again: inputs and scores were kept."""
+    if use_kernels(x):
+        from clipseq_attention import triton_kernels
+
+        if triton_kernels.supported(x):
+            return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, scale)
     if _swapped(x, y):
         grad_y, grad_x, grad_scale = attention_scores_backward(
             grad.T, scores.T, y, x, y_lengths, x_lengths, scale

@@ -16,12 +16,15 @@ from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 
+OPERATORS = {"attention": "attention_scores", "local": "maxima", "temporal": "temporal_scores"}
+
 
 def computed(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, tuple[Tensor, ...]]:
-    """Scores, and gradients of ``(scores * case["weights"]).sum()`` to x and y, of each case.
+    """Scores, and gradients of ``(scores * case["weights"]).sum()``, of each case.
 
-    A case holds `similarity` ("local" or "temporal"), `x`, `y`, `x_lengths`, `y_lengths`,
-    `weights`, `options` of the operator and, where it is not the kernels' own, their `workspace`.
+    To x, y and those options that are tensors. A case holds `similarity` ("attention", "local" or
+    "temporal"), `x`, `y`, `x_lengths`, `y_lengths`, `weights`, `options` of the operator and,
+    where it is not the kernels' own, their `workspace`.
     """
     pytest.importorskip("triton", reason="the kernels cannot run without triton")
     torch.save(cases, folder / "cases")
@@ -63,10 +66,15 @@ def _compute(case: dict[str, Any]) -> tuple[Tensor, ...]:
     x, y, x_lengths, y_lengths, weights = (case[name].to(device) for name in names)
     x, y = x.requires_grad_(), y.requires_grad_()
     torch.backends.cuda.matmul.fp32_precision = case.get("precision", "ieee")
-    operator = scores.maxima if case["similarity"] == "local" else scores.temporal_scores
-    result = operator(x, y, x_lengths, y_lengths, *case["options"])
+    options = [
+        option.to(device).requires_grad_() if isinstance(option, Tensor) else option
+        for option in case["options"]
+    ]
+    operator = getattr(scores, OPERATORS[case["similarity"]])
+    result = operator(x, y, x_lengths, y_lengths, *options)
     result = result[0] if case["similarity"] == "local" else result
-    gradients = torch.autograd.grad((result * weights).sum(), (x, y))
+    wanted = [x, y, *(option for option in options if isinstance(option, Tensor))]
+    gradients = torch.autograd.grad((result * weights).sum(), wanted)
     (kernels.forward, kernels.backward), kernels.WORKSPACE = functions, usual
     assert min(calls) > 0, "torch computed it"
     return result.detach().cpu(), *(gradient.cpu() for gradient in gradients)

@@ -1,0 +1,523 @@
+r"""`attention_scores` and `attention_scores_backward` on a GPU.
+
+One direction is computed at a time, x as queries of y and then y as queries of x, by the same
+kernels, as FlashAttention is (arXiv:2205.14135): blocks of queries meet blocks of keys on tensor
+cores, with a running maximum, so that logits may have any size and no table of them leaves the
+registers. What is new is that a query meets the keys of every other sequence apart.
+
+1. `_attend`: what each query attends to, head after head, and its cosine with the query. In
+   forward a program has a pair, and leaves one number. In backward it has a block of a pair's
+   queries, and leaves the means, the logarithms of their totals, and of each query what its norm
+   gives; for as many pairs at a time as `WORKSPACE` holds.
+2. `_to_queries`: the gradient to queries. A program per block of them and head goes through the
+   tile's other sequences.
+3. `_to_keys`: that to keys, likewise; so nothing is added across programs, and the order of every
+   sum is fixed.
+
+With q a query, m = Σ a k its mean (of one head), s = ‖m‖⁻¹ and c = ⟨q,m⟩ s² over all heads, the
+gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q. By the softmax, that
+to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no bound, all
+factors are within ±2, so that two halves hold them (see `clipseq.kernels`; `_LIFT` times as much,
+where small ones matter); s multiplies sums of products, or is divided by the largest of a block.
+"""
+
+from typing import no_type_check
+
+import attrs
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+from clipseq.kernels import FEATURES, halves, terms
+from clipseq.tiling import tile_shape
+
+WORKSPACE = 2**29
+"""Most bytes of means, and of what goes with them, that backward holds beside the results."""
+
+_LARGEST_HEAD = 128
+"""Most features of a head: blocks of more have no room in the registers."""
+
+_NEVER = tl.constexpr(-1e30)
+"""Logit of a padded key; finite, so that differences are never NaN."""
+
+_LIFT = tl.constexpr(14.0)
+"""Base 2 logarithm of what weights are multiplied by before they are cut into halves: half
+precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴, and weights of many keys are small."""
+
+_LOWER = tl.constexpr(2.0**-14)
+"""One over it."""
+
+_NOTHING = tl.constexpr(1e-12)
+"""Square of a norm below which what was attended to has no direction."""
+
+
+def supported(x: Tensor) -> bool:
+    """Whether the kernels take heads (B, H, T, d) of this many features."""
+    return x.shape[3] <= _LARGEST_HEAD
+
+
+def forward(x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor) -> Tensor:
+    """(B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), both packed to the front."""
+    with torch.cuda.device_of(x):
+        one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
+        over_y, over_x = x.new_empty(len(x), len(y)), x.new_empty(len(y), len(x))
+        _Direction(one, other, scale).scores(over_y)
+        _Direction(other, one, scale).scores(over_x)
+        return over_y.add_(over_x.mT).div_(2)
+
+
+def backward(
+    grad: Tensor, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, y and scale, every tile computed again: only the inputs were kept."""
+    with torch.cuda.device_of(x):
+        # What follows is linear in it, and multiplies it with numbers of any size.
+        largest = grad.abs().amax()
+        largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+        shares = grad / largest / 2
+        one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
+        grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+        to_scale = x.new_zeros((), dtype=torch.float64)
+        for direction, share, to_queries, to_keys in (
+            (_Direction(one, other, scale), shares / x_lengths[:, None], grad_x, grad_y),
+            (_Direction(other, one, scale), shares.mT / y_lengths[:, None], grad_y, grad_x),
+        ):
+            to_scale += direction.add_gradients(share, to_queries, to_keys)
+        return grad_x.mul_(largest), grad_y.mul_(largest), (to_scale * largest).to(scale.dtype)
+
+
+@attrs.frozen(eq=False)
+class _Side:
+    """Sequences, head by head."""
+
+    high: Tensor  # (n, H, S, d'), d' a power of 2
+    low: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def made(cls, values: Tensor, lengths: Tensor) -> "_Side":
+        count, heads, steps, features = values.shape
+        padded = max(FEATURES, triton.next_power_of_2(features))
+        if padded > features:
+            values = nn.functional.pad(values, (0, padded - features))
+        shape = count, heads, steps, padded
+        high, low = halves(values.reshape(-1, steps, padded))
+        return cls(high.view(shape), low.view(shape), lengths.contiguous())
+
+    def __getitem__(self, where: slice) -> "_Side":
+        return _Side(self.high[where], self.low[where], self.lengths[where])
+
+
+@attrs.frozen(eq=False)
+class _Direction:
+    """The queries of one side over the keys of the other."""
+
+    queries: _Side
+    keys: _Side
+    scale: Tensor
+
+    def scores(self, out: Tensor) -> None:
+        """Mean cosine of each sequence of queries with what it attends to, (n, m)."""
+        self._attend(out, None)
+
+    def add_gradients(self, shares: Tensor, to_queries: Tensor, to_keys: Tensor) -> Tensor:
+        """Add those of each pair's cosine times its share (n, m); returns that to scale."""
+        n, heads, steps, size = self.queries.high.shape
+        m = len(self.keys.lengths)
+        to_scale = shares.new_zeros((), dtype=torch.float64)
+        of_a_pair = 4 * steps * (heads * (size + 1) + 2)
+        height, width = tile_shape(n, m, max(1, WORKSPACE // of_a_pair))
+        # Of the largest tile; the others use the front of it.
+        kept = [
+            shares.new_empty(height * width * steps * numbers)
+            for numbers in (heads, heads * size, 1, 1)
+        ]
+        for row in range(0, n, height):
+            for column in range(0, m, width):
+                i, j = slice(row, row + height), slice(column, column + width)
+                tile = _Direction(self.queries[i], self.keys[j], self.scale)
+                tile._attend(None, kept)
+                to_scale += tile._add_to_queries(kept, shares[i, j], to_queries[i])
+                tile._add_to_keys(kept, shares[i, j], to_keys[j])
+        return to_scale
+
+    def _attend(self, out: Tensor | None, kept: list[Tensor] | None) -> None:
+        """Write the scores, or what backward needs."""
+        n, heads, steps, size = self.queries.high.shape
+        m, _, length, _ = self.keys.high.shape
+        block = _block(steps, size)
+        unused = self.scale
+        _attend[(n * m, 1 if kept is None else triton.cdiv(steps, block))](
+            *self._factors(),
+            self.scale,
+            unused if out is None else out,
+            *([unused] * 4 if kept is None else kept),
+            m,
+            steps,
+            length,
+            heads,
+            TERMS=terms(),
+            KEEP=kept is not None,
+            HEAD=size,
+            BLOCK_Q=block,
+            BLOCK_K=_block(length, size),
+            num_warps=4 if size <= 64 else 8,
+        )
+
+    def _add_to_queries(self, kept: list[Tensor], shares: Tensor, to: Tensor) -> Tensor:
+        n, heads, steps, size = self.queries.high.shape
+        m, _, length, _ = self.keys.high.shape
+        block = _block(steps, size)
+        grid = n, triton.cdiv(steps, block), heads
+        to_scale = shares.new_zeros(grid)
+        _to_queries[grid](
+            to,
+            to_scale,
+            *self._factors(),
+            self.scale,
+            *kept,
+            shares,
+            *shares.stride(),
+            m,
+            steps,
+            length,
+            heads,
+            to.shape[3],
+            *to.stride(),
+            TERMS=terms(),
+            HEAD=size,
+            BLOCK_Q=block,
+            BLOCK_K=_block(length, size),
+            num_warps=4 if size <= 64 else 8,
+        )
+        return to_scale.sum(dtype=torch.float64)
+
+    def _add_to_keys(self, kept: list[Tensor], shares: Tensor, to: Tensor) -> None:
+        n, heads, steps, size = self.queries.high.shape
+        m, _, length, _ = self.keys.high.shape
+        block = _block(length, size)
+        _to_keys[(m, triton.cdiv(length, block), heads)](
+            to,
+            *self._factors(),
+            self.scale,
+            *kept,
+            shares,
+            *shares.stride(),
+            n,
+            m,
+            steps,
+            length,
+            heads,
+            to.shape[3],
+            *to.stride(),
+            TERMS=terms(),
+            HEAD=size,
+            BLOCK_Q=_block(steps, 2 * size),
+            BLOCK_K=block,
+            num_warps=4 if size <= 64 else 8,
+        )
+
+    def _factors(self) -> tuple[Tensor, ...]:
+        q, k = self.queries, self.keys
+        return q.high, q.low, k.high, k.low, q.lengths, k.lengths
+
+
+def _block(steps: int, size: int) -> int:
+    """How many steps make a block: many, if there is room and little of the last one is padding."""
+    blocks = [block for block in (64, 32, 16) if block * size <= 2**11] or [16]
+    return min(blocks, key=lambda block: triton.cdiv(steps, block) * (block + 16))
+
+
+@triton.jit
+@no_type_check
+def _rows(high, low, first, steps, real, HEAD: tl.constexpr):
+    """Rows `steps` of a head, which begins with row `first`: both halves; zeros where not real."""
+    at = (first + steps)[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
+    return (
+        tl.load(high + at, mask=real[:, None], other=0.0),
+        tl.load(low + at, mask=real[:, None], other=0.0),
+    )
+
+
+@triton.jit
+@no_type_check
+def _added(total, a, a_rest, b, b_rest, TERMS: tl.constexpr):
+    """Total and the product of a and b."""
+    total = tl.dot(a, b, total)
+    if TERMS == 3:
+        total = tl.dot(a, b_rest, total)
+        total = tl.dot(a_rest, b, total)
+    return total
+
+
+@triton.jit
+@no_type_check
+def _halves(values):
+    """Two of half precision, for numbers in its range."""
+    high = values.to(tl.float16)
+    return high, (values - high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+@no_type_check
+def _attend(
+    q_high,
+    q_low,
+    k_high,
+    k_low,
+    q_lengths,
+    k_lengths,
+    scale,
+    out,
+    logs,
+    means,
+    inverses,
+    ratios,
+    columns,
+    steps,
+    length,
+    heads,
+    TERMS: tl.constexpr,
+    KEEP: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    i, j = pair // columns, pair % columns
+    t, l = tl.load(q_lengths + i).to(tl.int32), tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
+    exponent = tl.load(scale) * 1.4426950408889634  # of 2
+    d = tl.arange(0, HEAD)
+    cosines = tl.zeros((BLOCK_Q,), tl.float32)
+    for first in range(tl.program_id(1) * BLOCK_Q, t, tl.num_programs(1) * BLOCK_Q):
+        a = first + tl.arange(0, BLOCK_Q)
+        a_real = a < t
+        along = tl.zeros((BLOCK_Q,), tl.float32)
+        squares = tl.zeros((BLOCK_Q,), tl.float32)
+        for h in range(heads):
+            q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
+            top = tl.full((BLOCK_Q,), _NEVER, tl.float32)
+            total = tl.zeros((BLOCK_Q,), tl.float32)
+            mean = tl.zeros((BLOCK_Q, HEAD), tl.float32)
+            for k_first in range(0, l, BLOCK_K):
+                b = k_first + tl.arange(0, BLOCK_K)
+                b_real = b < l
+                k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
+                logits = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+                logits = _added(logits, q, q_rest, tl.trans(k), tl.trans(k_rest), TERMS)
+                logits = tl.where(b_real[None, :], logits * exponent, _NEVER)
+                higher = tl.maximum(top, tl.max(logits, 1))
+                weights = tl.exp2(logits - (higher - _LIFT)[:, None])
+                less = tl.exp2(top - higher)
+                top = higher
+                total = total * less + tl.sum(weights, 1)
+                weights, weights_rest = _halves(weights)
+                mean = _added(mean * less[:, None], weights, weights_rest, k, k_rest, TERMS)
+            mean /= total[:, None]
+            query = q.to(tl.float32) + q_rest.to(tl.float32)
+            along += tl.sum(mean * query, 1)
+            squares += tl.sum(mean * mean, 1)
+            if KEEP:
+                at = (pair * heads + h) * steps + a
+                tl.store(logs + at, top + tl.log2(total) - _LIFT, mask=a_real)
+                tl.store(means + at[:, None] * HEAD + d[None, :], mean, mask=a_real[:, None])
+        something = squares >= _NOTHING
+        squares = tl.where(something, squares, 1.0)
+        inverse = tl.where(something, 1 / tl.sqrt(squares), 0.0)
+        if KEEP:
+            tl.store(inverses + pair * steps + a, inverse, mask=a_real)
+            ratio = tl.where(something, along / squares, 0.0)
+            tl.store(ratios + pair * steps + a, ratio, mask=a_real)
+        cosines += tl.where(a_real, along * inverse, 0.0)
+    if not KEEP:
+        tl.store(out + pair, tl.sum(cosines, 0) / t)
+
+
+@triton.jit
+@no_type_check
+def _kept(
+    logs,
+    means,
+    inverses,
+    ratios,
+    pair,
+    heads,
+    h,
+    steps,
+    a,
+    a_real,
+    HEAD: tl.constexpr,
+):
+    """Of queries a of a head: inverse, ratio, log and mean."""
+    of_query = pair * steps + a
+    of_head = (pair * heads + h) * steps + a
+    at = of_head[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
+    return (
+        tl.load(inverses + of_query, mask=a_real, other=0.0),
+        tl.load(ratios + of_query, mask=a_real, other=0.0),
+        tl.load(logs + of_head, mask=a_real, other=0.0),
+        tl.load(means + at, mask=a_real[:, None], other=0.0),
+    )
+
+
+@triton.jit
+@no_type_check
+def _to_queries(
+    to,
+    to_scale,
+    q_high,
+    q_low,
+    k_high,
+    k_low,
+    q_lengths,
+    k_lengths,
+    scale,
+    logs,
+    means,
+    inverses,
+    ratios,
+    shares,
+    shares_0,
+    shares_1,
+    columns,
+    steps,
+    length,
+    heads,
+    features,
+    to_0,
+    to_1,
+    to_2,
+    to_3,
+    TERMS: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    i, h = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    a = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    t = tl.load(q_lengths + i).to(tl.int32)
+    if tl.program_id(1) * BLOCK_Q >= t:
+        return
+    a_real = a < t
+    times = tl.load(scale)
+    exponent = times * 1.4426950408889634
+    q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
+    query = q.to(tl.float32) + q_rest.to(tl.float32)
+    by_logits = tl.zeros((BLOCK_Q, HEAD), tl.float32)
+    by_cosines = tl.zeros((BLOCK_Q, HEAD), tl.float32)
+    for number in range(columns):
+        j = tl.cast(number, tl.int64)
+        l = tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
+        inverse, ratio, log, mean = _kept(
+            logs, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
+        )
+        across = query - ratio[:, None] * mean
+        common = tl.sum(across * mean, 1)
+        u, u_rest = _halves(across)
+        part = tl.zeros((BLOCK_Q, HEAD), tl.float32)
+        for k_first in range(0, l, BLOCK_K):
+            b = k_first + tl.arange(0, BLOCK_K)
+            b_real = b < l
+            k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
+            k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
+            nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+            logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
+            to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
+            logits = tl.where(b_real[None, :], logits * exponent - log[:, None], _NEVER)
+            weights = tl.exp2(logits + _LIFT)
+            to_logits, to_logits_rest = _halves(weights * (to_weights - common[:, None]))
+            part = _added(part, to_logits, to_logits_rest, k, k_rest, TERMS)
+        share = inverse * tl.load(shares + i * shares_0 + j * shares_1)
+        by_logits += (share * _LOWER)[:, None] * part
+        by_cosines += share[:, None] * mean
+    block = i * tl.num_programs(1) + tl.program_id(1)
+    tl.store(to_scale + block * heads + h, tl.sum(tl.sum(by_logits * query, 1), 0))
+    _add(
+        to, i, h, a, a_real, by_logits * times + by_cosines, features, to_0, to_1, to_2, to_3, HEAD
+    )
+
+
+@triton.jit
+@no_type_check
+def _to_keys(
+    to,
+    q_high,
+    q_low,
+    k_high,
+    k_low,
+    q_lengths,
+    k_lengths,
+    scale,
+    logs,
+    means,
+    inverses,
+    ratios,
+    shares,
+    shares_0,
+    shares_1,
+    rows,
+    columns,
+    steps,
+    length,
+    heads,
+    features,
+    to_0,
+    to_1,
+    to_2,
+    to_3,
+    TERMS: tl.constexpr,
+    HEAD: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    j, h = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    b = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    l = tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
+    if tl.program_id(1) * BLOCK_K >= l:
+        return
+    b_real = b < l
+    times = tl.load(scale)
+    exponent = times * 1.4426950408889634
+    k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
+    k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
+    total = tl.zeros((BLOCK_K, HEAD), tl.float32)
+    for number in range(rows):
+        i = tl.cast(number, tl.int64)
+        t = tl.load(q_lengths + i).to(tl.int32)
+        weight = tl.load(shares + i * shares_0 + j * shares_1)
+        for first in range(0, t, BLOCK_Q):
+            a = first + tl.arange(0, BLOCK_Q)
+            a_real = a < t
+            q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
+            inverse, ratio, log, mean = _kept(
+                logs, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
+            )
+            across = q.to(tl.float32) + q_rest.to(tl.float32) - ratio[:, None] * mean
+            common = tl.sum(across * mean, 1)
+            u, u_rest = _halves(across)
+            share = inverse * weight
+            largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
+            nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+            logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
+            to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
+            logits = tl.where(b_real[None, :], logits * exponent - log[:, None], _NEVER)
+            weights = tl.exp2(logits + _LIFT) * (share / largest)[:, None]
+            to_logits, to_logits_rest = _halves(weights * (to_weights - common[:, None]))
+            weights, weights_rest = _halves(weights)
+            part = tl.zeros((BLOCK_K, HEAD), tl.float32)
+            part = _added(part, tl.trans(to_logits), tl.trans(to_logits_rest), q, q_rest, TERMS)
+            part *= times
+            part = _added(part, tl.trans(weights), tl.trans(weights_rest), u, u_rest, TERMS)
+            total += largest * _LOWER * part
+    _add(to, j, h, b, b_real, total, features, to_0, to_1, to_2, to_3, HEAD)
+
+
+@triton.jit
+@no_type_check
+def _add(to, i, h, steps, real, values, features, to_0, to_1, to_2, to_3, HEAD: tl.constexpr):
+    """Add to the gradient of some steps of a head."""
+    d = tl.arange(0, HEAD)
+    at = to + i * to_0 + h * to_1 + steps[:, None].to(tl.int64) * to_2 + d[None, :] * to_3
+    inside = real[:, None] & (d < features)[None, :]
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + values, mask=inside)
