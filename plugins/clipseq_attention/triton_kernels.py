@@ -501,8 +501,9 @@ def _to_keys(
             nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
             logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
             to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
-            logits = tl.where(b_real[None, :], logits * exponent - log[:, None], _NEVER)
-            weights = tl.exp2(logits + _LIFT) * (share / largest)[:, None]
+            # What comes of padded keys stays in their rows, which are not stored.
+            weights = tl.exp2(logits * exponent - log[:, None] + _LIFT)
+            weights *= (share / largest)[:, None]
             to_logits, to_logits_rest = _halves(weights * (to_weights - common[:, None]))
             weights, weights_rest = _halves(weights)
             part = tl.zeros((BLOCK_K, HEAD), tl.float32)
