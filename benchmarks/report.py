@@ -46,6 +46,9 @@ and their gradients not counted. In every round the floor, then ours beside a pe
 beside `combined`), then what is measured are timed one after the other; times are medians. Ragged
 batches have lengths drawn evenly from 1 to T, or L; their floor is still that of all steps, and the
 share of it that real steps need is {share}.
+
+All of it is a CPU's. On a GPU other kernels compute, which have not been timed:
+`clipseq bench NAME --device cuda --batch 128 --steps 248 --others 77` does.
 """
 
 
