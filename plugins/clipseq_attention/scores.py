@@ -30,6 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
+from clipseq.gradients import scaled
 from clipseq.kernels import use_kernels
 from clipseq.workspace import Room
 
@@ -105,10 +106,7 @@ def attention_scores_backward(
             grad.T, scores.T, y, x, y_lengths, x_lengths, scale
         )
         return grad_x, grad_y, grad_scale
-    # What follows is linear in it, and multiplies it with numbers of any size.
-    largest = grad.abs().amax()
-    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    grad = grad / largest
+    grad, largest = scaled(grad)
     grad_x, (_, heads, _, size) = torch.zeros_like(x), x.shape
     groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)

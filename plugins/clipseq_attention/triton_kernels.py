@@ -29,6 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from clipseq.gradients import scaled
 from clipseq.kernels import FEATURES, halves, terms
 from clipseq.tiling import tile_shape
 
@@ -72,10 +73,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to x, y and scale, every tile computed again: only the inputs were kept."""
     with torch.cuda.device_of(x):
-        # What follows is linear in it, and multiplies it with numbers of any size.
-        largest = grad.abs().amax()
-        largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-        shares = grad / largest / 2
+        shares, largest = scaled(grad)
+        shares /= 2
         one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
         grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
         to_scale = x.new_zeros((), dtype=torch.float64)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipseq.gradients import scaled
 from clipseq.kernels import use_kernels
 from clipseq.workspace import Room
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
@@ -93,11 +94,7 @@ def temporal_scores_backward(
 
         if triton_kernels.supported(x, y):
             return triton_kernels.backward(grad, scores, x, y, x_lengths, y_lengths, gamma, band)
-    grad = grad / (x_lengths[:, None] + y_lengths)
-    # What follows is linear in it, and need not expect numbers of any size.
-    largest = grad.abs().amax()
-    largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    grad = grad / largest
+    grad, largest = scaled(grad / (x_lengths[:, None] + y_lengths))
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
     # A cell's weight and two ratios, or its rate and three shares.
