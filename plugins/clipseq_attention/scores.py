@@ -424,9 +424,13 @@ def _swapped(x: Tensor, y: Tensor) -> bool:
     The longer side should, as long rows are quick, unless that makes many small tiles.
     """
     tiles_x, tiles_y = _tiles(x, y), _tiles(y, x)
-    if max(tiles_x, tiles_y) > 2 * min(tiles_x, tiles_y):
+    if max(tiles_x, tiles_y) > _MANY * min(tiles_x, tiles_y):
         return tiles_y < tiles_x
     return y.shape[2] > x.shape[2]
+
+
+_MANY = 7
+"""Times as many tiles of the longer side, from which on they take longer than short rows do."""
 
 
 def _tiles(one: Tensor, other: Tensor) -> int:

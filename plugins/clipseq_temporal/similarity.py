@@ -74,7 +74,8 @@ class TemporalSimilarity(Similarity):
         self.band = None if band is None else float(band)
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
-        return temporal_scores(x.values, y.values, x.lengths, y.lengths, self.gamma, self.band)
+        band = None if self.band == 1 else self.band  # which has every cell, at more cost
+        return temporal_scores(x.values, y.values, x.lengths, y.lengths, self.gamma, band)
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """`score` of everything at once: the operator cuts its own tiles."""
