@@ -7,8 +7,8 @@ registers. What is new is that a query meets the keys of every other sequence ap
 
 1. `_attend`: what each query attends to, head after head, and its cosine with the query. In
    forward a program has a pair, and leaves one number. In backward it has a block of a pair's
-   queries, and leaves the means, the logarithms of their totals, and of each query what its norm
-   gives; for as many pairs at a time as `WORKSPACE` holds.
+   queries, and leaves the means, what their weights were divided by, and of each query what its
+   norm gives; for as many pairs at a time as `WORKSPACE` holds.
 2. `_to_queries`: the gradient to queries. A program per block of them and head goes through the
    tile's other sequences.
 3. `_to_keys`: that to keys, likewise; so nothing is added across programs, and the order of every
@@ -19,6 +19,9 @@ gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q.
 to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no bound, all
 factors are within ±2, so that two halves hold them (see `clipseq.kernels`; `_LIFT` times as much,
 where small ones matter); s multiplies sums of products, or is divided by the largest of a block.
+
+Weights are ``exp(logit - top)`` over their total. Backward has the top and the total: one logarithm
+of both would be rounded at the size of the logits, and with it all weights of a query.
 """
 
 from typing import no_type_check
@@ -39,15 +42,24 @@ WORKSPACE = 2**29
 _LARGEST_HEAD = 128
 """Most features of a head: blocks of more have no room in the registers."""
 
-_NEVER = tl.constexpr(-1e30)
-"""Logit of a padded key; finite, so that differences are never NaN."""
+_NEVER = tl.constexpr(-3e38)
+"""Logit of a padded key, below every other; finite, so that differences are never NaN."""
 
 _LIFT = tl.constexpr(14.0)
-"""Base 2 logarithm of what weights are multiplied by before they are cut into halves: half
-precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴, and weights of many keys are small."""
-
 _LOWER = tl.constexpr(2.0**-14)
-"""One over it."""
+"""Base 2 logarithm of what weights are multiplied by before they are cut into halves; one over it.
+
+Half precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴; and weights of many keys are small.
+"""
+
+_SIZE = tl.constexpr(2.0**8)
+"""What steps are multiplied by, likewise: what is lost of them comes times the scale."""
+
+FEW = 2**10
+"""Pairs that are too few to keep a GPU busy, if each has one program."""
+
+_OF_BATCHES = ["rows", "columns", "steps", "length"]
+"""What differs from batch to batch: kernels are not compiled anew where it is 1, or even."""
 
 _NOTHING = tl.constexpr(1e-12)
 """Square of a norm below which what was attended to has no direction."""
@@ -62,9 +74,8 @@ def forward(x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: T
     """(B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), both packed to the front."""
     with torch.cuda.device_of(x):
         one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
-        over_y, over_x = x.new_empty(len(x), len(y)), x.new_empty(len(y), len(x))
-        _Direction(one, other, scale).scores(over_y)
-        _Direction(other, one, scale).scores(over_x)
+        over_y = _Direction(one, other, scale).scores()
+        over_x = _Direction(other, one, scale).scores()
         return over_y.add_(over_x.mT).div_(2)
 
 
@@ -101,7 +112,7 @@ class _Side:
         if padded > features:
             values = nn.functional.pad(values, (0, padded - features))
         shape = count, heads, steps, padded
-        high, low = halves(values.reshape(-1, steps, padded))
+        high, low = halves(values.reshape(-1, steps, padded) * _SIZE.value)
         return cls(high.view(shape), low.view(shape), lengths.contiguous())
 
     def __getitem__(self, where: slice) -> "_Side":
@@ -116,42 +127,53 @@ class _Direction:
     keys: _Side
     scale: Tensor
 
-    def scores(self, out: Tensor) -> None:
+    def scores(self) -> Tensor:
         """Mean cosine of each sequence of queries with what it attends to, (n, m)."""
-        self._attend(out, None)
+        (n, _, steps, size), m = self.queries.high.shape, len(self.keys.lengths)
+        # A program per pair is enough to do, unless there are few.
+        programs = 1 if n * m >= FEW else triton.cdiv(steps, _block(steps, _rows_at_once(size)))
+        parts = self.scale.new_empty(programs, n, m)
+        self._attend(parts, None, programs)
+        return parts[0] if programs == 1 else parts.sum(0)
 
     def add_gradients(self, shares: Tensor, to_queries: Tensor, to_keys: Tensor) -> Tensor:
         """Add those of each pair's cosine times its share (n, m); returns that to scale."""
         n, heads, steps, size = self.queries.high.shape
         m = len(self.keys.lengths)
         to_scale = shares.new_zeros((), dtype=torch.float64)
-        of_a_pair = 4 * steps * (heads * (size + 1) + 2)
+        of_a_pair = 4 * steps * (heads * (size + 2) + 2)
         height, width = tile_shape(n, m, max(1, WORKSPACE // of_a_pair))
+        # As many tiles, but of one size.
+        height, width = (
+            triton.cdiv(n, triton.cdiv(n, height)),
+            triton.cdiv(m, triton.cdiv(m, width)),
+        )
         # Of the largest tile; the others use the front of it.
         kept = [
             shares.new_empty(height * width * steps * numbers)
-            for numbers in (heads, heads * size, 1, 1)
+            for numbers in (heads, heads, heads * size, 1, 1)
         ]
         for row in range(0, n, height):
             for column in range(0, m, width):
                 i, j = slice(row, row + height), slice(column, column + width)
                 tile = _Direction(self.queries[i], self.keys[j], self.scale)
-                tile._attend(None, kept)
+                programs = triton.cdiv(steps, _block(steps, _rows_at_once(size)))
+                tile._attend(None, kept, programs)
                 to_scale += tile._add_to_queries(kept, shares[i, j], to_queries[i])
                 tile._add_to_keys(kept, shares[i, j], to_keys[j])
         return to_scale
 
-    def _attend(self, out: Tensor | None, kept: list[Tensor] | None) -> None:
-        """Write the scores, or what backward needs."""
+    def _attend(self, out: Tensor | None, kept: list[Tensor] | None, programs: int) -> None:
+        """Write the scores, by so many programs a pair, or what backward needs."""
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
-        block = _block(steps, size)
+        block = _block(steps, _rows_at_once(size))
         unused = self.scale
-        _attend[(n * m, 1 if kept is None else triton.cdiv(steps, block))](
+        _attend[(n * m, programs)](
             *self._factors(),
             self.scale,
             unused if out is None else out,
-            *([unused] * 4 if kept is None else kept),
+            *([unused] * 5 if kept is None else kept),
             m,
             steps,
             length,
@@ -160,14 +182,14 @@ class _Direction:
             KEEP=kept is not None,
             HEAD=size,
             BLOCK_Q=block,
-            BLOCK_K=_block(length, size),
-            num_warps=4 if size <= 64 else 8,
+            BLOCK_K=_block(length, _rows_at_once(size)),
+            num_warps=_warps(block, size),
         )
 
     def _add_to_queries(self, kept: list[Tensor], shares: Tensor, to: Tensor) -> Tensor:
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
-        block = _block(steps, size)
+        block = _block(steps, _rows_at_once(size))
         grid = n, triton.cdiv(steps, block), heads
         to_scale = shares.new_zeros(grid)
         _to_queries[grid](
@@ -187,15 +209,15 @@ class _Direction:
             TERMS=terms(),
             HEAD=size,
             BLOCK_Q=block,
-            BLOCK_K=_block(length, size),
-            num_warps=4 if size <= 64 else 8,
+            BLOCK_K=_block(length, 32),
+            num_warps=_warps(block, size),
         )
         return to_scale.sum(dtype=torch.float64)
 
     def _add_to_keys(self, kept: list[Tensor], shares: Tensor, to: Tensor) -> None:
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
-        block = _block(length, size)
+        block = _block(length, 2048 // size)
         _to_keys[(m, triton.cdiv(length, block), heads)](
             to,
             *self._factors(),
@@ -212,9 +234,9 @@ class _Direction:
             *to.stride(),
             TERMS=terms(),
             HEAD=size,
-            BLOCK_Q=_block(steps, 2 * size),
+            BLOCK_Q=_block(steps, 1024 // size),
             BLOCK_K=block,
-            num_warps=4 if size <= 64 else 8,
+            num_warps=_warps(block, min(size, 64)),
         )
 
     def _factors(self) -> tuple[Tensor, ...]:
@@ -222,10 +244,20 @@ class _Direction:
         return q.high, q.low, k.high, k.low, q.lengths, k.lengths
 
 
-def _block(steps: int, size: int) -> int:
-    """How many steps make a block: many, if there is room and little of the last one is padding."""
-    blocks = [block for block in (64, 32, 16) if block * size <= 2**11] or [16]
+def _rows_at_once(size: int) -> int:
+    """Most rows of a block of queries: more would not stay in the registers."""
+    return 64 if size == FEATURES else 32
+
+
+def _block(steps: int, most: int) -> int:
+    """How many steps make a block: many, if little of the last one is padding."""
+    blocks = [block for block in (64, 32, 16) if block <= max(16, most)]
     return min(blocks, key=lambda block: triton.cdiv(steps, block) * (block + 16))
+
+
+def _warps(rows: int, size: int) -> int:
+    """Of a program with blocks of so many rows: each has 16, or all share the features."""
+    return rows // 16 if size == FEATURES else size // 16
 
 
 @triton.jit
@@ -258,7 +290,7 @@ def _halves(values):
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_BATCHES)
 @no_type_check
 def _attend(
     q_high,
@@ -269,7 +301,8 @@ def _attend(
     k_lengths,
     scale,
     out,
-    logs,
+    tops,
+    totals,
     means,
     inverses,
     ratios,
@@ -286,7 +319,7 @@ def _attend(
     pair = tl.program_id(0).to(tl.int64)
     i, j = pair // columns, pair % columns
     t, l = tl.load(q_lengths + i).to(tl.int32), tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
-    exponent = tl.load(scale) * 1.4426950408889634  # of 2
+    exponent = tl.load(scale) * 1.4426950408889634 / (_SIZE * _SIZE)  # of 2
     d = tl.arange(0, HEAD)
     cosines = tl.zeros((BLOCK_Q,), tl.float32)
     for first in range(tl.program_id(1) * BLOCK_Q, t, tl.num_programs(1) * BLOCK_Q):
@@ -307,19 +340,20 @@ def _attend(
                 logits = _added(logits, q, q_rest, tl.trans(k), tl.trans(k_rest), TERMS)
                 logits = tl.where(b_real[None, :], logits * exponent, _NEVER)
                 higher = tl.maximum(top, tl.max(logits, 1))
-                weights = tl.exp2(logits - (higher - _LIFT)[:, None])
+                weights = tl.exp2(logits - higher[:, None] + _LIFT)
                 less = tl.exp2(top - higher)
                 top = higher
                 total = total * less + tl.sum(weights, 1)
                 weights, weights_rest = _halves(weights)
                 mean = _added(mean * less[:, None], weights, weights_rest, k, k_rest, TERMS)
-            mean /= total[:, None]
-            query = q.to(tl.float32) + q_rest.to(tl.float32)
+            mean /= (total * _SIZE)[:, None]
+            query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
             along += tl.sum(mean * query, 1)
             squares += tl.sum(mean * mean, 1)
             if KEEP:
                 at = (pair * heads + h) * steps + a
-                tl.store(logs + at, top + tl.log2(total) - _LIFT, mask=a_real)
+                tl.store(tops + at, top, mask=a_real)
+                tl.store(totals + at, total, mask=a_real)
                 tl.store(means + at[:, None] * HEAD + d[None, :], mean, mask=a_real[:, None])
         something = squares >= _NOTHING
         squares = tl.where(something, squares, 1.0)
@@ -330,13 +364,15 @@ def _attend(
             tl.store(ratios + pair * steps + a, ratio, mask=a_real)
         cosines += tl.where(a_real, along * inverse, 0.0)
     if not KEEP:
-        tl.store(out + pair, tl.sum(cosines, 0) / t)
+        to = out + tl.program_id(1) * tl.num_programs(0).to(tl.int64) + pair
+        tl.store(to, tl.sum(cosines, 0) / t)
 
 
 @triton.jit
 @no_type_check
 def _kept(
-    logs,
+    tops,
+    totals,
     means,
     inverses,
     ratios,
@@ -348,19 +384,20 @@ def _kept(
     a_real,
     HEAD: tl.constexpr,
 ):
-    """Of queries a of a head: inverse, ratio, log and mean."""
+    """Of queries a of a head: inverse, ratio, top, total and mean."""
     of_query = pair * steps + a
     of_head = (pair * heads + h) * steps + a
     at = of_head[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     return (
         tl.load(inverses + of_query, mask=a_real, other=0.0),
         tl.load(ratios + of_query, mask=a_real, other=0.0),
-        tl.load(logs + of_head, mask=a_real, other=0.0),
+        tl.load(tops + of_head, mask=a_real, other=0.0),
+        tl.load(totals + of_head, mask=a_real, other=1.0),
         tl.load(means + at, mask=a_real[:, None], other=0.0),
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_BATCHES)
 @no_type_check
 def _to_queries(
     to,
@@ -372,7 +409,8 @@ def _to_queries(
     q_lengths,
     k_lengths,
     scale,
-    logs,
+    tops,
+    totals,
     means,
     inverses,
     ratios,
@@ -400,20 +438,20 @@ def _to_queries(
         return
     a_real = a < t
     times = tl.load(scale)
-    exponent = times * 1.4426950408889634
+    exponent = times * 1.4426950408889634 / (_SIZE * _SIZE)
     q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
-    query = q.to(tl.float32) + q_rest.to(tl.float32)
+    query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
     by_logits = tl.zeros((BLOCK_Q, HEAD), tl.float32)
     by_cosines = tl.zeros((BLOCK_Q, HEAD), tl.float32)
     for number in range(columns):
         j = tl.cast(number, tl.int64)
         l = tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
-        inverse, ratio, log, mean = _kept(
-            logs, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
+        inverse, ratio, top, total, mean = _kept(
+            tops, totals, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
         )
         across = query - ratio[:, None] * mean
         common = tl.sum(across * mean, 1)
-        u, u_rest = _halves(across)
+        u, u_rest = _halves(across * _SIZE)
         part = tl.zeros((BLOCK_Q, HEAD), tl.float32)
         for k_first in range(0, l, BLOCK_K):
             b = k_first + tl.arange(0, BLOCK_K)
@@ -423,12 +461,14 @@ def _to_queries(
             nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
             logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
             to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
-            logits = tl.where(b_real[None, :], logits * exponent - log[:, None], _NEVER)
-            weights = tl.exp2(logits + _LIFT)
-            to_logits, to_logits_rest = _halves(weights * (to_weights - common[:, None]))
+            logits = tl.where(b_real[None, :], logits * exponent - top[:, None], _NEVER)
+            # Above the top by rounding, where blocks were others.
+            weights = tl.exp2(tl.minimum(logits, 0.0) + _LIFT)
+            to_logits = weights * (to_weights / (_SIZE * _SIZE) - common[:, None])
+            to_logits, to_logits_rest = _halves(to_logits)
             part = _added(part, to_logits, to_logits_rest, k, k_rest, TERMS)
         share = inverse * tl.load(shares + i * shares_0 + j * shares_1)
-        by_logits += (share * _LOWER)[:, None] * part
+        by_logits += (share / (total * _SIZE))[:, None] * part
         by_cosines += share[:, None] * mean
     block = i * tl.num_programs(1) + tl.program_id(1)
     tl.store(to_scale + block * heads + h, tl.sum(tl.sum(by_logits * query, 1), 0))
@@ -437,7 +477,7 @@ def _to_queries(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_OF_BATCHES)
 @no_type_check
 def _to_keys(
     to,
@@ -448,7 +488,8 @@ def _to_keys(
     q_lengths,
     k_lengths,
     scale,
-    logs,
+    tops,
+    totals,
     means,
     inverses,
     ratios,
@@ -477,7 +518,7 @@ def _to_keys(
         return
     b_real = b < l
     times = tl.load(scale)
-    exponent = times * 1.4426950408889634
+    exponent = times * 1.4426950408889634 / (_SIZE * _SIZE)
     k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
     k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
     total = tl.zeros((BLOCK_K, HEAD), tl.float32)
@@ -489,27 +530,41 @@ def _to_keys(
             a = first + tl.arange(0, BLOCK_Q)
             a_real = a < t
             q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
-            inverse, ratio, log, mean = _kept(
-                logs, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
+            inverse, ratio, top, sum_of_all, mean = _kept(
+                tops,
+                totals,
+                means,
+                inverses,
+                ratios,
+                i * columns + j,
+                heads,
+                h,
+                steps,
+                a,
+                a_real,
+                HEAD,
             )
-            across = q.to(tl.float32) + q_rest.to(tl.float32) - ratio[:, None] * mean
+            query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
+            across = query - ratio[:, None] * mean
             common = tl.sum(across * mean, 1)
-            u, u_rest = _halves(across)
-            share = inverse * weight
+            u, u_rest = _halves(across * _SIZE)
+            # Of weights that were lifted, as their total was.
+            share = inverse * weight / (sum_of_all * _LOWER)
             largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
             nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
             logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
             to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
             # What comes of padded keys stays in their rows, which are not stored.
-            weights = tl.exp2(logits * exponent - log[:, None] + _LIFT)
+            weights = tl.exp2(tl.minimum(logits * exponent - top[:, None], 0.0) + _LIFT)
             weights *= (share / largest)[:, None]
-            to_logits, to_logits_rest = _halves(weights * (to_weights - common[:, None]))
+            to_logits = weights * (to_weights / (_SIZE * _SIZE) - common[:, None])
+            to_logits, to_logits_rest = _halves(to_logits)
             weights, weights_rest = _halves(weights)
             part = tl.zeros((BLOCK_K, HEAD), tl.float32)
             part = _added(part, tl.trans(to_logits), tl.trans(to_logits_rest), q, q_rest, TERMS)
             part *= times
             part = _added(part, tl.trans(weights), tl.trans(weights_rest), u, u_rest, TERMS)
-            total += largest * _LOWER * part
+            total += largest * (_LOWER / _SIZE) * part
     _add(to, j, h, b, b_real, total, features, to_0, to_1, to_2, to_3, HEAD)
 
 

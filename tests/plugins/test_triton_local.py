@@ -39,7 +39,7 @@ CASES = {
     "two features": case(2, 2, 4, 3, 2),
     "x of several tiles": case(2, 2, 300, 7, 40),
     "y of several blocks": case(2, 2, 9, 140, 16),
-    "both, a row at a time": case(3, 2, 130, 140, 16, keep=False, workspace=1),
+    "both, a row at a time": case(3, 2, 130, 140, 16, keep=False, WORKSPACE=1),
     "more than half precision counts": case(1, 2, 2060, 3, 4),
     "more than half precision counts, swapped": case(2, 1, 3, 2060, 4),
 }

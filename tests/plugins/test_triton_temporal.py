@@ -43,8 +43,8 @@ CASES = {
     "a band": case(2, 2, 10, 12, band=0.25),
     "a band around single steps": case(2, 2, 5, 1, band=0.3),
     "a band of everything": case(2, 2, 7, 6, band=1.0),
-    "a pair at a time": case(3, 2, 7, 5, workspace=1),
-    "some pairs at a time": case(3, 5, 7, 6, band=0.2, workspace=2 * 4 * 12 * 16 * 4),
+    "a pair at a time": case(3, 2, 7, 5, WORKSPACE=1),
+    "some pairs at a time": case(3, 5, 7, 6, band=0.2, WORKSPACE=2 * 4 * 12 * 16 * 4),
 }
 
 
@@ -60,11 +60,16 @@ def matched(steps, length, **more):
 LONG = {
     "a long match, sharp": matched(128, 32, gamma=0.01),
     "a long match, sharp, in a band": matched(128, 32, gamma=0.01, band=0.1),
-    "more y than x, sharp": matched(32, 128, gamma=0.01),
+    "one match among several pairs": case(
+        3, 2, 30, 120, features=16, gamma=0.01, WORKSPACE=2 * 8 * 149 * 32
+    ),
     "several tiles": case(1, 1, 135, 130, features=16),
     "several tiles in a band": case(1, 1, 135, 130, features=16, band=0.1),
 }
 """Too long for loops over cells: torch's path in float64 is what they are held to."""
+
+several = LONG["one match among several pairs"]
+several["y"][0] = several["x"][0].repeat_interleave(4, 0)
 
 
 @pytest.fixture(scope="module")

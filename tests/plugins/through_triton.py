@@ -24,7 +24,7 @@ def computed(folder: Path, cases: dict[str, dict[str, Any]]) -> dict[str, tuple[
 
     To x, y and those options that are tensors. A case holds `similarity` ("attention", "local" or
     "temporal"), `x`, `y`, `x_lengths`, `y_lengths`, `weights`, `options` of the operator and,
-    where it is not the kernels' own, their `workspace`.
+    where they are not the kernels' own, their `WORKSPACE` and `FEW`.
     """
     pytest.importorskip("triton", reason="the kernels cannot run without triton")
     torch.save(cases, folder / "cases")
@@ -49,8 +49,8 @@ def _compute(case: dict[str, Any]) -> tuple[Tensor, ...]:
     package = f"clipseq_{case['similarity']}"
     kernels = import_module(f"{package}.triton_kernels")
     scores = import_module(f"{package}.scores")
-    usual, calls = kernels.WORKSPACE, [0, 0]
-    functions = kernels.forward, kernels.backward
+    calls, functions = [0, 0], (kernels.forward, kernels.backward)
+    usual = {name: getattr(kernels, name) for name in ("WORKSPACE", "FEW") if name in case}
 
     def counting(which: int) -> Any:
         def call(*arguments: Any) -> Any:
@@ -60,7 +60,8 @@ def _compute(case: dict[str, Any]) -> tuple[Tensor, ...]:
         return call
 
     kernels.forward, kernels.backward = counting(0), counting(1)
-    kernels.WORKSPACE = case.get("workspace", usual)
+    for name in usual:
+        setattr(kernels, name, case[name])
     device = "cuda" if ON_GPU else "cpu"
     names = ("x", "y", "x_lengths", "y_lengths", "weights")
     x, y, x_lengths, y_lengths, weights = (case[name].to(device) for name in names)
@@ -75,7 +76,9 @@ def _compute(case: dict[str, Any]) -> tuple[Tensor, ...]:
     result = result[0] if case["similarity"] == "local" else result
     wanted = [x, y, *(option for option in options if isinstance(option, Tensor))]
     gradients = torch.autograd.grad((result * weights).sum(), wanted)
-    (kernels.forward, kernels.backward), kernels.WORKSPACE = functions, usual
+    kernels.forward, kernels.backward = functions
+    for name, value in usual.items():
+        setattr(kernels, name, value)
     assert min(calls) > 0, "torch computed it"
     return result.detach().cpu(), *(gradient.cpu() for gradient in gradients)
 
