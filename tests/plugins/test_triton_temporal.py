@@ -57,19 +57,24 @@ def matched(steps, length, **more):
     return found | {"y": unit(found["x"][:, at] + noise), "weights": torch.ones(1, 1)}
 
 
+def one_match_of_several(**more):
+    found = case(3, 2, 30, 120, features=16, gamma=0.01, **more)
+    found["x_lengths"][:], found["y_lengths"][:] = 30, 120
+    found["y"][0] = found["x"][0].repeat_interleave(4, 0)
+    return found
+
+
 LONG = {
     "a long match, sharp": matched(128, 32, gamma=0.01),
     "a long match, sharp, in a band": matched(128, 32, gamma=0.01, band=0.1),
-    "one match among several pairs": case(
-        3, 2, 30, 120, features=16, gamma=0.01, WORKSPACE=2 * 8 * 149 * 32
+    "one match among several pairs": one_match_of_several(),
+    "one match among several pairs, two at a time": one_match_of_several(
+        WORKSPACE=2 * 8 * 149 * 32
     ),
     "several tiles": case(1, 1, 135, 130, features=16),
     "several tiles in a band": case(1, 1, 135, 130, features=16, band=0.1),
 }
 """Too long for loops over cells: torch's path in float64 is what they are held to."""
-
-several = LONG["one match among several pairs"]
-several["y"][0] = several["x"][0].repeat_interleave(4, 0)
 
 
 @pytest.fixture(scope="module")
