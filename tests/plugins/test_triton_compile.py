@@ -30,7 +30,7 @@ class Absent:
 
 
 tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
-found = []
+found, features_of_a_head = [], None
 
 
 def resources(kernel):
@@ -53,6 +53,7 @@ def compile_only(self, *arguments, grid, warmup, **options):
         registers, stack = resources(kernel)
         found.append((kernel, {
             "name": f"{self.fn.__module__}.{self.fn.__name__}",
+            "features of a head": features_of_a_head,
             "shared": kernel.metadata.shared,
             "threads": 32 * kernel.metadata.num_warps,
             "registers": registers,
@@ -76,14 +77,14 @@ for band in (None, 0.2):
     temporal.forward(x, y, t, length, 0.1, band)
     temporal.backward(grad, torch.zeros(2, 3), x, y, t, length, 0.1, band)
 scale = torch.tensor(80.0)
-for heads in (8, 4, 2):
-    sides = [side.unflatten(2, (heads, -1)).transpose(1, 2) for side in (x, y)]
+for features_of_a_head in (32, 64, 128):
+    sides = [side.unflatten(2, (-1, features_of_a_head)).transpose(1, 2) for side in (x, y)]
     attention.forward(*sides, t, length, scale)
     attention.backward(grad, *sides, t, length, scale)
 print(json.dumps([numbers for _, numbers in found]))
 """
 
-LARGEST = {80: 163, 90: 227}
+LARGEST = {80: 163, 89: 99, 90: 227}
 """KiB of shared memory that a program may have, by compute capability (times ten)."""
 
 
@@ -118,11 +119,10 @@ def test_every_kernel_compiles_and_fits(compiled):
     for kernel in kernels:
         assert kernel["shared"] <= 1024 * LARGEST[capability], kernel
         assert kernel["registers"] * kernel["threads"] <= 2**16, kernel
-        # Registers that did not suffice go to the stack: none on the newer, but for the largest
-        # heads' (they take twice the threads), a few on the older.
-        large_heads = kernel["name"].endswith("attention.triton_kernels._to_keys")
-        few = capability == 80 or (large_heads and kernel["threads"] == 256)
-        assert kernel["stack"] <= (64 if few else 0), kernel
+        # Registers that did not suffice go to the stack, in bytes: next to none on the newest, but
+        # for the largest heads; a few on the older.
+        few = 16 if capability == 90 else 128
+        assert kernel["stack"] <= (64 if kernel["features of a head"] == 128 else few), kernel
 
 
 def test_products_are_left_to_tensor_cores(compiled):
