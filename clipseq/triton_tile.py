@@ -1,9 +1,23 @@
-"""The tile of products ⟨x, y⟩ that Triton kernels of similarities start from."""
+"""What Triton kernels of similarities have in common: how they are compiled, a tile of products."""
 
-from typing import no_type_check
+from collections.abc import Callable, Sequence
+from typing import Any, no_type_check
 
 import triton
 import triton.language as tl
+
+
+def jit_for_any(*, sizes: Sequence[str], strides: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """`triton.jit` that does not compile anew for every batch.
+
+    Triton takes a whole number that is 1, or a multiple of 16, for a constant of the kernel, or
+    half a one. Of batches and lengths, which may differ in every call, these are many kernels.
+
+    Args:
+        sizes: arguments of any number.
+        strides: arguments that may be known to be 1, no more.
+    """
+    return triton.jit(do_not_specialize=list(sizes), do_not_specialize_on_alignment=list(strides))
 
 
 @triton.jit

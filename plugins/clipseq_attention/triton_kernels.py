@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from clipseq.gradients import scaled
 from clipseq.kernels import FEATURES, halves, terms
 from clipseq.tiling import tile_shape
+from clipseq.triton_tile import jit_for_any
 
 WORKSPACE = 2**29
 """Most bytes of means, and of what goes with them, that backward holds beside the results."""
@@ -57,9 +58,6 @@ _SIZE = tl.constexpr(2.0**8)
 
 FEW = 2**10
 """Pairs that are too few to keep a GPU busy, if each has one program."""
-
-_OF_BATCHES = ["rows", "columns", "steps", "length"]
-"""What differs from batch to batch: kernels are not compiled anew where it is 1, or even."""
 
 _NOTHING = tl.constexpr(1e-12)
 """Square of a norm below which what was attended to has no direction."""
@@ -290,7 +288,7 @@ def _halves(values):
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
 
-@triton.jit(do_not_specialize=_OF_BATCHES)
+@jit_for_any(sizes=["columns", "steps", "length"])
 @no_type_check
 def _attend(
     q_high,
@@ -397,7 +395,7 @@ def _kept(
     )
 
 
-@triton.jit(do_not_specialize=_OF_BATCHES)
+@jit_for_any(sizes=["columns", "steps", "length"], strides=["shares_0", "shares_1"])
 @no_type_check
 def _to_queries(
     to,
@@ -477,7 +475,7 @@ def _to_queries(
     )
 
 
-@triton.jit(do_not_specialize=_OF_BATCHES)
+@jit_for_any(sizes=["rows", "columns", "steps", "length"], strides=["shares_0", "shares_1"])
 @no_type_check
 def _to_keys(
     to,

@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from clipseq.kernels import FEATURES, halves, terms
-from clipseq.triton_tile import products
+from clipseq.triton_tile import jit_for_any, products
 
 WORKSPACE = 2**28
 """Most bytes of indices, or of maxima of blocks, that are held beside the results."""
@@ -154,7 +154,7 @@ _GROUP = 8
 """Items of x that neighbouring programs take, with one of y after the other."""
 
 
-@triton.jit
+@jit_for_any(sizes=["batch", "others", "steps", "length"])
 @no_type_check
 def _maxima(
     x_high,
@@ -298,7 +298,10 @@ def _spread(
     )
 
 
-@triton.jit
+@jit_for_any(
+    sizes=["others", "steps", "length"],
+    strides=["grad_own", "grad_other", "own_0", "own_1", "own_2", "other_0", "other_1", "other_2"],
+)
 @no_type_check
 def _gradient(
     to,

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from clipseq.kernels import FEATURES, halves, terms
 from clipseq.tiling import tile_shape
-from clipseq.triton_tile import products
+from clipseq.triton_tile import jit_for_any, products
 from clipseq_temporal.recursion import GROWTH
 
 WORKSPACE = 2**29
@@ -314,7 +314,7 @@ def _add_products(
     )
 
 
-@triton.jit
+@jit_for_any(sizes=["columns", "steps", "length"], strides=["less_0", "less_1", "widths_stride"])
 @no_type_check
 def _rates(
     cells,
@@ -390,7 +390,7 @@ def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
     return real
 
 
-@triton.jit
+@jit_for_any(sizes=["columns"], strides=["out_stride", "widths_stride"])
 @no_type_check
 def _weights(
     cells,
@@ -446,7 +446,7 @@ def _weights(
         tl.store(out + i * out_stride + j, tl.sum(tl.where(lane == l - 1, above, 0.0), 0))
 
 
-@triton.jit
+@jit_for_any(sizes=["columns"], strides=["widths_stride"])
 @no_type_check
 def _alignment(
     cells,
@@ -496,7 +496,9 @@ def _alignment(
         cornerwards = arrived * diagonal
 
 
-@triton.jit
+@jit_for_any(
+    sizes=["others", "steps", "length"], strides=["share_0", "share_1", "widths_0", "widths_1"]
+)
 @no_type_check
 def _gradient(
     to,
