@@ -127,9 +127,9 @@ class _Direction:
 
     def scores(self) -> Tensor:
         """Mean cosine of each sequence of queries with what it attends to, (n, m)."""
-        (n, _, steps, size), m = self.queries.high.shape, len(self.keys.lengths)
+        n, m = len(self.queries.lengths), len(self.keys.lengths)
         # A program per pair is enough to do, unless there are few.
-        programs = 1 if n * m >= FEW else triton.cdiv(steps, _block(steps, _rows_at_once(size)))
+        programs = 1 if n * m >= FEW else self._blocks_of_queries()
         parts = self.scale.new_empty(programs, n, m)
         self._attend(parts, None, programs)
         return parts[0] if programs == 1 else parts.sum(0)
@@ -155,8 +155,7 @@ class _Direction:
             for column in range(0, m, width):
                 i, j = slice(row, row + height), slice(column, column + width)
                 tile = _Direction(self.queries[i], self.keys[j], self.scale)
-                programs = triton.cdiv(steps, _block(steps, _rows_at_once(size)))
-                tile._attend(None, kept, programs)
+                tile._attend(None, kept, self._blocks_of_queries())
                 to_scale += tile._add_to_queries(kept, shares[i, j], to_queries[i])
                 tile._add_to_keys(kept, shares[i, j], to_keys[j])
         return to_scale
@@ -188,7 +187,7 @@ class _Direction:
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
         block = _block(steps, _rows_at_once(size))
-        grid = n, triton.cdiv(steps, block), heads
+        grid = n, self._blocks_of_queries(), heads
         to_scale = shares.new_zeros(grid)
         _to_queries[grid](
             to,
@@ -234,8 +233,12 @@ class _Direction:
             HEAD=size,
             BLOCK_Q=_block(steps, 1024 // size),
             BLOCK_K=block,
-            num_warps=_warps(block, min(size, 64)),
+            num_warps=_warps(block, size),
         )
+
+    def _blocks_of_queries(self) -> int:
+        *_, steps, size = self.queries.high.shape
+        return triton.cdiv(steps, _block(steps, _rows_at_once(size)))
 
     def _factors(self) -> tuple[Tensor, ...]:
         q, k = self.queries, self.keys
@@ -374,6 +377,7 @@ def _kept(
     means,
     inverses,
     ratios,
+    query,
     pair,
     heads,
     h,
@@ -382,17 +386,32 @@ def _kept(
     a_real,
     HEAD: tl.constexpr,
 ):
-    """Of queries a of a head: inverse, ratio, top, total and mean."""
+    """Of queries a of a head: inverse, top, total, mean; ⟨u,m⟩ and the halves of u."""
     of_query = pair * steps + a
     of_head = (pair * heads + h) * steps + a
     at = of_head[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
-    return (
-        tl.load(inverses + of_query, mask=a_real, other=0.0),
-        tl.load(ratios + of_query, mask=a_real, other=0.0),
-        tl.load(tops + of_head, mask=a_real, other=0.0),
-        tl.load(totals + of_head, mask=a_real, other=1.0),
-        tl.load(means + at, mask=a_real[:, None], other=0.0),
-    )
+    inverse = tl.load(inverses + of_query, mask=a_real, other=0.0)
+    ratio = tl.load(ratios + of_query, mask=a_real, other=0.0)
+    top = tl.load(tops + of_head, mask=a_real, other=0.0)
+    total = tl.load(totals + of_head, mask=a_real, other=1.0)
+    mean = tl.load(means + at, mask=a_real[:, None], other=0.0)
+    across = query - ratio[:, None] * mean
+    u, u_rest = _halves(across * _SIZE)
+    return inverse, top, total, mean, tl.sum(across * mean, 1), u, u_rest
+
+
+@triton.jit
+@no_type_check
+def _cells(q, q_rest, u, u_rest, k, k_rest, k_real, exponent, top, common, TERMS: tl.constexpr):
+    """Weights of keys, lifted, before they are divided by their total; and to their logits."""
+    k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
+    nothing = tl.zeros((q.shape[0], k.shape[0]), tl.float32)
+    logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
+    to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS) / (_SIZE * _SIZE)
+    logits = tl.where(k_real[None, :], logits * exponent - top[:, None], _NEVER)
+    # Above the top by rounding, where blocks were others.
+    weights = tl.exp2(tl.minimum(logits, 0.0) + _LIFT)
+    return weights, weights * (to_weights - common[:, None])
 
 
 @jit_for_any(sizes=["columns", "steps", "length"], strides=["shares_0", "shares_1"])
@@ -444,25 +463,18 @@ def _to_queries(
     for number in range(columns):
         j = tl.cast(number, tl.int64)
         l = tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
-        inverse, ratio, top, total, mean = _kept(
-            tops, totals, means, inverses, ratios, i * columns + j, heads, h, steps, a, a_real, HEAD
+        pair = i * columns + j
+        inverse, top, total, mean, common, u, u_rest = _kept(
+            tops, totals, means, inverses, ratios, query, pair, heads, h, steps, a, a_real, HEAD
         )
-        across = query - ratio[:, None] * mean
-        common = tl.sum(across * mean, 1)
-        u, u_rest = _halves(across * _SIZE)
         part = tl.zeros((BLOCK_Q, HEAD), tl.float32)
         for k_first in range(0, l, BLOCK_K):
             b = k_first + tl.arange(0, BLOCK_K)
             b_real = b < l
             k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
-            k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
-            nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-            logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
-            to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
-            logits = tl.where(b_real[None, :], logits * exponent - top[:, None], _NEVER)
-            # Above the top by rounding, where blocks were others.
-            weights = tl.exp2(tl.minimum(logits, 0.0) + _LIFT)
-            to_logits = weights * (to_weights / (_SIZE * _SIZE) - common[:, None])
+            _, to_logits = _cells(
+                q, q_rest, u, u_rest, k, k_rest, b_real, exponent, top, common, TERMS
+            )
             to_logits, to_logits_rest = _halves(to_logits)
             part = _added(part, to_logits, to_logits_rest, k, k_rest, TERMS)
         share = inverse * tl.load(shares + i * shares_0 + j * shares_1)
@@ -518,7 +530,6 @@ def _to_keys(
     times = tl.load(scale)
     exponent = times * 1.4426950408889634 / (_SIZE * _SIZE)
     k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
-    k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
     total = tl.zeros((BLOCK_K, HEAD), tl.float32)
     for number in range(rows):
         i = tl.cast(number, tl.int64)
@@ -528,36 +539,21 @@ def _to_keys(
             a = first + tl.arange(0, BLOCK_Q)
             a_real = a < t
             q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
-            inverse, ratio, top, sum_of_all, mean = _kept(
-                tops,
-                totals,
-                means,
-                inverses,
-                ratios,
-                i * columns + j,
-                heads,
-                h,
-                steps,
-                a,
-                a_real,
-                HEAD,
-            )
             query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
-            across = query - ratio[:, None] * mean
-            common = tl.sum(across * mean, 1)
-            u, u_rest = _halves(across * _SIZE)
+            pair = i * columns + j
+            inverse, top, sum_of_all, _, common, u, u_rest = _kept(
+                tops, totals, means, inverses, ratios, query, pair, heads, h, steps, a, a_real, HEAD
+            )
             # Of weights that were lifted, as their total was.
             share = inverse * weight / (sum_of_all * _LOWER)
             largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
-            nothing = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-            logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
-            to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS)
-            # What comes of padded keys stays in their rows, which are not stored.
-            weights = tl.exp2(tl.minimum(logits * exponent - top[:, None], 0.0) + _LIFT)
-            weights *= (share / largest)[:, None]
-            to_logits = weights * (to_weights / (_SIZE * _SIZE) - common[:, None])
-            to_logits, to_logits_rest = _halves(to_logits)
-            weights, weights_rest = _halves(weights)
+            weights, to_logits = _cells(
+                q, q_rest, u, u_rest, k, k_rest, b_real, exponent, top, common, TERMS
+            )
+            # At most 1.
+            within = (share / largest)[:, None]
+            weights, weights_rest = _halves(weights * within)
+            to_logits, to_logits_rest = _halves(to_logits * within)
             part = tl.zeros((BLOCK_K, HEAD), tl.float32)
             part = _added(part, tl.trans(to_logits), tl.trans(to_logits_rest), q, q_rest, TERMS)
             part *= times
