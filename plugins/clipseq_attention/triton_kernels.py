@@ -402,15 +402,17 @@ def _kept(
 
 @triton.jit
 @no_type_check
-def _cells(q, q_rest, u, u_rest, k, k_rest, k_real, exponent, top, common, TERMS: tl.constexpr):
-    """Weights of keys, lifted, before they are divided by their total; and to their logits."""
+def _cells(q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS: tl.constexpr):
+    """Weights of keys, lifted, before they are divided by their total; and to their logits.
+
+    Those of padded keys are finite, and multiplied with zeros or not stored.
+    """
     k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
     nothing = tl.zeros((q.shape[0], k.shape[0]), tl.float32)
     logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
     to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS) / (_SIZE * _SIZE)
-    logits = tl.where(k_real[None, :], logits * exponent - top[:, None], _NEVER)
-    # Above the top by rounding, where blocks were others.
-    weights = tl.exp2(tl.minimum(logits, 0.0) + _LIFT)
+    # Above the top by rounding, where blocks were others; or of a padded key.
+    weights = tl.exp2(tl.minimum(logits * exponent - top[:, None], 0.0) + _LIFT)
     return weights, weights * (to_weights - common[:, None])
 
 
@@ -472,9 +474,7 @@ def _to_queries(
             b = k_first + tl.arange(0, BLOCK_K)
             b_real = b < l
             k, k_rest = _rows(k_high, k_low, (j * heads + h) * length, b, b_real, HEAD)
-            _, to_logits = _cells(
-                q, q_rest, u, u_rest, k, k_rest, b_real, exponent, top, common, TERMS
-            )
+            _, to_logits = _cells(q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS)
             to_logits, to_logits_rest = _halves(to_logits)
             part = _added(part, to_logits, to_logits_rest, k, k_rest, TERMS)
         share = inverse * tl.load(shares + i * shares_0 + j * shares_1)
@@ -548,7 +548,7 @@ def _to_keys(
             share = inverse * weight / (sum_of_all * _LOWER)
             largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
             weights, to_logits = _cells(
-                q, q_rest, u, u_rest, k, k_rest, b_real, exponent, top, common, TERMS
+                q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS
             )
             # At most 1.
             within = (share / largest)[:, None]
