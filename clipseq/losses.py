@@ -5,9 +5,8 @@ together: each process has the rows of its own x, and the same value comes out i
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -19,8 +18,7 @@ from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Prepared, Similarity
 
 
-@attrs.frozen(eq=False)
-class Positives:
+class Positives(NamedTuple):
     """Which pairs belong together, for the rows of one process.
 
     Attributes:

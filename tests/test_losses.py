@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -173,3 +176,52 @@ def test_extreme_logits_stay_finite():
 def test_bad_input_is_refused(call, message, unchecked_signatures):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+COMPILED = """
+import torch, clipseq
+torch.set_num_threads(1)
+torch.manual_seed(0)
+pooled = torch.randn(4, 8), torch.randn(4, 8)
+steps = torch.randn(4, 5, 8), torch.randn(4, 6, 8)
+groups = torch.tensor([0, 1, 0, 2])
+
+def run(function, loss, inputs, **options):
+    wanted = [part.clone().requires_grad_() for part in inputs]
+    value = function(*wanted, **options)
+    return [value, *torch.autograd.grad(value, [*wanted, *loss.parameters()])]
+
+for loss, inputs in (
+    (clipseq.ClipLoss(), pooled),
+    (clipseq.SigLipLoss(init_bias="batch_size"), pooled),
+    (clipseq.SequenceLoss(clipseq.get_similarity("combined")), steps),
+    (clipseq.SequenceLoss(clipseq.get_similarity("local"), kind="siglip"), steps),
+):
+    for options in ({}, {"groups": groups}):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(
+            run(compiled, loss, inputs, **options),
+            run(loss, loss, inputs, **options),
+            atol=1e-5, rtol=1e-4,
+        )
+
+clip = clipseq.CLIP(
+    encoder_cfg={"views": {"map": 8}, "patch_frames": 4},
+    transformer_width=16, transformer_layers=1, transformer_heads=2,
+)
+batch = {"radar": {"map": torch.randn(2, 8, 20)}, "text": ["a person walks", "a person sits"]}
+step = torch.compile(clip.training_step, backend="aot_eager")
+torch.testing.assert_close(step(batch), clip.training_step(batch), atol=1e-5, rtol=1e-4)
+"""
+
+
+def test_losses_compile_whole_and_a_training_step_in_parts():
+    # In a process of its own: the signature checks of the other tests are not for a compiler.
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

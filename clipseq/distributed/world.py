@@ -1,9 +1,8 @@
 """The processes whose batches make one, and what they find out together."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -17,8 +16,7 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-@attrs.frozen(eq=False)
-class World:
+class World(NamedTuple):
     """Whose items make up the batch: rank by rank, each rank's in its own order.
 
     Attributes:
