@@ -13,7 +13,8 @@ class Journal:
     """Writes one row per optimizer step to a CSV file and to TensorBoard.
 
     The columns are those of the first row plus ``val_<name>`` for each of its losses; the
-    validation columns are empty on steps without validation.
+    validation columns are empty on steps without validation. A row that has more (a resumed run
+    may log more) adds them, empty above it.
 
     Args:
         csv_path: the CSV file.
@@ -30,26 +31,22 @@ class Journal:
                 "training logs need tensorboard: pip install 'clipseq[train]'"
             ) from error
         csv_path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _rows_before(csv_path, start) if csv_path.exists() and start else []
-        # Written beside it and moved: a kill from here on to the next checkpoint loses no kept row.
-        partial = csv_path.with_name(csv_path.name + ".part")
-        with partial.open("w", newline="", encoding="utf-8") as lines:
-            if kept:
-                _table(lines, list(kept[0])).writerows(kept)
-        os.replace(partial, csv_path)
-        self._file = csv_path.open("a", newline="", encoding="utf-8")
-        self._writer = _rows_of(self._file, list(kept[0])) if kept else None
+        kept = _rows(csv_path, start) if csv_path.exists() and start else []
+        self._path = csv_path
+        self._columns = list(kept[0]) if kept else []
+        self._file = self._table(kept)
         # TensorBoard reads purge_step as: forget what an earlier file says of these steps.
         self._events: Any = SummaryWriter(str(events), purge_step=start + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Add the row of optimizer step `step` (counted from 1)."""
-        writer = self._writer
-        if writer is None:
+        if not row.keys() <= set(self._columns):
             losses = [f"val_{name}" for name in row if name.startswith("loss_")]
-            writer = _table(self._file, ["step", *dict.fromkeys([*row, *losses])])
-            self._writer = writer
-        writer.writerow({"step": step} | {name: f"{value:.9g}" for name, value in row.items()})
+            self._columns = list(dict.fromkeys([*self._columns, "step", *row, *losses]))
+            self._file.close()
+            self._file = self._table(_rows(self._path, step - 1))
+        entry = {"step": step} | {name: f"{value:.9g}" for name, value in row.items()}
+        _writer(self._file, self._columns).writerow(entry)
         for name, value in row.items():
             group = "validation" if name.startswith("val_") else "train"
             self._events.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
@@ -64,17 +61,24 @@ class Journal:
         self._file.close()
         self._events.close()
 
+    def _table(self, kept: list[dict[str, str]]) -> IO[str]:
+        """The CSV file with these rows, open for more."""
+        # Written beside it and moved: a kill from here on to the next checkpoint loses no kept row.
+        partial = self._path.with_name(self._path.name + ".part")
+        with partial.open("w", newline="", encoding="utf-8") as lines:
+            if self._columns:
+                writer = _writer(lines, self._columns)
+                writer.writeheader()
+                writer.writerows(kept)
+        os.replace(partial, self._path)
+        return self._path.open("a", newline="", encoding="utf-8")
 
-def _rows_of(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
+
+def _writer(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
     return csv.DictWriter(lines, columns, restval="", lineterminator="\n")
 
 
-def _table(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
-    writer = _rows_of(lines, columns)
-    writer.writeheader()
-    return writer
-
-
-def _rows_before(path: Path, step: int) -> list[dict[str, str]]:
+def _rows(path: Path, step: int) -> list[dict[str, str]]:
+    """Those of the steps up to `step`."""
     with path.open(newline="", encoding="utf-8") as lines:
         return [row for row in csv.DictReader(lines) if int(row["step"]) <= step]

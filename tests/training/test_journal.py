@@ -36,6 +36,22 @@ def test_a_resumed_journal_forgets_what_did_not_happen(tmp_path):
     assert [e.step for e in logged.Scalars("validation/loss_total")] == [3]
 
 
+def test_a_resumed_run_may_log_more(tmp_path):
+    path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
+    journal = Journal(path, events)
+    journal.write(1, {"loss_total": 1.0})
+    journal.close()
+    journal = Journal(path, events, start=1)
+    journal.write(2, {"loss_total": 0.5, "norm/text": 3.0})
+    journal.write(3, {"loss_total": 0.25})
+    journal.close()
+    assert rows(path) == [
+        {"step": "1", "loss_total": "1", "val_loss_total": "", "norm/text": ""},
+        {"step": "2", "loss_total": "0.5", "val_loss_total": "", "norm/text": "3"},
+        {"step": "3", "loss_total": "0.25", "val_loss_total": "", "norm/text": ""},
+    ]
+
+
 def test_a_kill_after_the_resume_loses_no_kept_row(tmp_path):
     path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
     journal = Journal(path, events)
