@@ -76,7 +76,8 @@ def train(
             does not fit the model.
         TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint was
             left, the message says how to go on.
-        NonFiniteLoss: the loss became NaN or infinite; the message names the step and the clips.
+        NonFiniteLoss: the loss, a gradient or a weight became NaN or infinite; the message names
+            the step, and of a loss the clips.
         ProcessLost: another process of the run ended or does not answer; the message says which,
             at which step, why if it left word, and how to go on.
     """

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from clipseq.errors import ClipseqError, set_origin
@@ -15,7 +15,18 @@ from clipseq.training.optimizer import parameter_groups, warmup_cosine
 
 
 class NonFiniteLoss(ClipseqError, FloatingPointError):
-    """The loss became NaN or infinite: training stops, nothing is saved over."""
+    """NaN or infinity in the loss, a gradient or a weight: training stops and saves nothing."""
+
+
+def exploded(trainer: Trainer, what: str) -> NonFiniteLoss:
+    """The error that says so, the same in every process of the run; one tells it."""
+    error = NonFiniteLoss(
+        f"{what}. Lower training.learning_rate, lengthen training.warmup_steps, set "
+        "training.gradient_clip, or use precision = '32-true'"
+    )
+    if trainer.world_size > 1:
+        set_origin(error, 0, here=trainer.global_rank == 0)
+    return error
 
 
 class ClipTraining(LightningModule):
@@ -26,6 +37,18 @@ class ClipTraining(LightningModule):
         self.clip = clip
         self.config = config
         self.steps = steps
+
+    def on_train_start(self) -> None:
+        # A checkpoint brings along what the optimizer was told; what the run is told now counts.
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedule: Any = self.lr_schedulers()
+        rate = self.config.learning_rate
+        now = parameter_groups(self.clip, self.config.weight_decay)
+        groups = zip(optimizer.param_groups, now, schedule.lr_lambdas, strict=True)
+        for group, told, factor in groups:
+            group["weight_decay"] = told["weight_decay"]
+            group["initial_lr"], group["lr"] = rate, rate * factor(schedule.last_epoch)
+        schedule.base_lrs = [rate for _ in now]
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         # Dropout of a step depends on seed, step and rank alone: a resumed run draws the same.
@@ -46,20 +69,15 @@ class ClipTraining(LightningModule):
             # CLIP names the place in the batch; which clip that was, only the batch knows.
             bad = _clips_not_finite(batch)
             if bad:
-                raise NonFiniteLoss(f"{error}; the clips: {_some(bad)}") from error
+                raise NonFiniteLoss(f"{error}; the clips: {some(bad)}") from error
             raise
         if not torch.isfinite(loss):
-            several = self.trainer.world_size > 1
-            whose = f"clips of rank {self.global_rank}" if several else "clips"
-            exploded = NonFiniteLoss(
+            whose = f"clips of rank {self.global_rank}" if self.trainer.world_size > 1 else "clips"
+            raise exploded(
+                self.trainer,
                 f"the loss of step {self.trainer.global_step + 1} is {loss.item()} though its maps "
-                f"are finite; {whose}: {_some(batch.get('ids', []))}. Lower "
-                "training.learning_rate, lengthen training.warmup_steps, set "
-                "training.gradient_clip, or use precision = '32-true'"
+                f"are finite; {whose}: {some(batch.get('ids', []))}",
             )
-            if several:  # the loss is the same in every process: one tells it
-                set_origin(exploded, 0, here=self.global_rank == 0)
-            raise exploded
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -84,6 +102,7 @@ def _clips_not_finite(batch: Mapping[str, Any]) -> list[str]:
     return [str(name) for name, good in zip(names, finite.tolist(), strict=True) if not good]
 
 
-def _some(names: list[Any], at_most: int = 8) -> str:
+def some(names: list[Any], at_most: int = 8) -> str:
+    """So many of the names, and how many more there are."""
     shown = ", ".join(str(name) for name in names[:at_most])
     return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"

@@ -1,5 +1,6 @@
 """What happens around the steps: validation, the journal, checkpoints, Ctrl-C, progress."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from clipseq.errors import set_origin
 from clipseq.training.folder import RunFolder
 from clipseq.training.interruption import Interruption, TrainingInterrupted
 from clipseq.training.journal import Journal
+from clipseq.training.module import exploded, some
 from clipseq.training.processes import Processes
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -72,6 +74,12 @@ class Recorder(Callback):
         self.best = state_dict["best"]
         self.seconds = state_dict["seconds"]
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # The last batch of a finished run is not the last of one that goes on for longer.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
         self._began = time.monotonic() - self.seconds
@@ -88,6 +96,14 @@ class Recorder(Callback):
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         # Before clipping: the norm that says how far from stable a run is.
         self._norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        # A scaler of losses leaves such a step out, and tries a smaller scale.
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not scaled and not math.isfinite(self._norm):
+            raise exploded(
+                trainer,
+                f"the gradient of step {trainer.global_step + 1} has norm {self._norm} though its "
+                "loss is finite",
+            )
 
     def on_train_batch_end(
         self,
@@ -114,7 +130,7 @@ class Recorder(Callback):
         row["gradient_norm"] = self._norm
         row["learning_rate"] = _rate_of_last_step(trainer)
         due = self._step % self.every == 0 or self._step == steps
-        best = False
+        best, losses = False, {}
         if due and self.validation is not None:
             losses = validate(trainer, pl_module, self.validation)
             row |= {f"val_{name}": value for name, value in losses.items()}
@@ -131,6 +147,7 @@ class Recorder(Callback):
         if due or stopping:
             if self.journal is not None:
                 self.journal.flush()
+            self._refuse_non_finite(trainer, clip, losses)
             self._save(trainer, best)
         if stopping and self._step < steps:
             stop = TrainingInterrupted(
@@ -140,6 +157,18 @@ class Recorder(Callback):
             if self.processes.size > 1:
                 set_origin(stop, 0, here=self.processes.first)
             raise stop
+
+    def _refuse_non_finite(
+        self, trainer: Trainer, clip: torch.nn.Module, losses: Mapping[str, float]
+    ) -> None:
+        """Raise rather than save over a good checkpoint what no run can go on from."""
+        found = [name for name, p in clip.named_parameters() if not bool(p.isfinite().all())]
+        found = [f"the weights {some(found)} are not finite"] if found else []
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                found.append(f"the validation {name} is {value}")
+        if found:
+            raise exploded(trainer, f"after step {self._step} {' and '.join(found)}")
 
     def _save(self, trainer: Trainer, best: bool) -> None:
         # `last` knows of this `best`: left first, it would keep a resumed run from leaving `best`.

@@ -115,6 +115,15 @@ def test_a_pretrained_text_tower_is_found_from_another_directory(tmp_path, monke
         (("epochs = 2", "epochs = 2\nmax_steps = 3"), "training.max_steps, got both"),
         (("epochs = 2", "epochs = 2\nprecision = '16'"), "training.precision"),
         (("epochs = 2", "epochs = 2\nlearning_rate = 0"), "learning_rate must be greater than 0"),
+        (
+            ("epochs = 2", "epochs = 2\nlearning_rate = nan"),
+            "learning_rate must be finite, got nan",
+        ),
+        (("epochs = 2", "epochs = 2\nweight_decay = nan"), "weight_decay must be finite, got nan"),
+        (
+            ("epochs = 2", "epochs = 2\ngradient_clip = inf"),
+            "gradient_clip must be finite, got inf",
+        ),
         (("path = ", "pth = "), "data.pth': did you mean 'path'?"),
         (('path = "clips"', ""), "exactly one of data.path, data.simulated and data.radhar"),
         (('path = "clips"', 'path = "a"\nradhar = "b"'), "got path and radhar"),

@@ -24,6 +24,7 @@ from clipseq.training import (
 )
 from clipseq.training.models import pinned
 from clipseq.training.module import NonFiniteLoss
+from clipseq.training.optimizer import warmup_cosine
 from clipseq.training.stream import ShuffledBatches
 
 
@@ -156,6 +157,37 @@ def test_a_run_that_is_done_is_only_saved_again(dataset, small_run):
     before = rows(config)
     assert same_weights(train(config, dataset=dataset, resume=True), model)
     assert rows(config) == before
+
+
+def test_a_run_that_is_done_goes_on_where_more_steps_are_wanted(dataset, small_run):
+    config = small_run(max_steps=2)
+    train(config, dataset=dataset)
+    longer = attrs.evolve(config, training=attrs.evolve(config.training, max_steps=5))
+    seen = []
+    train(longer, dataset=dataset, resume=True, progress=lambda step, *_: seen.append(step))
+    assert seen == [3, 4, 5]
+    assert [row["step"] for row in rows(longer)] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_resumed_run_does_what_its_config_says_now(dataset, small_run):
+    def stop(step, steps, row):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    config = small_run(log_norms=False)
+    with pytest.raises(TrainingInterrupted):
+        train(config, dataset=dataset, progress=stop)
+    now = {"learning_rate": 1e-5, "weight_decay": 0.5, "log_norms": True}
+    changed = attrs.evolve(config, training=attrs.evolve(config.training, **now))
+    train(changed, dataset=dataset, resume=True)
+    table = rows(changed)
+    rates = [warmup_cosine(step, warmup=2, total=6) for step in range(6)]
+    expected = [5e-4 * rate for rate in rates[:3]] + [1e-5 * rate for rate in rates[3:]]
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in table], expected, rtol=1e-6)
+    (state,) = torch.load(RunFolder(changed.training.out).last)["optimizer_states"]
+    assert [group["weight_decay"] for group in state["param_groups"]] == [0.5, 0.0]
+    assert [group["initial_lr"] for group in state["param_groups"]] == [1e-5, 1e-5]
+    assert [row["norm/text_pooled"] == "" for row in table] == [True] * 3 + [False] * 3
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(dataset, small_run):
@@ -292,6 +324,47 @@ def test_a_loss_that_explodes_names_the_step(dataset, small_run, monkeypatch):
     config = small_run(checkpoint_every=100)
     with pytest.raises(NonFiniteLoss, match=r"loss of step 3 is nan .*train-0.*learning_rate"):
         train(config, dataset=dataset)
+
+
+class _Overflow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+def test_a_gradient_that_explodes_is_not_stepped_along(dataset, small_run, monkeypatch):
+    steps, plain = iter(range(1, 10)), CLIP.training_step
+
+    def explode(self, batch, batch_idx=0):
+        loss = plain(self, batch, batch_idx)
+        return _Overflow.apply(loss) if self.training and next(steps) == 4 else loss
+
+    monkeypatch.setattr(CLIP, "training_step", explode)
+    config = small_run()
+    with pytest.raises(NonFiniteLoss, match=r"gradient of step 4 has norm nan.*learning_rate"):
+        train(config, dataset=dataset)
+    left = torch.load(RunFolder(config.training.out).last)
+    assert left["global_step"] == 2
+    assert all(bool(value.isfinite().all()) for value in left["state_dict"].values())
+    # The other steps of the run: with the gradients as they are, and from where it was good.
+    monkeypatch.undo()
+    train(config, dataset=dataset, resume=True)
+    assert len(rows(config)) == 6
+
+
+def test_weights_that_explode_are_not_saved(dataset, small_run):
+    config = small_run(learning_rate=1e30, warmup_steps=0, max_steps=1)
+    said = r"after step 1 (the weights .* are not finite|the validation loss_.* is nan).*Lower"
+    with pytest.raises(NonFiniteLoss, match=said):
+        train(config, dataset=dataset)
+    folder = RunFolder(config.training.out)
+    assert not folder.last.exists()
+    assert not folder.model.exists()
+    assert len(rows(config)) == 1
 
 
 def test_mixed_precision_trains(dataset, small_run):
