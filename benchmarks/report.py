@@ -48,7 +48,7 @@ batches have lengths drawn evenly from 1 to T, or L; their floor is still that o
 share of it that real steps need is {share}.
 
 All of it is a CPU's. On a GPU other kernels compute, which have not been timed:
-`clipseq bench NAME --device cuda --batch 128 --steps 248 --others 77` does.
+`clipseq bench NAME --device cuda --dtype bfloat16 --batch 128 --steps 248 --others 77` does.
 """
 
 

@@ -27,6 +27,7 @@ class Benchmark:
         features: D.
         threads: of torch.
         device: that it ran on.
+        dtype: of the sequences, and of the floor's products.
         repeats: how many times each was timed.
         seconds: median of the similarity's times.
         floor_seconds: median of the floor's: three matrix products of 2·B·C·T·L·D operations, the
@@ -42,6 +43,7 @@ class Benchmark:
     features: int
     threads: int
     device: str
+    dtype: str
     repeats: int
     seconds: float
     floor_seconds: float
@@ -61,7 +63,7 @@ class Benchmark:
         memory = "unknown" if self.added_bytes is None else f"{self.added_bytes / 2**20:.0f} MiB"
         return (
             f"{self.similarity}: B=C={self.batch} T={self.steps} L={self.others} "
-            f"D={self.features}, {self.device}, {self.threads} threads, "
+            f"D={self.features}, {self.dtype}, {self.device}, {self.threads} threads, "
             f"medians of {self.repeats}\n"
             f"  forward + backward  {1e3 * self.seconds:9.1f} ms\n"
             f"  matmul floor        {1e3 * self.floor_seconds:9.1f} ms\n"
@@ -79,12 +81,13 @@ def bench(
     features: int = 256,
     threads: int | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
     repeats: int = 5,
 ) -> Benchmark:
     """Time a registered similarity, with its default options, against the matmul floor.
 
     The two are timed in turn, so that what else the machine does meets both. The first call of
-    each is not timed. Sequences are float32 and without padding.
+    each is not timed. Sequences are without padding.
 
     Args:
         name: of the similarity.
@@ -94,11 +97,12 @@ def bench(
         features: D.
         threads: for torch while this runs; None: as they are.
         device: to compute on.
+        dtype: of the sequences, one of "float32", "bfloat16", "float16" and "float64".
         repeats: how many times each is timed.
 
     Raises:
         UnknownSimilarityError: no such name.
-        ValueError: a size, `threads` or `repeats` below 1; a device that is not there.
+        ValueError: a size, `threads` or `repeats` below 1; no such device or dtype.
     """
     sizes = {
         "batch": batch,
@@ -111,13 +115,23 @@ def bench(
     for what, size in sizes.items():
         if size < 1:
             raise ValueError(f"{what} must be positive, got {size}")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     _check_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
-        return _measured(name, batch, steps, others, features, device, repeats)
+        return _measured(name, batch, steps, others, features, device, dtype, repeats)
     finally:
         torch.set_num_threads(before)
+
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def _check_device(device: str) -> None:
@@ -133,14 +147,21 @@ def _check_device(device: str) -> None:
 
 
 def _measured(
-    name: str, batch: int, steps: int, others: int, features: int, device: str, repeats: int
+    name: str,
+    batch: int,
+    steps: int,
+    others: int,
+    features: int,
+    device: str,
+    dtype: str,
+    repeats: int,
 ) -> Benchmark:
     similarity = get_similarity(name).to(device)
     generator = torch.Generator().manual_seed(0)
 
     def inputs(batch: int, steps: int, others: int) -> tuple[Tensor, Tensor]:
-        x = torch.randn(batch, steps, features, generator=generator).to(device)
-        y = torch.randn(batch, others, features, generator=generator).to(device)
+        x = torch.randn(batch, steps, features, generator=generator).to(device, _DTYPES[dtype])
+        y = torch.randn(batch, others, features, generator=generator).to(device, _DTYPES[dtype])
         for side in (x, y):
             # The gradients of the inputs are the caller's, as the inputs are.
             side.grad = torch.zeros_like(side)
@@ -168,6 +189,7 @@ def _measured(
         features=features,
         threads=torch.get_num_threads(),
         device=device,
+        dtype=dtype,
         repeats=repeats,
         seconds=statistics.median(times),
         floor_seconds=statistics.median(floors),

@@ -253,6 +253,9 @@ def bench(
         int | None, typer.Option(help="Of torch; default: its own choice.", min=1)
     ] = None,
     device: Annotated[str, typer.Option(help="To compute on.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of the sequences: float32, bfloat16, float16 or float64.")
+    ] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
 ) -> None:
     """Time a similarity beside the matrix products of all cosines and their gradients."""
@@ -266,6 +269,7 @@ def bench(
         features=features,
         threads=threads,
         device=device,
+        dtype=dtype,
     )
     print(json.dumps(found.to_json(), indent=2) if as_json else found.as_text().rstrip())
 

@@ -72,7 +72,26 @@ def test_a_built_in_one(name):
     assert torch.get_num_threads() == before
     assert (found.similarity, found.threads, found.device) == (name, 2, "cpu")
     assert json.loads(json.dumps(found.to_json()))["times_floor"] == found.times_floor
-    assert f"{name}: B=C=3 T=5 L=4 D=8, cpu, 2 threads, medians of 2" in found.as_text()
+    assert f"{name}: B=C=3 T=5 L=4 D=8, float32, cpu, 2 threads, medians of 2" in found.as_text()
+
+
+@pytest.mark.parametrize(("dtype", "handed"), [("bfloat16", "float32"), ("float64", "float64")])
+def test_sequences_and_floor_are_of_the_dtype(dtype, handed, fresh_registry, monkeypatch):
+    from clipseq import bench as module
+
+    class Seen(Hungry):
+        def prepare_x(self, x):
+            seen.append(x.values.dtype)
+            return super().prepare_x(x)
+
+    register_similarity("seen", Seen)
+    seen, plain = [], module.matmul_floor
+    monkeypatch.setattr(
+        module, "matmul_floor", lambda x, y: (seen.extend([x.dtype, y.dtype]), plain(x, y))[1]
+    )
+    assert bench("seen", **SIZES, dtype=dtype).dtype == dtype
+    # A similarity is handed float32 or better, whatever the caller has.
+    assert set(seen) == {getattr(torch, dtype), getattr(torch, handed)}
 
 
 def test_says_what_is_wrong():
@@ -82,6 +101,8 @@ def test_says_what_is_wrong():
     for device in (absent, "warp", "meta"):
         with pytest.raises(ValueError, match=f"cannot compute on the device '{device}': .*doctor"):
             bench("local", **SIZES, device=device)
+    with pytest.raises(ValueError, match="dtype must be one of float32, .*, got 'int8'"):
+        bench("local", **SIZES, dtype="int8")
     for option in (*SIZES, "threads"):
         with pytest.raises(ValueError, match=f"{option} must be positive, got 0"):
             bench("local", **{option: 0})
