@@ -85,8 +85,8 @@ class AttentionSimilarity(Similarity):
         return both.masked_fill(~(x.mask[:, :, None] & y.mask[:, None, :]), 0.0)
 
     def _scale(self, heads: Float[Tensor, "n H _ _"]) -> Float[Tensor, ""]:
-        """What products are multiplied by, in their dtype: tau may be kept in fewer bits."""
-        return heads.shape[1] / self.log_temperature.squeeze().to(heads.dtype).exp()
+        """What products are multiplied by; tau may be kept elsewhere, or in fewer bits."""
+        return heads.shape[1] / self.log_temperature.squeeze().to(heads).exp()
 
     def _heads(self, steps: Sequences) -> Float[Tensor, "B H T d"]:
         """The features of each head; a view where they divide evenly."""

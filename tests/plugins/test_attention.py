@@ -118,3 +118,11 @@ def test_tiles_are_large_where_starting_an_operation_is_what_costs():
     # At most one a sequence of a full-size batch; a quarter of a gigabyte of cells at most.
     assert scores._tiles(*there) == len(x)
     assert 4 * 8 * 248 * 77 * scores._pairs_of_a_tile(there[0], 77) <= 2**28
+
+
+def test_a_temperature_that_was_left_behind_is_taken_along():
+    # Kernels read the scale where the steps are.
+    similarity = clipseq.get_similarity("attention", num_heads=2).bfloat16()
+    heads = torch.empty(1, 2, 3, 4, device="meta")
+    scale = similarity._scale(heads)
+    assert (scale.device, scale.dtype) == (heads.device, torch.float32)
