@@ -266,8 +266,9 @@ def _spread(
     _, length, padded = other[0].shape
     apart = steps + length > 2**11
     block = min(64, max(16, triton.next_power_of_2(steps)))
-    # Parts that are summed apart need registers of their own.
-    block_d = min(64 if apart else 128, triton.next_power_of_2(padded))
+    # Of four warps both products of a block are laid out alike: of more, or of more features, the
+    # sum goes through shared memory from one to the next.
+    block_d = min(64, triton.next_power_of_2(padded))
     grid = count, triton.cdiv(steps, block), triton.cdiv(features, block_d)
     _gradient[grid](
         to,
@@ -293,7 +294,7 @@ def _spread(
         BLOCK_A=block,
         BLOCK_B=32,
         BLOCK_D=block_d,
-        num_warps=8,
+        num_warps=4,
         num_stages=3,
     )
 

@@ -70,6 +70,7 @@ def forward(
         for rows, columns, tile in everything.tiles(1):
             cells = tile.rates()
             tile.weights(cells, out=weights[rows, columns])
+            del cells  # before there are those of the next tile
         everything.weights(None, out=counts)
         # 1 - (softDTW(-s) + t + l + γ log N) / (t + l)
         return gamma * math.log(2) * (weights - counts) / (x_lengths[:, None] + y_lengths)
@@ -100,6 +101,7 @@ def backward(
             tile.weights(cells, from_left)
             tile.alignment(cells, from_left)
             tile.add_gradient(cells, grad[rows, columns], grad_x[rows], grad_y[columns])
+            del cells, from_left
         return grad_x, grad_y
 
 

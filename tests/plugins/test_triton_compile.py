@@ -151,6 +151,13 @@ def test_the_recursion_of_a_warp_needs_no_barrier_and_leaves_room_for_others(com
             assert 16 * 32 * kernel["registers"] <= 2**16
 
 
+def test_the_gradient_of_local_is_added_up_where_it_is(compiled):
+    # Not moved through shared memory between the two products of a block: that takes 36.
+    for kernel in compiled[1]["kernels"]:
+        if kernel["name"] == "clipseq_local.triton_kernels._gradient":
+            assert kernel["barriers"] <= 6, kernel
+
+
 def test_batches_of_other_sizes_need_no_other_kernels(compiled):
     kernels, first = compiled[1]["kernels"], compiled[1]["first"]
     assert [kernel["name"] for kernel in kernels[first:]] == []

@@ -73,6 +73,12 @@ def allocated(similarity, batch):
 
 
 @pytest.mark.parametrize("similarity", ["attention", "local", "temporal"])
+def test_there_is_one_workspace(similarity):
+    # 512 MiB at most, beside inputs of 41 MiB, their halves and their gradients.
+    assert allocated(similarity, 128) <= 2**29 + 2**27
+
+
+@pytest.mark.parametrize("similarity", ["attention", "local", "temporal"])
 def test_a_batch_of_1024_takes_less_than_2_gib(similarity):
     # The inputs are 0.32 GiB, their unit steps, that the caller of the operators holds, as much
     # again; all cells would take 73 GiB.
