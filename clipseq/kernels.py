@@ -3,7 +3,8 @@
 Products of unit vectors need more digits than one multiplication on tensor cores keeps. So every
 entry v is handed over as two of half precision, ``v = high + low`` to within 2⁻²⁵ (nothing is
 lost to the range of half precision where v is at most 1), and ``⟨x, y⟩`` is three products, summed
-in float32: high·high + high·low + low·high. That is as near to float64 as float32's own product, at
+in float32: high·high + high·low + low·high. That is as near to float64 as float32's own product
+(but for what tensor cores cut off where they add, and float32 rounds: some 10⁻⁶ of a cosine), at
 the rate of half precision, where Triton's ``input_precision="tf32x3"`` splits in every block anew
 and multiplies at half that rate, and ``"ieee"`` leaves the tensor cores idle. Where torch may use
 TF32 (``torch.set_float32_matmul_precision("high")``), high·high alone is computed: it has the 11
