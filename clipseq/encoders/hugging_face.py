@@ -29,9 +29,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        pad_id = tokenizer.pad_token_id
-        # padding is masked wherever it goes, so where there is no pad token any id will do
-        self.pad_id: int = 0 if pad_id is None else pad_id
+        self.pad_id: int | None = tokenizer.pad_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
 
     @property
@@ -112,7 +110,8 @@ class HuggingFaceTextTower(nn.Module):
             text: a list of captions, or token ids (B, L) as the directory's tokenizer makes them,
                 special tokens included.
             mask: (B, L) bool for token ids, True at a real token. None: every id but the
-                tokenizer's pad id is real.
+                tokenizer's pad id is real; every id where it has none (GPT-2 say), so that padded
+                ids need a mask.
             sequences: whether to return the tokens too.
 
         Returns:

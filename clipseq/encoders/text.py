@@ -76,7 +76,7 @@ class TextTower(nn.Module):
         Args:
             text: a list of captions, or their token ids (B, L), whole numbers without EOT.
             mask: (B, L) bool for token ids, True at a real token, in any pattern. None: every id
-                but the tokenizer's `pad_id`, 0, is real.
+                but the tokenizer's `pad_id` is real, which is 0 in all of ours.
             sequences: whether to return the tokens too.
 
         Returns:
@@ -130,15 +130,15 @@ def check_captions(text: Any) -> list[str]:
 
 
 def check_ids(
-    ids: Tensor, mask: Tensor | None, vocab_size: int, pad_id: int
+    ids: Tensor, mask: Tensor | None, vocab_size: int, pad_id: int | None
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Token ids and their mask, checked; padded ids become `pad_id`, whatever they were."""
+    """Token ids and their mask, checked; padded ids become `filler`, whatever they were."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"token ids must be whole numbers, got {ids.dtype}")
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(f"token ids must be (B, L), neither of them 0, got {tuple(ids.shape)}")
     if mask is None:
-        mask = ids != pad_id
+        mask = torch.ones_like(ids, dtype=torch.bool) if pad_id is None else ids != pad_id
     elif not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"text_mask must be a bool tensor, True at a real token, got {kind}")
@@ -147,7 +147,7 @@ def check_ids(
             f"text_mask must have the token ids' shape {tuple(ids.shape)}, got {tuple(mask.shape)}"
         )
     mask = mask.to(ids.device)
-    ids = ids.long().masked_fill(~mask, pad_id)
+    ids = ids.long().masked_fill(~mask, filler(pad_id))
     outside = ((ids < 0) | (ids >= vocab_size)).any(1)
     if bool(outside.any()):
         item = int(outside.nonzero()[0])
@@ -173,11 +173,18 @@ def check_lengths(lengths: Int[Tensor, "B"], limit: int) -> None:
             )
 
 
-def pad(rows: list[list[int]], pad_id: int) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
+def filler(pad_id: int | None) -> int:
+    """What stands in padded places: they are masked, so without an id of padding any id does."""
+    return 0 if pad_id is None else pad_id
+
+
+def pad(
+    rows: list[list[int]], pad_id: int | None
+) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
     """Rows of different lengths as one tensor, and where it is real."""
     lengths = torch.tensor([len(row) for row in rows])
     steps = max(1, int(lengths.max()))
-    ids = torch.tensor([row + [pad_id] * (steps - len(row)) for row in rows])
+    ids = torch.tensor([row + [filler(pad_id)] * (steps - len(row)) for row in rows])
     return ids, torch.arange(steps) < lengths[:, None]
 
 

@@ -22,8 +22,8 @@ class Tokenizer(Protocol):
     kind: ClassVar[str]
 
     @property
-    def pad_id(self) -> int:
-        """The id of padding."""
+    def pad_id(self) -> int | None:
+        """The id of padding. None: there is none, and every id is a real token's."""
 
     @property
     def vocab_size(self) -> int:

@@ -1,10 +1,12 @@
 """A local Hugging Face directory as the text tower, against transformers itself."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
 
+from clipseq import CLIP, CheckpointError, RadarConfig
 from clipseq.encoders import HuggingFaceTextTower, TextConfig
 
 transformers = pytest.importorskip("transformers")
@@ -63,6 +65,56 @@ def test_token_ids_with_special_tokens_are_the_same_thing(bert):
         got = tower(ids, mask=given)
         torch.testing.assert_close(got[0], expected[0])
         assert torch.equal(got[1].mask, expected[1].mask)
+
+
+@pytest.fixture(scope="session")
+def gpt2(tmp_path_factory):
+    """A tiny GPT-2: it has no pad token, and its id 0 is a word like any other."""
+    directory = tmp_path_factory.mktemp("gpt2")
+    vocabulary = ["!", "a", "w", "s", "Ġ", "<|endoftext|>"]
+    (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(vocabulary)}))
+    (directory / "merges.txt").write_text("#version: 0.2\n")
+    files = [str(directory / name) for name in ("vocab.json", "merges.txt")]
+    transformers.GPT2Tokenizer(*files).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(vocabulary), n_positions=16, n_embd=12, n_layer=1, n_head=2
+    )
+    transformers.GPT2Model(config).save_pretrained(directory)
+    return directory
+
+
+def test_without_a_pad_token_every_id_is_real_unless_a_mask_says_otherwise(gpt2):
+    tower = make(gpt2)
+    ids = torch.tensor([[1, 2, 3, 0], [0, 1, 2, 4]])
+    got, mask = tower.tokenize(ids)
+    assert torch.equal(got, ids)
+    assert mask.all()
+    captions = ["aws!", "!aw "]
+    assert [tower.tokenizer.encode(caption) for caption in captions] == ids.tolist()
+    torch.testing.assert_close(tower(ids)[0], tower(captions)[0])
+    mask[0, 3] = False
+    got, mask = tower.tokenize(ids, mask)
+    assert [row[real].tolist() for row, real in zip(got, mask, strict=True)] == [
+        [1, 2, 3],
+        [0, 1, 2, 4],
+    ]
+    torch.testing.assert_close(tower(ids, mask=mask)[0], tower(["aws", "!aw "])[0])
+
+
+def test_without_a_pad_token_captions_that_differ_in_id_0_are_not_the_same(gpt2):
+    model = CLIP(
+        RadarConfig({"a": 3}, patch_frames=2),
+        TextConfig(pretrained=str(gpt2)),
+        transformer_width=8,
+        transformer_layers=1,
+        transformer_heads=2,
+        sequence_similarity_type="global",
+    ).eval()
+    radar, ids = torch.randn(2, 3, 6), torch.tensor([[1, 2, 0], [1, 0, 2]])
+    by_ids = model.training_step({"radar": radar, "text": ids})
+    by_captions = model.training_step({"radar": radar, "text": ["aw!", "a!w"]})
+    torch.testing.assert_close(by_ids, by_captions)
 
 
 def test_frozen_only_the_projection_is_trained(bert):
@@ -144,8 +196,6 @@ def test_without_transformers_the_error_says_what_to_install(bert, monkeypatch):
 
 def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
     import shutil
-
-    from clipseq import CLIP, CheckpointError, RadarConfig
 
     for path in ("source", "model"):
         (tmp_path / path).mkdir()
