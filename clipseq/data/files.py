@@ -25,6 +25,7 @@ or, for a small one, a single .npz
     ids, splits, sources, labels      N strings each, optional ("" for none)
     class_names, class_captions       K strings each, optional
     frame_rate        optional
+                      strings are of NumPy's dtype U, or S in UTF-8
 
 No pickle anywhere. Maps should be standardised to about zero mean and unit scale per view by a
 rule that is fixed before the data is seen. A dataset is checked whole when it is opened, so that
@@ -151,6 +152,8 @@ def check_clips(clips: Sequence[Clip], class_captions: Mapping[str, str], where:
     views = {view: np.shape(m)[:1] for view, m in clips[0].radar.items()}
     if not views:
         raise DataError(f"{where}: clip {clips[0].id!r} has no map")
+    for name, caption in class_captions.items():
+        _check_caption(caption, f"{where}: the caption of class {name!r}")
     seen: set[str] = set()
     owners: dict[str, tuple[str, str]] = {}
     for clip in clips:
@@ -159,8 +162,9 @@ def check_clips(clips: Sequence[Clip], class_captions: Mapping[str, str], where:
             raise DataError(f"{at}: the id is used twice; ids must differ")
         seen.add(clip.id)
         _check_maps(clip, views, clips[0].id, at)
-        if not clip.caption.strip():
-            raise DataError(f"{at}: the caption is empty")
+        _check_caption(clip.caption, f"{at}: the caption")
+        for caption in clip.permuted:
+            _check_caption(caption, f"{at}: a permuted caption")
         if clip.split not in SPLITS:
             raise DataError(
                 f"{at}: no split {clip.split!r}{nearest(clip.split, SPLITS)}; "
@@ -187,6 +191,13 @@ def check_clips(clips: Sequence[Clip], class_captions: Mapping[str, str], where:
                     f"{at} ({clip.split}): its source {source!r} is also that of clip {owner!r} "
                     f"({other}); a source must not lie in two splits"
                 )
+
+
+def _check_caption(caption: Any, what: str) -> None:
+    if not isinstance(caption, str):
+        raise DataError(f"{what} must be a string, got {caption!r}")
+    if not caption.strip():
+        raise DataError(f"{what} is empty")
 
 
 def _check_maps(clip: Clip, views: Mapping[str, tuple[int, ...]], first: str, at: str) -> None:
@@ -355,7 +366,7 @@ def read_head(folder: Path) -> dict[str, Any]:
             "simulate with the same arguments again and it will be completed"
         )
     try:
-        head = json.loads(path.read_text(encoding="utf-8"))
+        head = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except FileNotFoundError:
         raise DataError(f"{path}: missing; a dataset folder holds it") from None
     except (OSError, ValueError) as error:
@@ -363,6 +374,17 @@ def read_head(folder: Path) -> dict[str, Any]:
     if not isinstance(head, dict):
         raise DataError(f"{path}: wanted a JSON object, got {type(head).__name__}")
     return head
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of them, and says nothing
+    if (twice := _first_twice([key for key, _ in pairs])) is not None:
+        raise ValueError(f"the key {twice!r} is given twice")
+    return dict(pairs)
+
+
+def _first_twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def _mapping(head: Mapping[str, Any], key: str, kind: type, path: Path) -> dict[str, Any]:
@@ -380,7 +402,7 @@ _FIELDS: dict[str, type] = {
 
 def _record(line: str, at: str) -> dict[str, Any]:
     try:
-        record: Any = json.loads(line)
+        record: Any = json.loads(line, object_pairs_hook=_each_key_once)
     except ValueError as error:
         raise DataError(f"{at}: no JSON: {error}") from error
     if not isinstance(record, dict):
@@ -439,6 +461,7 @@ def _load_maps(path: Path, views: Mapping[str, int]) -> dict[str, np.ndarray]:
 
 _COLUMNS = ("captions", "lengths", "ids", "splits", "sources", "labels")
 _OTHERS = ("class_names", "class_captions", "frame_rate")
+_STRINGS = ("captions", "ids", "splits", "sources", "labels", "class_names", "class_captions")
 
 
 def _read_single(path: Path) -> _Read:
@@ -463,6 +486,9 @@ def _read_single(path: Path) -> _Read:
             )
         if values.shape != wanted:
             raise DataError(f"{path}: {name!r} must be {wanted}, got {values.shape}")
+    for name in _STRINGS:
+        if name in arrays:
+            arrays[name] = _strings(arrays[name], f"{path}: {name!r}")
 
     def column(name: str, default: Sequence[Any]) -> list[Any]:
         return arrays[name].tolist() if name in arrays else list(default)
@@ -477,19 +503,38 @@ def _read_single(path: Path) -> _Read:
             raise DataError(f"{path}: lengths[{i}] is {lengths[i]!r}, wanted 1 to {total}")
         clips.append(
             Clip(
-                id=str(ids[i]),
+                id=ids[i],
                 radar={view: values[i, :, : lengths[i]] for view, values in views.items()},
-                caption=str(caption),
-                split=str(splits[i]),
-                sources=(str(sources[i]),) if sources[i] != "" else (),
-                label=str(labels[i]) if labels[i] != "" else None,
+                caption=caption,
+                split=splits[i],
+                sources=(sources[i],) if sources[i] else (),
+                label=labels[i] or None,
             )
         )
     names, told = column("class_names", ()), column("class_captions", ())
     if len(names) != len(told):
         raise DataError(f"{path}: {len(names)} class_names for {len(told)} class_captions")
+    if (twice := _first_twice(names)) is not None:
+        raise DataError(f"{path}: class_names has {twice!r} twice; a class has one caption")
     rate = arrays.get("frame_rate")
     if rate is not None and (rate.size != 1 or rate.dtype.kind not in "iuf"):
         raise DataError(f"{path}: frame_rate must be one number, got {rate.tolist()!r}")
     frame_rate = None if rate is None else float(rate.item())
     return tuple(clips), frame_rate, dict(zip(names, told, strict=True))
+
+
+def _strings(values: np.ndarray, at: str) -> np.ndarray:
+    """An array of strings, decoded if need be; what is none is not written out as one."""
+    if values.ndim != 1:
+        raise DataError(f"{at} must have one axis, got {values.shape}")
+    if values.dtype.kind == "S":
+        try:
+            return np.char.decode(values, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{at} holds bytes that are not UTF-8: {error}") from error
+    if values.dtype.kind != "U" and values.size:  # an empty list is saved as numbers
+        raise DataError(
+            f"{at} must hold strings (dtype U, or S in UTF-8), got {values.dtype}, "
+            f"the first {values.tolist()[0]!r}"
+        )
+    return values

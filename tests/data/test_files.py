@@ -143,9 +143,49 @@ def test_a_single_npz_will_do(tmp_path):
     assert read.class_captions == {"wave": "a person waves"}
 
 
+def test_a_single_npz_may_hold_utf_8_and_lists_of_nothing(tmp_path):
+    np.savez(
+        tmp_path / "x.npz",
+        doppler=np.ones((2, 3, 4)),
+        captions=np.array(["sitzt, geht über", "waves"]),
+        class_names=[],
+        class_captions=[],
+    )
+    np.savez(
+        tmp_path / "y.npz",
+        doppler=np.ones((2, 3, 4)),
+        captions=np.array(["sitzt, geht über".encode(), b"waves"]),
+        labels=[b"", b"w"],
+        class_names=[b"w"],
+        class_captions=["winkt, grüßt".encode()],
+    )
+    for name in ("x", "y"):
+        read = MapDataset(tmp_path / f"{name}.npz")
+        assert read.captions == ["sitzt, geht über", "waves"]
+    assert [clip.label for clip in read] == [None, "w"]
+    assert read.class_captions == {"w": "winkt, grüßt"}
+
+
+ONE = {"m": np.ones((1, 3, 4)), "captions": ["x"]}
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
+        (ONE | {"captions": [3]}, "'captions' must hold strings .*, got int64, the first 3"),
+        (ONE | {"captions": [np.nan]}, "'captions' must hold strings .* float64, the first nan"),
+        (ONE | {"captions": [True]}, "'captions' must hold strings .*, got bool"),
+        (ONE | {"captions": [b"\xff"]}, "'captions' holds bytes that are not UTF-8"),
+        (ONE | {"ids": [7]}, "'ids' must hold strings"),
+        (ONE | {"splits": [0]}, "'splits' must hold strings"),
+        (ONE | {"sources": [1.5]}, "'sources' must hold strings"),
+        (ONE | {"labels": [0]}, "'labels' must hold strings"),
+        (ONE | {"class_names": [0], "class_captions": ["x"]}, "'class_names' must hold strings"),
+        (ONE | {"class_names": ["w"], "class_captions": [1]}, "'class_captions' must hold strings"),
+        (ONE | {"class_names": "w", "class_captions": "x"}, "'class_names' must have one axis"),
+        (ONE | {"class_names": ["w", "w"], "class_captions": ["x", "y"]}, "has 'w' twice"),
+        (ONE | {"class_names": ["", ""], "class_captions": ["x", "y"]}, "has '' twice"),
+        (ONE | {"class_names": ["w"], "class_captions": [""]}, "caption of class 'w' is empty"),
         ({"captions": ["x"]}, "wanted views"),
         ({"m": np.ones((2, 3, 4)), "captions": ["x"]}, r"'captions' must be \(2,\)"),
         ({"m": np.ones((1, 3, 4)), "captions": ["x"], "lengths": [5]}, r"lengths\[0\] is 5"),
@@ -168,7 +208,11 @@ def test_a_bad_single_npz_is_told(tmp_path, arrays, told):
     ("changed", "told"),
     [
         ({"id": "b"}, "'b'.*used twice"),
-        ({"caption": " "}, "caption is empty"),
+        ({"caption": " "}, "the caption is empty"),
+        ({"caption": b"waves"}, "the caption must be a string, got b'waves'"),
+        ({"caption": None}, "the caption must be a string, got None"),
+        ({"permuted": ("x", 3)}, "a permuted caption must be a string, got 3"),
+        ({"permuted": ("x", " ")}, "a permuted caption is empty"),
         ({"split": "tests"}, "did you mean 'test'"),
         ({"spans": ((0, 6),), "actions": ("x",)}, r"span \(0, 6\)"),
         ({"spans": ((0, 6),)}, "1 spans for 0 actions"),
@@ -204,6 +248,11 @@ def test_bad_maps_are_told(maps, told):
     radar = {"doppler_time": np.ones((3, 5)), "range_time": maps}
     with pytest.raises(DataError, match=f"'a'.*{told}"):
         MapDataset.from_clips([good, clip("a", radar=radar)])
+
+
+def test_a_class_caption_that_is_none_is_told(unchecked_signatures):
+    with pytest.raises(DataError, match="the caption of class 'wave' must be a string, got 3"):
+        MapDataset.from_clips(RICH, class_captions={"wave": 3})
 
 
 def test_no_clips_and_no_split():
@@ -245,6 +294,10 @@ def edit(old, new):
         ("clips.jsonl", edit('"start": 5', '"strat": 5'), "did you mean 'start'"),
         ("clips.jsonl", edit('"id": "b", ', ""), "line 2: 'id' is missing"),
         ("clips.jsonl", edit('"id": "b"', '"id": 7'), "'id' must be str"),
+        ("clips.jsonl", edit('"a person does b"', "null"), "'caption' must be str, got None"),
+        ("clips.jsonl", edit('"a person does b"', "3"), "'caption' must be str, got 3"),
+        ("clips.jsonl", edit('["waves, sits"]', "[3]"), "'permuted' must be a list of strings"),
+        ("clips.jsonl", edit('"id": "b"', '"id": "b", "id": "c"'), "line 2.*'id' is given twice"),
         ("clips.jsonl", edit("[[0, 2], [2, 5]]", "[[0], [2, 5]]"), "'spans' must be"),
         ("clips.jsonl", edit("}\n", "\n"), "no JSON"),
         ("clips.jsonl", lambda p: p.write_text(""), "no clips"),
@@ -257,6 +310,16 @@ def edit(old, new):
             "00000.npz: view 'range_time'",
         ),
         ("dataset.json", edit('"range_time": 4', '"range_time": "4"'), "'views'"),
+        (
+            "dataset.json",
+            edit('"views"', '"class_captions": {"w": "x", "w": "y"}, "views"'),
+            "'w' is given twice",
+        ),
+        (
+            "dataset.json",
+            edit('"views"', '"class_captions": {"w": null}, "views"'),
+            "'class_captions' must map names to str",
+        ),
     ],
 )
 def test_a_damaged_dataset_is_told_with_the_file(tmp_path, name, damage, told):
