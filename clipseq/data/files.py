@@ -130,6 +130,11 @@ class MapDataset(Dataset[Clip]):
         """The caption of every clip."""
         return [clip.caption for clip in self._clips]
 
+    @property
+    def permuted(self) -> list[tuple[str, ...]]:
+        """The permuted captions of every clip."""
+        return [clip.permuted for clip in self._clips]
+
     def subset(self, split: str) -> "MapDataset":
         """The clips of one split; DataError where it has none."""
         if split not in self.splits:

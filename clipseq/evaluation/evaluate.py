@@ -217,7 +217,7 @@ def _order(
     draws: int,
     seed: int,
 ) -> dict[str, Metric]:
-    permuted = [clips[i].permuted for i in range(len(clips))]
+    permuted = clips.permuted
     owner = torch.tensor([i for i, captions in enumerate(permuted) for _ in captions])
     if not len(owner):
         raise _Absent("no clip has permuted captions (the field `permuted`)")

@@ -172,9 +172,7 @@ def _prepare_on(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(config.model, dataset.views, tokenizer)
-    for split, clips in (("train", training), ("val", validation)):
-        if clips is not None:
-            check_captions(model, clips.captions, split)
+    check_captions(model, dataset)
     finished = _finished_steps(folder, model) if resume else 0
     if processes.first:
         write_config(config, folder.config)

@@ -9,6 +9,7 @@ import attrs
 import torch
 
 from clipseq.config import structure
+from clipseq.data import MapDataset
 from clipseq.encoders import RadarConfig, TextConfig
 from clipseq.encoders.tokenizer import (
     ByteTokenizer,
@@ -66,13 +67,31 @@ def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
     build_model({**table, "text_cfg": text}, views, None)
 
 
-def check_captions(model: CLIP, captions: Sequence[str], split: str) -> None:
-    """Raise ConfigError for a caption that the text tower cannot read, a too long one say."""
+def check_captions(model: CLIP, dataset: MapDataset) -> None:
+    """Raise ConfigError for a caption that the text tower cannot read, a too long one say.
+
+    Every caption of the data set that training or `evaluate` will give it: what is trained on one
+    split can then be evaluated on any.
+    """
+    for split in dataset.splits:
+        clips = dataset.subset(split)
+        _check_captions(model, clips.captions, f"the split {split!r}")
+        # A data set may say anything here, and the same words in another order may be more tokens.
+        for number, permuted in enumerate(clips.permuted):
+            if permuted:
+                where = f"the split {split!r}, permuted captions of its clip {number}"
+                _check_captions(model, permuted, where)
+    if "zeroshot" in dataset.splits:
+        for name, caption in dataset.class_captions.items():
+            _check_captions(model, [caption], f"the class caption of {name!r}")
+
+
+def _check_captions(model: CLIP, captions: Sequence[str], where: str) -> None:
     tower: Any = model.text_encoder
     try:
         tower.tokenize(captions)
     except ValueError as error:
-        raise ConfigError(f"the split {split!r}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def build_model(

@@ -447,6 +447,35 @@ def test_a_config_that_is_rejected_leaves_no_folder(dataset, small_run, wrong, s
     assert not small_run().training.out.exists()
 
 
+@pytest.mark.parametrize(
+    ("split", "change", "said"),
+    [
+        ("val", {"caption": "a " * 49}, "the split 'val': caption 0 has 49 tokens"),
+        ("test", {"caption": "a " * 49}, "the split 'test': caption 0 has 49 tokens"),
+        ("zeroshot", {"caption": "a " * 49}, "the split 'zeroshot': caption 0 has 49 tokens"),
+        (
+            "test",
+            {"permuted": ("a", "a " * 49)},
+            "the split 'test', permuted captions of its clip 0: caption 1 has 49 tokens",
+        ),
+        ("test", None, "the class caption of 'long': caption 0 has 49 tokens"),
+    ],
+)
+def test_what_could_not_be_evaluated_is_not_trained(dataset, small_run, split, change, said):
+    clips, classes = list(dataset), dict(dataset.class_captions)
+    if change is None:
+        classes["long"] = "a " * 49
+    else:
+        first = next(i for i, clip in enumerate(clips) if clip.split == split)
+        clips[first] = attrs.evolve(clips[first], actions=(), spans=(), **change)
+    # One clip is not validated on, but may be evaluated on.
+    val = next(clip for clip in clips if clip.split == "val")
+    clips = [clip for clip in clips if clip.split != "val" or clip is val]
+    with pytest.raises(ConfigError, match=said):
+        train(small_run(max_steps=1), dataset=MapDataset.from_clips(clips, class_captions=classes))
+    assert not small_run().training.out.exists()
+
+
 @pytest.mark.parametrize(("wrong", "said"), WRONG)
 def test_a_config_that_is_rejected_simulates_nothing(small_run, wrong, said):
     data = DataConfig(simulated=SimulatedData(clips=80))
