@@ -33,6 +33,7 @@ a missing or corrupt file is an error at once and not hours into a training.
 """
 
 import json
+import operator
 import os
 import shutil
 import tempfile
@@ -57,8 +58,9 @@ UNFINISHED = "unfinished.json"
 class MapDataset(Dataset[Clip]):
     """Radar clips with captions: `MapDataset(path)` reads a folder or an .npz (see this module).
 
-    ``dataset[i]`` is a `Clip`, its maps float32. All maps are held in memory, as they are on disk
-    (float16 costs two bytes a cell).
+    ``dataset[i]`` is a `Clip`, its maps float32 and its own: what is done to them in place leaves
+    the dataset as it is. All maps are held in memory, as they are on disk (float16 costs two bytes
+    a cell).
 
     Args:
         path: the folder or the file.
@@ -111,9 +113,16 @@ class MapDataset(Dataset[Clip]):
         return len(self._clips)
 
     def __getitem__(self, index: int) -> Clip:
-        clip = self._clips[index]
+        try:
+            clip = self._clips[operator.index(index)]
+        except TypeError:
+            raise TypeError(
+                f"dataset[i] takes one whole number, got {index!r}; several clips: "
+                "dataset.subset('train') for those of a split, [dataset[i] for i in ...] for others"
+            ) from None
+        # Copied also where it is float32 already: torch warns of an array that is read-only.
         return attrs.evolve(
-            clip, radar={view: np.asarray(m, np.float32) for view, m in clip.radar.items()}
+            clip, radar={view: np.array(m, np.float32) for view, m in clip.radar.items()}
         )
 
     def __repr__(self) -> str:

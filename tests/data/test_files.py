@@ -3,6 +3,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -65,6 +66,35 @@ def test_every_field_survives(tmp_path):
     assert read.splits == {"train": 2, "test": 1, "zeroshot": 1}
     assert [c.id for c in read.subset("train")] == ["a", "b"]
     assert all(m.dtype == np.float32 for c in read for m in c.radar.values())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("place", ["memory", "folder", "npz"])
+def test_what_is_done_to_a_clip_leaves_the_dataset_as_it_is(tmp_path, dtype, place):
+    maps = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    clips = [clip(f"{i}", radar={"doppler": m}) for i, m in enumerate(maps)]
+    if place == "memory":
+        read = MapDataset.from_clips(clips)
+    elif place == "folder":
+        read = MapDataset(write_dataset(tmp_path / "set", clips))
+    else:
+        np.savez(tmp_path / "set.npz", doppler=maps, captions=["sits", "waves"])
+        read = MapDataset(tmp_path / "set.npz")
+    for i in range(2):
+        torch.from_numpy(read[i].radar["doppler"]).zero_()
+        np.testing.assert_array_equal(read[i].radar["doppler"], np.arange(24).reshape(2, 3, 4)[i])
+
+
+@pytest.mark.parametrize("index", [slice(0, 2), "a", 1.0, (0, 1), [0, 1], None])
+def test_several_clips_at_once_are_refused_with_what_gives_them(unchecked_signatures, index):
+    read = MapDataset.from_clips(RICH, class_captions={"wave": "a person waves"})
+    with pytest.raises(
+        TypeError, match=r"takes one whole number, got .*dataset\.subset\('train'\)"
+    ):
+        read[index]
+    assert [read[i].id for i in (np.int64(1), -1, torch.tensor(0))] == ["b", "d", "a"]
+    with pytest.raises(IndexError):
+        read[4]
 
 
 def test_the_files_are_what_the_documentation_says(tmp_path):
