@@ -137,9 +137,9 @@ def load(
         text_cfg: the text tower, likewise.
 
     Raises:
-        CheckpointError: a file is missing or corrupt; a similarity is not installed (it names
-            plugin, distribution and version); weights do not fit (it lists the keys); a tower was
-            a module and is not given.
+        CheckpointError: a file is missing, corrupt or unreadable; a similarity is not installed (it
+            names plugin, distribution and version); weights do not fit (it lists the keys); a tower
+            was a module and is not given.
         ValueError: a module is given for a tower that was none.
     """
     saved = _read_config(directory)
@@ -257,6 +257,9 @@ def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
         text.save(directory / LANGUAGE_MODEL, language_model)
     elif model.tokenizer is not None:
         model.tokenizer.save(directory)
+    # safetensors makes files for the owner alone, whatever the umask.
+    for path in directory.rglob("*.safetensors"):
+        shutil.copymode(directory / CONFIG, path)
 
 
 def _move_into_place(staging: Path, directory: Path) -> None:
@@ -326,6 +329,8 @@ def _read_config(directory: Path) -> SavedModel:
             f"{path} is missing: expected a directory written by save_pretrained (a model of the "
             f"hub: huggingface_hub.snapshot_download gives its directory)"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is corrupt: {error}") from error
     except ConfigError as error:
@@ -388,10 +393,13 @@ def _tower(
 def _load_weights(model: CLIP, directory: Path) -> None:
     path = directory / WEIGHTS
     try:
+        path.open("rb").close()  # safetensors calls a file missing that it may not read
         weights = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is corrupt: {error}") from error
     own = _own_weights(model, model.state_dict())
     problems = {

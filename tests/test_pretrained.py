@@ -203,6 +203,47 @@ def test_a_missing_or_cut_off_file_is_named(name, tmp_path):
         CLIP.from_pretrained(tmp_path)
 
 
+def withhold(path):
+    path.chmod(0)
+
+
+def replace_by_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        pytest.param(
+            withhold,
+            "Permission denied",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file"),
+        ),
+        (replace_by_a_folder, "Is a directory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_cannot_be_read_is_not_called_corrupt(name, damage, reason, tmp_path):
+    make(tokenizer=train_tokenizer(CAPTIONS, 300)).save_pretrained(tmp_path)
+    damage(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read: {reason}"):
+        CLIP.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_who_may_read_one_file_may_read_all(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        make(tokenizer=train_tokenizer(CAPTIONS, 300)).save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "model").iterdir()}
+    assert modes == dict.fromkeys(
+        ["config.json", "model.safetensors", "tokenizer.json"], 0o666 & ~umask
+    )
+
+
 def test_a_config_that_is_not_ours(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match=r"unknown key 'model_type'"):

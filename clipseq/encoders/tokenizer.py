@@ -154,7 +154,7 @@ def load_tokenizer(kind: str, directory: Path) -> ByteTokenizer | TrainedTokeniz
     """The tokenizer that was saved into `directory`.
 
     Raises:
-        CheckpointError: its file is missing or corrupt, or the kind is none of ours.
+        CheckpointError: its file is missing, corrupt or unreadable, or the kind is none of ours.
         ImportError: the tokenizers library is needed and not installed.
     """
     if kind == ByteTokenizer.kind:
@@ -167,6 +167,8 @@ def load_tokenizer(kind: str, directory: Path) -> ByteTokenizer | TrainedTokeniz
         return TrainedTokenizer(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"the tokenizer {path} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # the tokenizers library raises bare Exception
         raise CheckpointError(f"the tokenizer {path} is corrupt: {error}") from error
 

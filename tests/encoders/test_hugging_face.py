@@ -229,6 +229,8 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
         assert again.tokenizer.tokens("a person") == ["a", "person"]
     files = sorted(path.name for path in (tmp_path / "model" / "text_encoder").iterdir())
     assert "model.safetensors" in files
+    saved = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in saved}) == 1  # who may read one may read all
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
