@@ -5,19 +5,21 @@ int, `True` is no int, a string is no sequence of strings) and that every proble
 reported at once, by its dotted path.
 """
 
+import numbers
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import attrs
+import numpy as np
 from cattrs import Converter, ForbiddenExtraKeysError
 from cattrs.cols import is_mapping, mapping_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
 from clipseq.errors import ConfigError, nearest
 
-__all__ = ["structure", "unstructure"]
+__all__ = ["of_type", "plain", "structure", "unstructure"]
 
 T = TypeVar("T")
 
@@ -55,6 +57,39 @@ def unstructure(instance: Any) -> dict[str, Any]:
     """The plain dictionary that `structure` turns back into `instance` (paths as strings)."""
     plain: dict[str, Any] = _converter.unstructure(instance)
     return plain
+
+
+def of_type(kind: type[T], value: object, *, where: str) -> T:
+    """One value as strictly as `structure` takes it, but for numpy's numbers: see `plain`.
+
+    Raises:
+        ConfigError: it is of another type; the message starts with `where`.
+    """
+    try:
+        return _converter.structure(plain(value), kind)
+    except Exception as error:
+        raise ConfigError("; ".join(_problems(error, where))) from None
+
+
+def plain(value: Any) -> Any:
+    """`value` with numpy's numbers, and all that are like them, as Python's own.
+
+    Those in lists, tuples and mappings too; what is no number or string stays what it is.
+    """
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        inner = [plain(item) for item in value]
+        return tuple(inner) if isinstance(value, tuple) else inner
+    return value
 
 
 class _MismatchError(Exception):

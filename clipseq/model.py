@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipseq.config import structure
+from clipseq.config import of_type, structure
 from clipseq.cosine import unit
 from clipseq.encoders import (
     HuggingFaceTextTower,
@@ -52,8 +52,8 @@ class CLIP(GathersWeights):
         transformer_width: D of all features, pooled and in sequence.
         transformer_layers: blocks of each tower.
         transformer_heads: attention heads of each block.
-        temperature: where the learnable scales start, as 1 / temperature; at least 0.01. SigLIP's
-            start at its own 10 (and bias -10) whatever this is.
+        temperature: where the learnable scales start, as 1 / temperature; finite, at least 0.01.
+            SigLIP's start at its own 10 (and bias -10) whatever this is.
         use_siglip: both losses are SigLIP's instead of InfoNCE.
         use_sequence_similarity: False: plain CLIP, without a parameter more, and with the same
             weights from the same seed.
@@ -75,7 +75,8 @@ class CLIP(GathersWeights):
             changed at any time; a positive whole number, else a ValueError.
 
     Raises:
-        ConfigError: an unknown or ill-typed key in a dictionary.
+        ConfigError: an unknown or ill-typed key in a dictionary; an option of another type than
+            it is annotated with (numpy's numbers, and an int for a float, are fine).
         UnknownSimilarityError, TypeError, ValueError: a similarity or an option that does not
             exist, a value out of its range.
     """
@@ -98,20 +99,31 @@ class CLIP(GathersWeights):
         tokenizer: Tokenizer | None = None,
     ):
         super().__init__()
+        # A value that is only like its type, as 1 is like True, would train, and then not load.
+        self.context_length = of_type(int, context_length, where="context_length")
+        self.transformer_width = of_type(int, transformer_width, where="transformer_width")
+        self.transformer_layers = of_type(int, transformer_layers, where="transformer_layers")
+        self.transformer_heads = of_type(int, transformer_heads, where="transformer_heads")
+        self.temperature = of_type(float, temperature, where="temperature")
+        self.use_siglip = of_type(bool, use_siglip, where="use_siglip")
+        self.use_sequence_similarity = of_type(
+            bool, use_sequence_similarity, where="use_sequence_similarity"
+        )
+        self.sequence_similarity_type = of_type(
+            str, sequence_similarity_type, where="sequence_similarity_type"
+        )
+        self.sequence_similarity_weight = of_type(
+            float, sequence_similarity_weight, where="sequence_similarity_weight"
+        )
+        options = {} if sequence_similarity_options is None else sequence_similarity_options
+        self.sequence_similarity_options = lists_to_tuples(
+            of_type(dict, options, where="sequence_similarity_options")
+        )
         # SigLIP's scales do not start from it, InfoNCE's do, and must not start above their bound.
-        if not (temperature > 0 if use_siglip else 0.01 <= temperature < math.inf):
-            wanted = "positive" if use_siglip else "finite and at least 0.01 (a scale of 100)"
-            raise ValueError(f"temperature must be {wanted}, got {temperature}")
-        self.context_length = context_length
-        self.transformer_width = transformer_width
-        self.transformer_layers = transformer_layers
-        self.transformer_heads = transformer_heads
-        self.temperature = temperature
-        self.use_siglip = use_siglip
-        self.use_sequence_similarity = use_sequence_similarity
-        self.sequence_similarity_type = sequence_similarity_type
-        self.sequence_similarity_weight = sequence_similarity_weight
-        self.sequence_similarity_options = lists_to_tuples(dict(sequence_similarity_options or {}))
+        fits = self.temperature > 0 if self.use_siglip else self.temperature >= 0.01
+        if not (fits and self.temperature < math.inf):
+            wanted = "positive" if self.use_siglip else "at least 0.01 (a scale of 100)"
+            raise ValueError(f"temperature must be finite and {wanted}, got {temperature}")
         self.micro_batch = None
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
@@ -119,22 +131,24 @@ class CLIP(GathersWeights):
         self.radar_encoder = self._radar_tower(encoder_cfg)
         self.text_encoder = self._text_tower(text_cfg, tokenizer)
         self.clip_loss_fn: PairLoss
-        if use_siglip:
+        if self.use_siglip:
             self.clip_loss_fn = SigLipLoss()
         else:
-            self.clip_loss_fn = ClipLoss(init_scale=1 / temperature)
+            self.clip_loss_fn = ClipLoss(init_scale=1 / self.temperature)
         # Last, and with the random state put back: the towers' weights, and all that is drawn
         # later, are the same with and without it.
         self.sequence_loss_fn: SequenceLoss | None = None
-        if use_sequence_similarity:
+        if self.use_sequence_similarity:
             with torch.random.fork_rng(devices=[]):
                 similarity = get_similarity(
-                    sequence_similarity_type, **self.sequence_similarity_options
+                    self.sequence_similarity_type, **self.sequence_similarity_options
                 )
-                if use_siglip:
+                if self.use_siglip:
                     self.sequence_loss_fn = SequenceLoss(similarity, "siglip")
                 else:
-                    self.sequence_loss_fn = SequenceLoss(similarity, init_scale=1 / temperature)
+                    self.sequence_loss_fn = SequenceLoss(
+                        similarity, init_scale=1 / self.temperature
+                    )
 
     def _radar_tower(self, config: Any) -> RadarTower | ModuleTower:
         if isinstance(config, nn.Module):

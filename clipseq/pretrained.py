@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import clipseq
-from clipseq.config import structure, unstructure
+from clipseq.config import plain, structure, unstructure
 from clipseq.encoders import (
     HuggingFaceTextTower,
     ModuleTower,
@@ -94,7 +94,7 @@ def save(model: CLIP, directory: Path) -> None:
     gathered from all of them; the first process writes, and all return once it has.
 
     Raises:
-        ValueError: an option of the similarity that JSON cannot hold.
+        ValueError: a value that JSON cannot hold, most likely an option of the similarity.
         OSError: the directory cannot be written.
         ClipseqError: in the other processes, where the first could not write.
     """
@@ -236,14 +236,7 @@ def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
         sequence_similarity_options=options,
         similarities=origins,
     )
-    try:
-        config = json.dumps(unstructure(saved), indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"an option of the similarity {model.sequence_similarity_type!r} cannot be saved as "
-            f"JSON: {error}; use plain numbers, strings, lists and dictionaries"
-        ) from None
-    (directory / CONFIG).write_text(config + "\n", encoding="utf-8")
+    (directory / CONFIG).write_text(_as_json(saved) + "\n", encoding="utf-8")
     # Cloned: safetensors refuses tensors that share memory, as tied weights do.
     own = _own_weights(model, state)
     weights = {name: value.clone().contiguous() for name, value in own.items()}
@@ -260,6 +253,32 @@ def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
     # safetensors makes files for the owner alone, whatever the umask.
     for path in directory.rglob("*.safetensors"):
         shutil.copymode(directory / CONFIG, path)
+
+
+def _as_json(saved: SavedModel) -> str:
+    try:
+        return json.dumps(plain(unstructure(saved)), indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        path, value, cause = _not_json("", attrs.asdict(saved, recurse=False), error)
+        raise ValueError(
+            f"{path}: {value!r} ({type(value).__name__}) cannot be saved as JSON: {cause}; use "
+            f"plain, finite numbers, strings, lists and dictionaries"
+        ) from None
+
+
+def _not_json(path: str, value: Any, cause: Exception) -> tuple[str, Any, Exception]:
+    """The innermost value that JSON cannot hold: its dotted path, itself, and why."""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, item in items:
+        try:
+            json.dumps(plain(unstructure({str(key): item})), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            return _not_json(f"{path}.{key}" if path else str(key), item, error)
+    return path, value, cause
 
 
 def _move_into_place(staging: Path, directory: Path) -> None:

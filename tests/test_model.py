@@ -1,7 +1,9 @@
 """CLIP: its losses against their formulas, the migration, the calls, and what it refuses."""
 
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -342,7 +344,9 @@ def test_plain_dictionaries_are_configs():
         ({"temperature": 0.0}, ValueError, "temperature"),
         ({"temperature": 0.005}, ValueError, r"temperature must be .* at least 0\.01 .*got 0\.005"),
         ({"temperature": float("inf")}, ValueError, "temperature must be finite"),
-        ({"temperature": -1.0, "use_siglip": True}, ValueError, "temperature must be positive"),
+        ({"temperature": -1.0, "use_siglip": True}, ValueError, "must be finite and positive"),
+        ({"temperature": math.inf, "use_siglip": True}, ValueError, "must be finite and positive"),
+        ({"temperature": math.nan, "use_siglip": True}, ValueError, "must be finite and positive"),
         ({"context_length": 0}, ValueError, "context_length"),
         ({"transformer_heads": 3}, ValueError, "width 16 and 3 heads"),
         ({"transformer_layers": 0}, ValueError, "transformer_layers"),
@@ -352,6 +356,46 @@ def test_plain_dictionaries_are_configs():
 def test_what_it_cannot_be_built_from_is_said(options, error, match):
     with pytest.raises(error, match=match):
         make(**options)
+
+
+@pytest.mark.usefixtures("unchecked_signatures")
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"use_siglip": 1}, r"use_siglip: expected bool, got 1 \(int\)"),
+        ({"use_siglip": "no"}, r"use_siglip: expected bool, got 'no' \(str\)"),
+        ({"use_sequence_similarity": 0}, r"use_sequence_similarity: expected bool, got 0"),
+        ({"transformer_layers": True}, r"transformer_layers: expected int, got True \(bool\)"),
+        ({"transformer_width": "64"}, r"transformer_width: expected int, got '64' \(str\)"),
+        ({"transformer_heads": 2.0}, r"transformer_heads: expected int, got 2\.0 \(float\)"),
+        ({"context_length": None}, r"context_length: expected int, got None"),
+        ({"temperature": torch.tensor(0.07)}, r"temperature: expected float, got tensor\(0\.07"),
+        ({"sequence_similarity_weight": "0.5"}, r"_weight: expected float, got '0\.5' \(str\)"),
+        ({"sequence_similarity_type": 3}, r"sequence_similarity_type: expected str, got 3 \(int\)"),
+        ({"sequence_similarity_options": "max"}, r"_options: expected dict.*, got 'max' \(str\)"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_before_anything_is_trained(options, match):
+    with pytest.raises(ConfigError, match=match):
+        make(**options)
+
+
+@pytest.mark.usefixtures("unchecked_signatures")
+def test_numbers_of_numpy_and_whole_ones_become_pythons_own():
+    model = make(
+        transformer_width=np.int64(16),
+        temperature=np.float32(0.5),
+        use_siglip=np.bool_(True),
+        sequence_similarity_weight=np.int8(1),
+        sequence_similarity_type=np.str_("local"),
+        sequence_similarity_options={"window": [np.int64(2), np.uint8(3)]},
+    )
+    got = [model.transformer_width, model.temperature, model.use_siglip]
+    got += [model.sequence_similarity_type, *model.sequence_similarity_options["window"]]
+    wanted = [16, 0.5, True, "local", 2, 3]
+    assert got == wanted
+    assert list(map(type, got)) == list(map(type, wanted))
+    assert type(make(temperature=1).temperature) is float
 
 
 def test_the_smallest_temperature_is_taken():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -340,10 +341,39 @@ def test_a_module_as_tower_is_asked_for(tmp_path):
         CLIP.from_pretrained(tmp_path, encoder_cfg=Own(), text_cfg=Own())
 
 
-class Odd(Global):
-    """An option that no file can hold."""
+@pytest.mark.usefixtures("unchecked_signatures")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transformer_width": np.int64(16), "temperature": np.float32(0.1)},
+        {"use_siglip": np.bool_(True), "temperature": np.float64(0.1)},
+        {"sequence_similarity_weight": np.float32(0.3), "temperature": 1},
+        {
+            "sequence_similarity_type": "attention",
+            "sequence_similarity_options": {"temperature": np.float32(0.1)},
+        },
+        {
+            "sequence_similarity_type": "combined",
+            "sequence_similarity_options": {
+                "parts": {"temporal": {"gamma": np.float32(0.3)}, "global": {}},
+                "weights": {"global": np.float32(0.7)},
+            },
+        },
+    ],
+)
+def test_a_model_built_from_numbers_of_numpy_comes_back(options, tmp_path):
+    model = make(**options)
+    model.save_pretrained(tmp_path)
+    again = CLIP.from_pretrained(tmp_path)
+    assert_same(model, again)
+    for name in ("temperature", "use_siglip", "transformer_width", "sequence_similarity_weight"):
+        assert getattr(again, name) == options.get(name, getattr(model, name))
 
-    def __init__(self, *, thing: object = None):
+
+class Odd(Global):
+    """An option that no file can hold, and one whose default is numpy's."""
+
+    def __init__(self, *, thing: object = None, size: object = np.float32(0.5)):
         super().__init__()
 
 
@@ -351,9 +381,38 @@ def test_an_option_that_json_cannot_hold(tmp_path, fresh_registry):
     register_similarity("odd", Odd)
     make(sequence_similarity_type="odd").save_pretrained(tmp_path)
     model = make(sequence_similarity_type="odd", sequence_similarity_options={"thing": object()})
-    with pytest.raises(ValueError, match="'odd' cannot be saved as JSON"):
+    with pytest.raises(ValueError, match=r"^sequence_similarity_options\.thing: <object .*JSON"):
         model.save_pretrained(tmp_path)
-    CLIP.from_pretrained(tmp_path)
+    again = CLIP.from_pretrained(tmp_path)
+    assert again.sequence_similarity_options == {"thing": None, "size": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        (
+            "combined",
+            {"parts": {"odd": {"thing": [1, 2j]}}},
+            r"parts\.odd\.thing\.1: 2j \(complex\)",
+        ),
+        ("odd", {"thing": {"x": float("inf")}}, r"options\.thing\.x: inf \(float\)"),
+        ("odd", {"thing": {(1, 2): 3}}, r"options\.thing: {\(1, 2\): 3} \(dict\)"),
+    ],
+)
+def test_what_json_cannot_hold_is_named_however_deep(
+    name, options, match, tmp_path, fresh_registry
+):
+    register_similarity("odd", Odd)
+    model = make(sequence_similarity_type=name, sequence_similarity_options=options)
+    with pytest.raises(ValueError, match=match):
+        model.save_pretrained(tmp_path)
+
+
+def test_a_field_that_was_changed_to_what_json_cannot_hold_is_named(tmp_path):
+    model = make()
+    model.temperature = torch.tensor(0.5)
+    with pytest.raises(ValueError, match=r"^temperature: tensor\(0\.5000\) \(Tensor\) cannot be"):
+        model.save_pretrained(tmp_path)
 
 
 def test_push_to_hub_uploads_what_save_writes(tmp_path, monkeypatch):
