@@ -20,6 +20,13 @@ def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     return result
 
 
+def cosines(x: Float[Tensor, "B D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "B C"]:
+    """Every x with every y, in float32 or better: in half precision what differs would tie."""
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        return unit(x.to(dtype)) @ unit(y.to(dtype)).T
+
+
 def to_unit(
     values: Float[Tensor, "*batch D"], out: Float[Tensor, "*batch D"]
 ) -> Float[Tensor, "*batch 1"]:

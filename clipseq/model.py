@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clipseq.config import of_type, structure
-from clipseq.cosine import unit
+from clipseq.cosine import cosines
 from clipseq.encoders import (
     HuggingFaceTextTower,
     ModuleTower,
@@ -388,7 +388,8 @@ class CLIP(GathersWeights):
         """Every recording with every caption, in [-1, 1]; arguments and errors as in `forward`.
 
         The sequence similarity, masks honoured; in a model that compares no sequences (see
-        `compares_sequences`) the cosine of the pooled features.
+        `compares_sequences`) the cosine of the pooled features. In float32 or better, also under
+        autocast and in a model of half precision.
         """
         sequences = self.compares_sequences
         radar_pooled, x = self.radar_encoder(
@@ -396,7 +397,7 @@ class CLIP(GathersWeights):
         )
         text_pooled, y = self.text_encoder(text, mask=text_mask, sequences=sequences)
         if self.sequence_loss_fn is None or x is None or y is None:
-            return unit(radar_pooled) @ unit(text_pooled).T
+            return cosines(radar_pooled, text_pooled)
         return self.sequence_loss_fn.scores(x.values, y.values, x.mask, y.mask)
 
     def save_pretrained(self, directory: str | Path) -> None:

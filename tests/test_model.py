@@ -282,6 +282,24 @@ def test_bf16_autocast_is_close_to_float32():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("how", ["autocast", "bfloat16", "float64"])
+@pytest.mark.parametrize("sequences", [False, True])
+def test_scores_are_in_float32_or_better_whatever_the_towers_compute_in(how, sequences):
+    captions = [f"walks {i}" for i in range(9)]
+    model, data = make(use_sequence_similarity=sequences), batch()
+    dtype = getattr(torch, "float32" if how == "autocast" else how)
+    model = model.to(dtype)
+    radar = {name: values.to(dtype) for name, values in data["radar"].items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        scores = model.similarity(radar, captions)
+        x, y = model(radar, captions)
+    assert scores.dtype == (torch.float64 if how == "float64" else torch.float32)
+    assert scores.abs().max() <= 1 + 1e-6
+    if not sequences:
+        expected = F.cosine_similarity(x.double()[:, None], y.double()[None], dim=-1)
+        torch.testing.assert_close(scores.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_float64_and_deepcopy():
     model = make(sequence_similarity_type="combined").double()
     loss = model.training_step(batch(dtype=torch.float64))

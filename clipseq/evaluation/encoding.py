@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq.cosine import unit
+from clipseq.cosine import cosines, unit
 from clipseq.data import Clip, MapDataset, collate
 from clipseq.encoders import RadarConfig
 from clipseq.sequences import Sequences, join
@@ -96,7 +96,7 @@ def sequence_scores(
 @torch.no_grad()
 def pooled_scores(radar: Encoded, text: Encoded) -> Float[Tensor, "N M"]:
     """Cosine of the pooled features of every clip with every caption."""
-    return (unit(radar.pooled.float()) @ unit(text.pooled.float()).T).cpu()
+    return cosines(radar.pooled.float(), text.pooled.float()).cpu()
 
 
 @torch.no_grad()

@@ -12,7 +12,13 @@ from clipseq import CLIP
 from clipseq.data import MapDataset, collate, simulate
 from clipseq.errors import DataError
 from clipseq.evaluation import as_text, evaluate, evaluation_table
-from clipseq.evaluation.encoding import encode_captions, encode_clips, sequence_scores
+from clipseq.evaluation.encoding import (
+    Encoded,
+    encode_captions,
+    encode_clips,
+    pooled_scores,
+    sequence_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,13 @@ def test_blocks_change_nothing(dataset, block):
     whole = sequence_scores(clip_model, radar, text)
     blocks = sequence_scores(clip_model, radar, text, block=block)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=2e-6)
+
+
+def test_pooled_scores_are_not_rounded_by_autocast():
+    radar, text = Encoded(torch.randn(5, 8), None), Encoded(torch.randn(6, 8), None)
+    expected = torch.cosine_similarity(radar.pooled[:, None], text.pooled[None], dim=-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(pooled_scores(radar, text), expected)
 
 
 def test_json_is_plain_and_repeatable(dataset, tmp_path):
