@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ from clipseq.encoders import (
 )
 from clipseq.encoders.micro_batches import batch_size, encode_in_micro_batches
 from clipseq.encoders.radar import Radar, first_not_finite, frame_mask
-from clipseq.encoders.text import Text
+from clipseq.encoders.text import Text, check_captions
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
 from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
 from clipseq.registry import get_similarity
@@ -220,7 +220,8 @@ class CLIP(GathersWeights):
         Args:
             batch: "radar" and "text", as `forward` takes them, where radar[i] belongs to text[i];
                 optionally "radar_lengths" or "radar_mask", and "text_mask". Other keys are left
-                alone. Items with the same caption are positives of one another.
+                alone. Items whose captions are one text to the tokenizer (or, in a text tower
+                without one, are the same) are positives of one another.
             batch_idx: number of the batch, for error texts.
 
         Returns:
@@ -240,9 +241,9 @@ class CLIP(GathersWeights):
         radar_pooled, radar_seq = self._encode(
             self.radar_encoder, radar, lengths=lengths, mask=mask
         )
+        text, text_mask = self._read(text, text_mask)
         text_pooled, text_seq = self._encode(self.text_encoder, text, mask=text_mask)
-        pad_id = None if self.tokenizer is None else self.tokenizer.pad_id
-        groups = caption_groups(text, text_mask, pad_id)
+        groups = caption_groups(text, text_mask)
         if groups is not None:
             groups = groups.to(radar_pooled.device)
 
@@ -264,6 +265,28 @@ class CLIP(GathersWeights):
         self.metrics = {name: value.detach() for name, value in metrics.items()}
         return loss
 
+    def text_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
+        """One integer for each caption, equal where they are one text to the model.
+
+        That is where its tokenizer makes the same ids of them, whatever case and white space it
+        folds; in a text tower without a tokenizer, where they are the same.
+
+        Raises:
+            TypeError, ValueError: see `TextTower.forward`.
+        """
+        # None is for what are no captions.
+        return cast(Tensor, caption_groups(*self._read(check_captions(captions))))
+
+    def _read(self, text: Any, mask: Tensor | None = None) -> tuple[Any, Tensor | None]:
+        """The token ids of a whole batch, and which are real; a tower without tokenizer: as it is.
+
+        Once and for all items, so that an error counts them from the start of the batch.
+        """
+        if self.tokenizer is None:
+            return text, mask
+        tower: Any = self.text_encoder
+        return tower.tokenize(text, mask)
+
     def _encode(
         self, tower: nn.Module, values: Any, mask: Any = None, **along: Any
     ) -> tuple[Pooled, Sequences | None]:
@@ -271,9 +294,6 @@ class CLIP(GathersWeights):
         sequences, size, batch = self.compares_sequences, self.micro_batch, batch_size(values)
         if size is None or (batch is not None and batch <= size):
             return tower(values, mask=mask, sequences=sequences, **along)
-        if isinstance(tower, TextTower | HuggingFaceTextTower):
-            # Once and for all items, so that an error counts them from the start of the batch.
-            values, mask = tower.tokenize(values, mask)
         return encode_in_micro_batches(tower, values, size, sequences=sequences, mask=mask, **along)
 
     def _check_finite(self, radar: Any, lengths: Any, mask: Any, batch_idx: int) -> None:
@@ -426,9 +446,7 @@ class CLIP(GathersWeights):
         return pretrained.push(self, repo_id, **options)
 
 
-def caption_groups(
-    text: Any, mask: Tensor | None = None, pad_id: int | None = None
-) -> Int[Tensor, "B"] | None:
+def caption_groups(text: Any, mask: Tensor | None = None) -> Int[Tensor, "B"] | None:
     """One integer for each item, equal where the captions (or the real token ids) are.
 
     They are hashes of 64 bits, so they mean the same in every process of a distributed run. None
@@ -436,17 +454,13 @@ def caption_groups(
 
     Args:
         text: captions, or token ids (B, L).
-        mask: (B, L) bool, which ids are real. None: all but `pad_id`.
-        pad_id: the id of padding. None: there is none.
+        mask: (B, L) bool, which ids are real. None: all.
     """
     if isinstance(text, Tensor):
         if text.ndim != 2 or text.is_floating_point():
             return None
         rows = text.cpu()
-        if mask is not None:
-            real = mask.cpu()
-        else:
-            real = torch.ones_like(rows, dtype=torch.bool) if pad_id is None else rows != pad_id
+        real = torch.ones_like(rows, dtype=torch.bool) if mask is None else mask.cpu()
         keys = [repr(row[r].tolist()) for row, r in zip(rows, real, strict=True)]
     elif isinstance(text, Sequence) and all(isinstance(caption, str) for caption in text):
         keys = list(text)

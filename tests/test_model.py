@@ -230,12 +230,56 @@ def test_equal_captions_form_a_group_and_it_is_the_same_in_every_process():
     # BLAKE2b of b"walks" with a digest of 8 bytes, from the command line: b2sum -l 64
     assert groups[0] == 6919114862381230422
     ids = torch.tensor([[5, 6, 0], [5, 6, 7], [5, 6, 0]])
-    by_id = caption_groups(ids, pad_id=0)
+    by_id = caption_groups(ids, ids != 0)
     assert by_id[0] == by_id[2] != by_id[1]
     assert by_id[0] == caption_groups(torch.tensor([[5, 6]]))[0]
     masked = caption_groups(ids, torch.tensor([[True, True, False]] * 3))
     assert masked[0] == masked[1] == by_id[0]
     assert caption_groups(torch.zeros(2, 3, 4)) is None
+
+
+SPELLINGS = ["A person walks", "sits", "a  person\twalks", "Caf\u00e9", "cafe\u0301"]
+SAME_TEXT = positives([0, 1, 0, 2, 2])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word"])
+@pytest.mark.parametrize("use_siglip", [False, True])
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_captions_of_the_same_token_ids_are_positives_however_they_are_spelled(
+    kind, use_siglip, micro_batch
+):
+    model = make(tokenizer=train_tokenizer(SPELLINGS, 400, kind=kind), use_siglip=use_siglip)
+    model.micro_batch = micro_batch
+    model, data = model.double(), batch(SPELLINGS, dtype=torch.float64)
+    model.training_step(data)
+    radar, text = model(data["radar"], SPELLINGS, radar_lengths=data["radar_lengths"])
+    cosines = F.normalize(radar, dim=1) @ F.normalize(text, dim=1).T
+    scores = model.similarity(data["radar"], SPELLINGS, radar_lengths=data["radar_lengths"])
+    for name, values in (("loss_clip", cosines), ("loss_seq", scores)):
+        if use_siglip:
+            expected = siglip(10 * values - 10, SAME_TEXT)
+        else:
+            expected = info_nce(values / 0.07, SAME_TEXT)
+        torch.testing.assert_close(model.metrics[name], expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_groups_of_captions_are_those_of_what_the_tower_reads():
+    def same(model, captions):
+        groups = model.text_groups(captions)
+        return groups[:, None] == groups
+
+    trained = make(tokenizer=train_tokenizer(SPELLINGS, 400))
+    assert torch.equal(same(trained, SPELLINGS), SAME_TEXT)
+    # Whatever else is in the batch, as in another process; and as token ids.
+    alone = trained.text_groups(SPELLINGS[1:2])
+    assert alone == trained.text_groups(SPELLINGS)[1]
+    assert alone == caption_groups(*trained.text_encoder.tokenize(SPELLINGS))[1]
+    # To bytes, and to a tower that reads strings in its own way, every difference is one.
+    for model in (make(), make(text_cfg=Own())):
+        captions = ["walks", "Walks", "walks ", "walks"]
+        assert torch.equal(same(model, captions), positives(captions))
+    with pytest.raises(ValueError, match="caption 1 is empty"):
+        trained.text_groups(["walks", " "])
 
 
 def test_metrics_are_detached_and_complete():

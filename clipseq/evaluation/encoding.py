@@ -67,15 +67,18 @@ def encode_clips(model: "CLIP", clips: MapDataset, *, batch_size: int = 64) -> E
 
 @torch.no_grad()
 def encode_captions(model: "CLIP", captions: Sequence[str], *, batch_size: int = 256) -> Encoded:
-    """Every caption through the text tower, in batches; equal captions once."""
-    places = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    unique = list(places)
+    """Every caption through the text tower, in batches; those of one text to the model once."""
+    groups = model.text_groups(captions).tolist()
+    firsts: dict[int, str] = {}
+    for group, caption in zip(groups, captions, strict=True):
+        firsts.setdefault(group, caption)
+    places, unique = {group: i for i, group in enumerate(firsts)}, list(firsts.values())
     parts = [
         Encoded(*model.encode_text(unique[start : start + batch_size]))
         for start in range(0, len(unique), batch_size)
     ]
     joined = _joined(parts)
-    return joined.take(torch.tensor([places[caption] for caption in captions]))
+    return joined.take(torch.tensor([places[group] for group in groups]))
 
 
 @torch.no_grad()

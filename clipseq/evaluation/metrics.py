@@ -5,7 +5,7 @@ Every tie is read against the model (or, for order accuracy, as the coin toss th
 that a model which gives everything the same score gains nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import attrs
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor
 RECALL_AT = (1, 5, 10)
 
 
-def same_caption(captions: Sequence[str]) -> Bool[Tensor, "N N"]:
-    """Element (i, j) is True when items i and j carry the same caption."""
-    number: dict[str, int] = {}
+def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
+    """Element (i, j) is True when items i and j carry the same caption.
+
+    Captions, or what stands for them: a model's `CLIP.text_groups`, say.
+    """
+    number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
     return groups[:, None] == groups[None, :]
 

@@ -194,6 +194,30 @@ def test_without_transformers_the_error_says_what_to_install(bert, monkeypatch):
         make(bert)
 
 
+def test_captions_of_the_same_ids_are_positives_of_one_another(bert):
+    from clipseq import CLIP, RadarConfig
+
+    model = CLIP(
+        RadarConfig({"a": 3}, patch_frames=2),
+        TextConfig(pretrained=str(bert), freeze=True),
+        transformer_width=8,
+        transformer_layers=1,
+        transformer_heads=2,
+        use_siglip=True,
+        use_sequence_similarity=False,
+    )
+    captions = ["A person waves", "a person walks", "a  Person waves", "a person [SEP] waves"]
+    groups = model.text_groups(captions)
+    # It reads lower case words; but also what it takes for a special token.
+    same = torch.tensor([[i == j or {i, j} == {0, 2} for i in range(4)] for j in range(4)])
+    assert torch.equal(groups[:, None] == groups, same)
+    radar = torch.randn(4, 3, 6)
+    loss = model.training_step({"radar": radar, "text": captions})
+    logits = 10 * model.similarity(radar, captions) - 10
+    expected = -torch.nn.functional.logsigmoid(torch.where(same, logits, -logits)).sum() / 4
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
     import shutil
 

@@ -10,6 +10,7 @@ import torch
 
 from clipseq import CLIP
 from clipseq.data import MapDataset, collate, simulate
+from clipseq.encoders import train_tokenizer
 from clipseq.errors import DataError
 from clipseq.evaluation import as_text, evaluate, evaluation_table
 from clipseq.evaluation.encoding import (
@@ -121,6 +122,29 @@ def test_chance_is_what_shuffled_scores_get(dataset):
     for k in (1, 5, 10):
         chance = found.own[f"radar to text R@{k}"].chance
         assert chance == pytest.approx((np.array(firsts) < k).mean(), abs=0.03)
+
+
+def test_captions_that_are_one_text_to_the_model_are_one(dataset):
+    captions = [clip.caption for clip in dataset]
+    clip_model = model(dataset, tokenizer=train_tokenizer(captions, kind="word"))
+    places = [i for i, clip in enumerate(dataset) if clip.split == "test"][:2]
+    assert captions[places[0]] == captions[places[1]]
+    clips = list(dataset)
+    shouted = "  ".join(captions[places[1]].upper().split())
+    clips[places[1]] = attrs.evolve(clips[places[1]], caption=shouted)
+    spelled = MapDataset.from_clips(clips, frame_rate=16.0, class_captions=dataset.class_captions)
+    found = evaluate(clip_model, spelled, draws=50)
+    assert found.to_json() == evaluate(clip_model, dataset, draws=50).to_json()
+    # Encoded once, so that rounding does not tell one from the other.
+    for matrix in found.scores.values():
+        assert torch.equal(matrix[:, 0], matrix[:, 1])
+    # Byte by byte they differ, and only one of them is a hit.
+    by_bytes = model(dataset)
+    chances = [
+        evaluate(by_bytes, data, draws=5).own["radar to text R@1"].chance
+        for data in (spelled, dataset)
+    ]
+    assert chances[0] < chances[1]
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])

@@ -56,6 +56,10 @@ def test_ranks_equal_a_sorted_list(gallery):
     assert ranks.tolist() == slow_ranks(scores, hits)
 
 
+def test_what_stands_for_captions_may_be_token_ids():
+    assert same_caption([(1, 2), (3,), (1, 2)]).tolist() == same_caption("aba").tolist()
+
+
 def test_constant_scores_rank_last():
     hits = torch.eye(7, dtype=torch.bool)
     assert retrieval_ranks(torch.zeros(7, 7), hits).tolist() == [7] * 7
