@@ -174,10 +174,12 @@ class Similarity(nn.Module, ABC):
         with torch.autocast(x.occupied.device.type, enabled=False):
             scores = self.score_all(x.tree, y.tree, (x.steps, y.steps))
             shape = x.occupied.shape[0], y.occupied.shape[0]
-            if scores.shape != shape:
+            if not isinstance(scores, Tensor) or scores.shape != shape:
+                is_tensor = isinstance(scores, Tensor)
+                got = tuple(scores.shape) if is_tensor else type(scores).__name__
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
-                    f"{shape}; got {tuple(scores.shape)}"
+                    f"{shape}, as a tensor; got {got}"
                 )
             scores = _within_bounds(scores)
             return scores.masked_fill(~(x.occupied[:, None] & y.occupied[None, :]), -1.0)

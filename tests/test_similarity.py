@@ -234,6 +234,11 @@ class WrongShape(Recorder):
         return super().score(x, y).T
 
 
+class NoTensor(Recorder):
+    def score(self, x, y):
+        return super().score(x, y).tolist()
+
+
 class WrongTree(Recorder):
     def prepare_x(self, x):
         return x.values.transpose(0, 1)
@@ -248,6 +253,7 @@ class NoTree(Recorder):
     ("plugin", "message"),
     [
         (WrongShape, r"WrongShape.score must return one score for each pair, \(2, 3\)"),
+        (NoTensor, r"NoTensor.score must return .* \(2, 3\), as a tensor; got list"),
         (WrongTree, "WrongTree.prepare_x must return tensors with the batch of 2 first"),
         (NoTree, "NoTree.prepare_x must return a tree of tensors; one leaf is 3"),
     ],

@@ -1,6 +1,7 @@
 """A promise, the similarity that is checked for it, and what is said when it breaks."""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis.errors import Flaky, HypothesisException
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from clipseq.errors import ClipseqError
 from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
@@ -48,10 +50,22 @@ class Subject:
         self.features: int = features or embed_dim or 4
 
     def make(self) -> Similarity:
-        """A fresh one, as its author made it."""
-        made = get_similarity(self._make) if isinstance(self._make, str) else self._make()
+        """A fresh one, as its author made it.
+
+        Raises:
+            Broken: it cannot be made.
+            TypeError: what is made is something else.
+        """
+        try:
+            made = get_similarity(self._make) if isinstance(self._make, str) else self._make()
+        except ClipseqError:
+            raise  # no similarity of that name: nothing that its author could mend
+        except Exception as error:
+            raise _raised(error, "making one") from error
         if not isinstance(made, Similarity):
             raise TypeError(f"{self.label} must make a clipseq.Similarity, it made {made!r}")
+        if not hasattr(made, "embed_dim"):
+            raise Broken("its __init__ does not call super().__init__(embed_dim=...)")
         return made
 
     def evaluated(self, dtype: torch.dtype = torch.float64) -> Similarity:
@@ -133,12 +147,15 @@ class Check:
         promise: in one line.
         function: raises if the `Subject` that it is given breaks the promise.
         look_at: where an author should look first.
+        after: the check without which this one says little: what breaks both is told to mend
+            that one. None: this is the first.
     """
 
     name: str
     promise: str
     function: Callable[[Subject], None] = attrs.field(repr=False)
     look_at: str = attrs.field(repr=False)
+    after: "Check | None" = attrs.field(default=None, repr=False)
 
     def run(self, make: Make, *, features: int | None = None, max_examples: int = 20) -> None:
         """Check what `make` makes; arguments as those of `check_similarity`.
@@ -146,22 +163,39 @@ class Check:
         Raises:
             ConformanceError: it breaks the promise.
         """
-        subject = Subject(make, features=features, max_examples=max_examples)
+        __tracebackhide__ = True  # by pytest: the message has what there is to see
+        found, example = self._found(make, features, max_examples)
+        if found is None:
+            return
+        head = f"{label_of(make)} breaks the promise {self.name!r}: "
+        if self.after is not None and self.after._found(make, features, max_examples)[0]:
+            short = textwrap.shorten(str(found), 200, placeholder=" …")
+            raise ConformanceError(
+                f"{head}{short}; it breaks {self.after.name!r} too: look there first"
+            ) from None
+        lines = [head + self.promise, f"  found: {found}"]
+        if example:
+            lines.append("  smallest example:")
+            lines += [f"    {line}" for line in _shown(example)]
+        lines.append(f"  look at: {self.look_at}")
+        raise ConformanceError("\n".join(lines)) from found.__cause__
+
+    def _found(
+        self, make: Make, features: int | None, max_examples: int
+    ) -> tuple[Broken | None, dict[str, Any]]:
+        """What breaks the promise, if anything does, and the smallest example of it."""
+        __tracebackhide__ = True
+        try:
+            subject = Subject(make, features=features, max_examples=max_examples)
+        except Broken as broken:
+            return broken, {}
         try:
             self.function(subject)
         except HypothesisException:
             raise
         except Exception as error:
-            found = error if isinstance(error, Broken) else _raised(error)
-            lines = [
-                f"{subject.label} breaks the promise {self.name!r}: {self.promise}",
-                f"  found: {found}",
-            ]
-            if subject.example:
-                lines.append("  smallest example:")
-                lines += [f"    {line}" for line in _shown(subject.example)]
-            lines.append(f"  look at: {self.look_at}")
-            raise ConformanceError("\n".join(lines)) from (found.__cause__ or error)
+            return error if isinstance(error, Broken) else _raised(error), subject.example
+        return None, {}
 
 
 def label_of(make: Make) -> str:
@@ -178,7 +212,12 @@ def label_of(make: Make) -> str:
     if isinstance(make, str):
         return make
     name = getattr(make, "__qualname__", "<lambda>")
-    return name if "<lambda>" not in name else type(make()).__qualname__
+    if "<lambda>" not in name:
+        return name
+    try:
+        return type(make()).__qualname__
+    except Exception:  # the first check says which
+        return name
 
 
 def same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str) -> None:
@@ -216,9 +255,9 @@ def _worst(size: Tensor) -> tuple[int, ...]:
     return tuple(int(k) for k in torch.unravel_index(flat, size.shape))
 
 
-def _raised(error: Exception) -> Broken:
+def _raised(error: Exception, what: str = "it") -> Broken:
     text = str(error)
-    broken = Broken(f"it raised {type(error).__name__}: {text[:600]}{'…' * (len(text) > 600)}")
+    broken = Broken(f"{what} raised {type(error).__name__}: {text[:600]}{'…' * (len(text) > 600)}")
     broken.__cause__ = error
     return broken
 

@@ -45,6 +45,18 @@ class CountsPadding(Cosine):
         return torch.bmm(x.values, y.values.mT)
 
 
+class WithoutGradient(Cosine):
+    """Finite scores of the wrong half of the promises."""
+
+    def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        return 2 * super().score(x, y).detach()
+
+
+class CannotBeMade(Cosine):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
 EVERYTHING_BUT = dict.fromkeys(CHECKS, "not in this test")
 
 
@@ -97,6 +109,35 @@ def test_all_failures_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "label", "found"),
+    [
+        (WithoutGradient, "WithoutGradient", "the scores are detached from both"),
+        (lambda: WithoutGradient(), "WithoutGradient", "the scores are detached from both"),
+        (CannotBeMade, "CannotBeMade", "making one raised TypeError: .* argument: 'width'"),
+        (lambda: CannotBeMade(), ".*<lambda>", "making one raised TypeError: "),
+    ],
+)
+def test_what_does_not_run_is_told_alone(make, label, found) -> None:
+    head = rf"^{label} breaks the promise 'forward_and_backward': .*\n  found: .*{found}"
+    with pytest.raises(ConformanceError, match=head) as caught:
+        check_similarity(make)
+    assert str(caught.value).count("breaks") == 1
+    assert len(str(caught.value)) < 1000
+
+
+def test_other_checks_point_to_the_first() -> None:
+    CHECKS["final_methods"].run(WithoutGradient)
+    with pytest.raises(ConformanceError) as caught:
+        CHECKS["range"].run(WithoutGradient)
+    message = str(caught.value)
+    assert message.startswith("WithoutGradient breaks the promise 'range': score[0, 0] is ")
+    assert message.endswith("; it breaks 'forward_and_backward' too: look there first")
+    assert "\n" not in message
+    with pytest.raises(ConformanceError, match="'range': making one raised .* look there first"):
+        CHECKS["range"].run(CannotBeMade)
+
+
+@pytest.mark.parametrize(
     "make", [Cosine, "global", lambda: Cosine(embed_dim=3)], ids=["class", "name", "function"]
 )
 def test_what_may_be_checked(make) -> None:
@@ -140,7 +181,7 @@ def test_two_processes_are_seen_to_exchange_in_both_ways(carrier, monkeypatch) -
     ("skip", "message"),
     [
         ({"rnge": "because"}, "no check named 'rnge': did you mean 'range'?"),
-        ({"zzz": "because"}, "no check named 'zzz'; checks: options, "),
+        ({"zzz": "because"}, "no check named 'zzz'; checks: forward_and_backward, options, "),
         ({"range": " "}, r"skip\['range'\] must say why"),
     ],
 )
@@ -277,6 +318,40 @@ def test_the_command_reports_a_broken_promise(tmp_path: Path) -> None:
     assert "negative breaks the promise 'alignment_weights'" in done.stdout
     assert "negative breaks the promise 'range'" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+BROKEN = """
+import torch, clipseq
+from clipseq.testing import check_similarity
+
+class Broken(clipseq.Similarity):
+    def __init__(self):
+        raise RuntimeError("no weights")
+
+    score = align = None
+
+clipseq.register_similarity("broken", Broken)
+"""
+
+
+def test_the_command_reports_what_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(BROKEN)
+    done = run_pytest(tmp_path, "--clipseq-check=broken", *but("forward_and_backward", "range"))
+    assert done.returncode == 1, done.stderr
+    assert "found: making one raised RuntimeError: no weights" in done.stdout
+    assert done.stdout.count("it breaks 'forward_and_backward' too: look there first") >= 1
+    assert "Traceback" not in done.stdout
+
+
+def test_a_failed_test_shows_its_author_the_message_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        BROKEN + "\ndef test_it():\n    check_similarity(Broken)\n"
+    )
+    done = run_pytest(tmp_path, "test_it.py")
+    assert "Broken breaks the promise 'forward_and_backward'" in done.stdout
+    assert "test_it.py:7: RuntimeError" in done.stdout
+    assert "def run(" not in done.stdout
+    assert "def check_similarity(" not in done.stdout
 
 
 @pytest.mark.parametrize(

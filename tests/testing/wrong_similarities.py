@@ -132,6 +132,76 @@ class Dtw(Similarity):
 CLEAN = (Pooled, MaxSim, SoftMatch, Dtw)
 
 
+# What does not run
+
+
+@caught_by("forward_and_backward")
+class ForgetsSuper(Pooled):
+    """nn.Module is never set up."""
+
+    def __init__(self) -> None:
+        self.sharpness = 1.0
+
+
+@caught_by("forward_and_backward")
+class CannotBeMade(Pooled):
+    """An option without a default, and nobody gives it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+@caught_by("forward_and_backward")
+class Transposed(Pooled):
+    """Scores (c, b)."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        return super().score(x, y).T
+
+
+@caught_by("forward_and_backward")
+class ScoresInAList(Pooled):
+    """Numbers, not a tensor."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        return super().score(x, y).tolist()
+
+
+@caught_by("forward_and_backward")
+class ScoresInDouble(Pooled):
+    """float64, whatever it was given."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        return super().score(x, y).double()
+
+
+@caught_by("forward_and_backward")
+class ScoresNaN(Pooled):
+    """0/0 everywhere."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        scores = super().score(x, y)
+        return scores / (scores - scores) * 0
+
+
+@caught_by("forward_and_backward")
+class ScoresWithoutGraph(Pooled):
+    """Neither side gets a gradient."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        return super().score(x, y).detach()
+
+
+@caught_by("forward_and_backward")
+class NaNGradients(Pooled):
+    """A root whose gradient at 0 is infinite, times 0."""
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        scores = super().score(x, y)
+        return scores + (0 * scores).sqrt()
+
+
 # Padding
 
 
@@ -496,7 +566,7 @@ class AlwaysFloat32(Pooled):
         return super().score(x, y).float()
 
 
-@caught_by("shape_and_dtype")
+@caught_by("forward_and_backward")
 class OneScoreForAll(Pooled):
     """Returns the pairs of a row only."""
 
@@ -507,7 +577,7 @@ class OneScoreForAll(Pooled):
 # Gradients
 
 
-@caught_by("finite_differences")
+@caught_by("forward_and_backward")
 class Detached(Pooled):
     """One side gets no gradient."""
 
