@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,40 @@ def test_what_cannot_be_made_afresh_is_refused(make, unchecked_signatures) -> No
     for check in (check_similarity, CHECKS["range"].run, parametrize_with_checks):
         with pytest.raises(TypeError, match=r"give a registered name, a class, or .* got (Cos|3)"):
             check(make)
+
+
+class KeepsModules(Cosine):
+    def __init__(self, kept: Callable[[torch.nn.Module], object]) -> None:
+        super().__init__()
+        self.__dict__["kept"] = kept(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (lambda head: [head], "'kept' keeps a module in a list: use nn.ModuleList"),
+        (lambda head: ({"a": head},), "'kept' keeps a module in a tuple: use nn.ModuleList"),
+        (lambda head: {"a": head}, "'kept' keeps a module in a dict: use nn.ModuleDict"),
+        (lambda head: head, "'kept' keeps a module that is not registered: make"),
+        (lambda head: partial(head, 1), "'kept' keeps a module that is not registered: make"),
+    ],
+)
+def test_a_kept_module_is_named_with_what_registers_it(kept, message) -> None:
+    with pytest.raises(ConformanceError, match=message):
+        CHECKS["registered_tensors"].run(lambda: KeepsModules(kept))
+
+
+class ListsWhatIsRegistered(Cosine):
+    """As nn.LSTM lists its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = torch.nn.LSTM(2, 2)
+        self.order = [self.lstm, self.lstm.forward]
+
+
+def test_what_is_registered_may_be_listed_once_more() -> None:
+    CHECKS["registered_tensors"].run(ListsWhatIsRegistered)
 
 
 class Halved(Cosine):

@@ -798,6 +798,68 @@ class UnregisteredTensor(Pooled):
         self.scale = torch.ones(())
 
 
+class _Scaled(Pooled):
+    """Scores times a learnt number, which starts as 1."""
+
+    def scale(self) -> nn.Module:
+        raise NotImplementedError
+
+    def score(self, x: tuple, y: tuple) -> Tensor:
+        weight = self.scale().weight.squeeze()
+        return super().score(x, y) * weight.clamp(max=1).to(x[0].dtype)
+
+
+def _one() -> nn.Linear:
+    linear = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(linear.weight)
+    return linear
+
+
+@caught_by("registered_tensors")
+class ModulesInAList(_Scaled):
+    """Never optimised, moved or saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = [_one()]
+
+    def scale(self) -> nn.Module:
+        return self.heads[0]
+
+
+@caught_by("registered_tensors")
+class ModulesInADict(_Scaled):
+    """As `ModulesInAList`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = {"a": [_one()]}
+
+    def scale(self) -> nn.Module:
+        return self.heads["a"][0]
+
+
+@caught_by("registered_tensors")
+class ModuleInAnObject(_Scaled):
+    """As `ModulesInAList`, in something that torch knows nothing of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = types.SimpleNamespace(linear=_one())
+
+    def scale(self) -> nn.Module:
+        return self.head.linear
+
+
+@caught_by("registered_tensors")
+class MethodOfAModule(Pooled):
+    """Only what a module does is kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squash = _one().forward
+
+
 @caught_by("registered_tensors")
 class CachesATensor(Pooled):
     """Keeps what it has prepared."""

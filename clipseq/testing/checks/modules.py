@@ -4,7 +4,10 @@ import copy
 import inspect
 import io
 import pickle
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -71,13 +74,20 @@ def registered_tensors(subject: Subject) -> None:
     for mode in (True, False):
         similarity.train(mode)
         similarity(*_inputs(subject))
+        # What is registered may be listed once more, as nn.LSTM does with its weights.
+        registered = {id(kept) for kept in (*similarity.modules(), *similarity.parameters())}
         for path, module in similarity.named_modules():
             for name, value in vars(module).items():
                 if name in ("_parameters", "_buffers", "_modules"):
                     continue
-                if any(isinstance(leaf, Tensor) for leaf in _leaves(value)):
-                    where = f"{path}.{name}" if path else name
-                    raise Broken(f"the attribute {where!r} keeps a tensor")
+                where = f"{path}.{name}" if path else name
+                for leaf in _leaves(value):
+                    if id(leaf) in registered:
+                        continue
+                    if isinstance(leaf, Tensor):
+                        raise Broken(f"the attribute {where!r} keeps a tensor")
+                    if isinstance(leaf, nn.Module):
+                        raise Broken(f"the attribute {where!r} keeps a module {_instead(value)}")
 
 
 def state_dict(subject: Subject) -> None:
@@ -138,14 +148,40 @@ def _state(module: nn.Module) -> dict[str, Any]:
     return copy.deepcopy(dict(module.state_dict()))
 
 
-def _leaves(value: Any, depth: int = 3) -> Iterator[Any]:
-    if isinstance(value, dict) and depth:
-        value = list(value.values())
-    if isinstance(value, list | tuple | set) and depth:
-        for part in value:
-            yield from _leaves(part, depth - 1)
-    else:
+_LISTS = (list, tuple, set, frozenset, deque)
+
+
+def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
+    parts = _parts(value) if depth else None
+    if parts is None:
         yield value
+    else:
+        for part in parts:
+            yield from _leaves(part, depth - 1)
+
+
+def _parts(value: Any) -> Iterable[Any] | None:
+    """What a container, a function with something bound to it, or a plain object holds."""
+    if isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
+        return None
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, _LISTS):
+        return value
+    if isinstance(value, partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, MethodType):
+        return (value.__self__,)
+    return vars(value).values() if hasattr(value, "__dict__") else None
+
+
+def _instead(value: Any) -> str:
+    """How an attribute keeps a module, and what would register it."""
+    if isinstance(value, Mapping):
+        return "in a dict: use nn.ModuleDict"
+    if isinstance(value, _LISTS):
+        return f"in a {type(value).__name__}: use nn.ModuleList"
+    return "that is not registered: make the module an attribute of its own, by self.name = ..."
 
 
 CHECKS = (
@@ -169,9 +205,10 @@ CHECKS = (
     ),
     Check(
         "registered_tensors",
-        "every tensor that is kept is a parameter or a buffer: it moves with .to() and is saved",
+        "every tensor and module that is kept is registered: it moves with .to() and is saved",
         registered_tensors,
-        "`__init__`: nn.Parameter or register_buffer; and caches filled by `prepare_x` or `score`",
+        "`__init__`: nn.Parameter, register_buffer, nn.ModuleList or nn.ModuleDict; and caches "
+        "filled by `prepare_x` or `score`",
     ),
     Check(
         "state_dict",
