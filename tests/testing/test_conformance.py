@@ -233,6 +233,24 @@ def test_embed_dim_gives_the_features() -> None:
     CHECKS["range"].run(Cosine, features=5)
 
 
+class Sized(Cosine):
+    def __init__(self, *, groups: int = 7, embed_dim: int | None = None) -> None:
+        if embed_dim is not None and embed_dim % groups:
+            raise ValueError(f"embed_dim={embed_dim} is no multiple of groups={groups}")
+        super().__init__(embed_dim=embed_dim)
+
+
+def test_an_embed_dim_may_be_refused_and_not_ignored() -> None:
+    CHECKS["options"].run(Sized)
+
+    class Ignores(Cosine):
+        def __init__(self, *, embed_dim: int | None = None) -> None:
+            super().__init__()
+
+    with pytest.raises(ConformanceError, match="made with embed_dim=48, it has embed_dim=None"):
+        CHECKS["options"].run(Ignores)
+
+
 def test_checks_are_named_and_explained() -> None:
     assert len(CHECKS) > 35
     for name, check in CHECKS.items():

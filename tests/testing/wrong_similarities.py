@@ -760,6 +760,14 @@ class AnyOption(Pooled):
         super().__init__()
 
 
+@caught_by("options")
+class IgnoresEmbedDim(Pooled):
+    """Takes `embed_dim` and has no projections."""
+
+    def __init__(self, *, embed_dim: int | None = None) -> None:
+        super().__init__()
+
+
 @caught_by("final_methods")
 class OwnForward(Pooled):
     """Overrides forward."""

@@ -5,7 +5,7 @@ import inspect
 import io
 import pickle
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -18,6 +18,9 @@ from clipseq.similarity import Similarity
 from clipseq.testing.conformance import Broken, Check, Subject, same
 from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import dense
+
+_EMBED_DIM = 48
+"""A size that most numbers of heads or groups divide."""
 
 
 def options(subject: Subject) -> None:
@@ -37,6 +40,17 @@ def options(subject: Subject) -> None:
     if not (number and 0 < weight < float("inf")):
         raise Broken(f"default_weight is {weight!r}, not a positive number")
     made(*_inputs(subject if made.embed_dim is None else Subject(cls)))
+    if "embed_dim" in inspect.signature(cls.__init__).parameters:
+        _embed_dim_is_used(cls)
+
+
+def _embed_dim_is_used(cls: Callable[..., Similarity]) -> None:
+    try:
+        found = cls(embed_dim=_EMBED_DIM).embed_dim
+    except ValueError:
+        return  # a size that goes with none of the other defaults: refused, not ignored
+    if found != _EMBED_DIM:
+        raise Broken(f"made with embed_dim={_EMBED_DIM}, it has embed_dim={found}")
 
 
 def final_methods(subject: Subject) -> None:
@@ -187,9 +201,10 @@ def _instead(value: Any) -> str:
 CHECKS = (
     Check(
         "options",
-        "options are keywords with defaults, and none is needed",
+        "options are keywords with defaults; none is needed, and embed_dim is used",
         options,
-        "the signature of `__init__`: no *args, no **kwargs, a default for each; super().__init__",
+        "the signature of `__init__`: no *args, no **kwargs, a default for each; "
+        "super().__init__(embed_dim=embed_dim)",
     ),
     Check(
         "final_methods",
