@@ -42,6 +42,7 @@ class Subject:
     def __init__(self, make: Make, *, features: int | None = None, max_examples: int = 20) -> None:
         self._make = make
         self.label = label_of(make)
+        check_examples(max_examples)
         self.max_examples = max_examples
         self.example: dict[str, Any] = {}
         embed_dim = self.make().embed_dim
@@ -218,6 +219,14 @@ def label_of(make: Make) -> str:
         return type(make()).__qualname__
     except Exception:  # the first check says which
         return name
+
+
+def check_examples(max_examples: int) -> None:
+    """Raise TypeError or ValueError unless a search may try so many examples."""
+    if type(max_examples) is not int:
+        raise TypeError(f"max_examples must be an integer, got {max_examples!r}")
+    if max_examples < 1:
+        raise ValueError(f"max_examples must be at least 1, got {max_examples}")
 
 
 def same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str) -> None:

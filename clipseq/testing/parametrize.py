@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from clipseq.testing.checks import CHECKS
-from clipseq.testing.conformance import Make, label_of
+from clipseq.testing.conformance import Make, check_examples, label_of
 from clipseq.testing.run import reasons_for_skipping
 
 
@@ -32,7 +32,8 @@ def parametrize_with_checks(
 
     Raises:
         ModuleNotFoundError: pytest is not installed.
-        ValueError: `skip` names no check, or gives no reason.
+        TypeError: `skip` is no mapping.
+        ValueError: `skip` names no check, or gives no reason; `max_examples` is below 1.
     """
     try:
         import pytest
@@ -42,6 +43,7 @@ def parametrize_with_checks(
         ) from error
 
     reasons = reasons_for_skipping(skip)
+    check_examples(max_examples)
     labelled = makes if isinstance(makes, Mapping) else {label_of(makes): makes}
     parameters = [
         pytest.param(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from clipseq.testing.checks import CHECKS
-from clipseq.testing.conformance import Check, ConformanceError
+from clipseq.testing.conformance import Check, ConformanceError, check_examples
 from clipseq.testing.run import reasons_for_skipping
 
 
@@ -27,10 +27,11 @@ def pytest_collection_modifyitems(
     if not names:
         return
     skip = _skip(config.getoption("clipseq_skip"))
+    examples = _examples(config.getoption("clipseq_examples"))
     for name in names:
         _registered(name)
         parent = CheckedSimilarity.from_parent(session, name=f"clipseq[{name}]")
-        items.extend(parent.checks(name, skip, config.getoption("clipseq_examples")))
+        items.extend(parent.checks(name, skip, examples))
 
 
 def _skip(arguments: list[str]) -> dict[str, str]:
@@ -38,6 +39,14 @@ def _skip(arguments: list[str]) -> dict[str, str]:
         return reasons_for_skipping(dict(text.partition("=")[::2] for text in arguments))
     except ValueError as error:
         raise pytest.UsageError(f"--clipseq-skip: {error}") from error
+
+
+def _examples(number: int) -> int:
+    try:
+        check_examples(number)
+    except ValueError as error:
+        raise pytest.UsageError(f"--clipseq-examples: {error}") from error
+    return number
 
 
 def _registered(name: str) -> None:

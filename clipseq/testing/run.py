@@ -29,8 +29,8 @@ def check_similarity(
 
     Raises:
         ConformanceError: promises are broken; the message has all of them, or the first alone.
-        TypeError: `make` is none of these, such as a similarity.
-        ValueError: `skip` names no check, or gives no reason.
+        TypeError: `make` is none of these, such as a similarity; `skip` is no mapping.
+        ValueError: `skip` names no check, or gives no reason; `max_examples` is below 1.
     """
     __tracebackhide__ = True
     reasons = reasons_for_skipping(skip)
@@ -54,8 +54,14 @@ def reasons_for_skipping(skip: Mapping[str, str] | None) -> dict[str, str]:
     """`skip` as a dict, checked.
 
     Raises:
+        TypeError: it is no mapping.
         ValueError: it names no check, or gives no reason.
     """
+    if not isinstance(skip, Mapping | None):
+        raise TypeError(
+            "skip maps the name of a check to why it is left out, such as "
+            f"{{'compile': 'no compiler here'}}, got {skip!r}"
+        )
     reasons = dict(skip or {})
     for name, reason in reasons.items():
         if name not in CHECKS:

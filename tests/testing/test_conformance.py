@@ -227,6 +227,21 @@ def test_skip_is_checked(skip: dict[str, str], message: str) -> None:
         parametrize_with_checks(Cosine, skip=skip)
 
 
+def test_skip_without_reasons_is_refused(unchecked_signatures) -> None:
+    for check in (check_similarity, parametrize_with_checks):
+        with pytest.raises(TypeError, match=r"skip maps the name of a check to why .*'compile'\]"):
+            check(Cosine, skip=["compile"])
+
+
+def test_a_search_tries_something(unchecked_signatures) -> None:
+    for check in (check_similarity, CHECKS["range"].run, parametrize_with_checks):
+        for number in (0, -3):
+            with pytest.raises(ValueError, match=rf"max_examples must be at least 1, got {number}"):
+                check(Cosine, max_examples=number)
+        with pytest.raises(TypeError, match="max_examples must be an integer, got 2.5"):
+            check(Cosine, max_examples=2.5)
+
+
 def test_embed_dim_gives_the_features() -> None:
     with pytest.raises(ValueError, match="features=5, but the similarity has embed_dim=3"):
         CHECKS["range"].run(lambda: Cosine(embed_dim=3), features=5)
@@ -416,6 +431,10 @@ def test_a_failed_test_shows_its_author_the_message_and_no_more(tmp_path: Path) 
             "no check named 'rang': did you mean 'range'?",
         ),
         (["--clipseq-check=global", "--clipseq-skip=range"], "skip['range'] must say why"),
+        (
+            ["--clipseq-check=global", "--clipseq-examples=0"],
+            "--clipseq-examples: max_examples must be at least 1, got 0",
+        ),
     ],
 )
 def test_the_command_explains_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
