@@ -175,8 +175,7 @@ class Similarity(nn.Module, ABC):
             scores = self.score_all(x.tree, y.tree, (x.steps, y.steps))
             shape = x.occupied.shape[0], y.occupied.shape[0]
             if not isinstance(scores, Tensor) or scores.shape != shape:
-                is_tensor = isinstance(scores, Tensor)
-                got = tuple(scores.shape) if is_tensor else type(scores).__name__
+                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise TypeError(
                     f"{type(self).__name__}.score must return one score for each pair, "
                     f"{shape}, as a tensor; got {got}"
