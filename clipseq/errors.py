@@ -51,7 +51,13 @@ def origin(error: BaseException) -> Origin | None:
     return error.__dict__.get("_origin")
 
 
+def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The choice most like `word`; None when none is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
+    return close[0] if close else None
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``": did you mean 'x'?"`` for the choice most like `word`, or ``""`` when none is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f": did you mean {close[0]!r}?" if close else ""
+    close = closest(word, choices)
+    return "" if close is None else f": did you mean {close!r}?"

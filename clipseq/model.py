@@ -24,6 +24,7 @@ from clipseq.encoders.micro_batches import batch_size, encode_in_micro_batches
 from clipseq.encoders.radar import Radar, first_not_finite, frame_mask
 from clipseq.encoders.text import Text, check_captions
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
+from clipseq.errors import closest
 from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
 from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
@@ -220,17 +221,18 @@ class CLIP(GathersWeights):
         Args:
             batch: "radar" and "text", as `forward` takes them, where radar[i] belongs to text[i];
                 optionally "radar_lengths" or "radar_mask", and "text_mask". Other keys are left
-                alone. Items whose captions are one text to the tokenizer (or, in a text tower
-                without one, are the same) are positives of one another.
+                alone, unless they look like one of these that is missing. Items whose captions are
+                one text to the tokenizer (or, in a text tower without one, are the same) are
+                positives of one another.
             batch_idx: number of the batch, for error texts.
 
         Returns:
             loss_total.
 
         Raises:
-            ValueError: "radar" or "text" is missing; an empty batch; batches of different sizes;
-                NaN or infinity in a real frame (it names view, item and batch); and what
-                `forward` raises.
+            ValueError: "radar" or "text" is missing, or a key is misspelt; an empty batch;
+                batches of different sizes; NaN or infinity in a real frame (it names view, item
+                and batch); and what `forward` raises.
             TypeError: the batch is no mapping; and what `forward` raises.
         """
         radar, text = _read_batch(batch, batch_idx)
@@ -492,6 +494,7 @@ def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
     for key in ("radar", "text"):
         if key not in batch:
             raise ValueError(f"batch {batch_idx} has no {key!r}: it has {', '.join(batch)}")
+    _check_keys(batch, batch_idx)
     radar, text = batch["radar"], batch["text"]
     sizes = {"radar": batch_size(radar), "text": batch_size(text)}
     for key, size in sizes.items():
@@ -503,6 +506,35 @@ def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
             f"{sizes['radar']} items and 'text' {sizes['text']}"
         )
     return radar, text
+
+
+_OPTIONAL = ("radar_lengths", "radar_mask", "text_mask")
+_MISNAMED = {
+    "length": "radar_lengths",
+    "lengths": "radar_lengths",
+    "radar_len": "radar_lengths",
+    "mask": "radar_mask",
+    "masks": "radar_mask",
+    "attention_mask": "text_mask",
+}
+
+
+def _check_keys(batch: Mapping[str, Any], batch_idx: int) -> None:
+    # A slip of the pen would have padding trained on. Only that is refused: "radar_path" and
+    # "text_id" are the caller's own, and so is "lengths" of who gives a mask.
+    for key in batch:
+        if not isinstance(key, str) or key in _OPTIONAL:
+            continue
+        meant = _MISNAMED.get(key) or closest(key, _OPTIONAL, cutoff=0.85)
+        if meant is None:
+            continue
+        side = meant.partition("_")[0]
+        if any(known in batch for known in _OPTIONAL if known.startswith(side)):
+            continue
+        raise ValueError(
+            f"batch {batch_idx} has the unknown key {key!r}: did you mean {meant!r}? "
+            f"(optional keys: {', '.join(_OPTIONAL)}); rename it, or leave it out"
+        )
 
 
 def _pair_metrics(prefix: str, loss: PairLoss, batch: int) -> dict[str, Tensor]:

@@ -486,6 +486,34 @@ def test_what_is_wrong_with_a_batch_is_said(change, error, match):
         make().training_step(data, 7)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("radar_length", "radar_lengths"),
+        ("lengths", "radar_lengths"),
+        ("radar_masks", "radar_mask"),
+        ("mask", "radar_mask"),
+        ("masks", "radar_mask"),
+        ("text_masks", "text_mask"),
+        ("attention_mask", "text_mask"),
+    ],
+)
+def test_a_key_that_looks_like_lengths_or_a_mask_is_not_passed_over(key, meant):
+    match = f"batch 7 has the unknown key {key!r}: did you mean {meant!r}"
+    model, data = make(), {"radar": batch()["radar"], "text": CAPTIONS}
+    with pytest.raises(ValueError, match=match):
+        model.training_step({**data, key: torch.full((4,), 12)}, 7)
+
+
+def test_keys_of_the_callers_own_are_left_alone():
+    model, own = make(), ["radar_path", "radar_name", "text_id", "texts", "label", "weight", 3]
+    data = {"radar": batch()["radar"], "text": CAPTIONS}
+    expected = model.training_step(data)
+    assert torch.equal(model.training_step({**data, **dict.fromkeys(own)}), expected)
+    # Of something else, where those of the radar are given.
+    model.training_step({**batch(), "lengths": None, "mask": None})
+
+
 def test_a_batch_must_be_a_mapping():
     with pytest.raises(TypeError, match="batch"):
         make().training_step([torch.zeros(1), "a"])
