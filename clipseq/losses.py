@@ -137,6 +137,7 @@ class PairLoss(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
         """The loss of pooled features x (B, D) and y (B, D); x[i] belongs to y[i]."""
+        _check_floats(x=x, y=y)
         if x.ndim != 2 or x.shape != y.shape:
             raise ValueError(
                 f"pooled features must be two tensors (B, D) of one shape, "
@@ -157,6 +158,7 @@ class PairLoss(nn.Module):
 
         Of these scores alone, whatever other processes do.
         """
+        _check_floats(scores=scores)
         if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
             raise ValueError(f"scores must be (B, B) with B >= 1, got {tuple(scores.shape)}")
         self._check_groups(groups, len(scores))
@@ -220,6 +222,14 @@ class PairLoss(nn.Module):
 
     def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
         raise NotImplementedError
+
+
+def _check_floats(**inputs: object) -> None:
+    for name, values in inputs.items():
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+        if not values.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {values.dtype}")
 
 
 class ClipLoss(PairLoss):
@@ -336,6 +346,7 @@ class SequenceLoss(GathersWeights):
         do together: each scores its own x with the y of all, T and L may differ between them, and
         what travels is what the similarity's `prepare_y` made.
         """
+        _check_floats(x=x, y=y)
         if len(x) != len(y):
             raise ValueError(f"x[i] belongs to y[i]: got batches of {len(x)} and {len(y)}")
         return self.pair_loss.of_sequences(self.similarity_fn, x, y, x_mask, y_mask, groups)

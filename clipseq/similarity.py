@@ -240,9 +240,14 @@ class Similarity(nn.Module, ABC):
             if not isinstance(values, Tensor):
                 raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
             if values.ndim != 3:
+                # Two axes are one sequence or a batch of pooled features: which, we cannot tell.
+                hint = (
+                    ": for one sequence add a batch axis with [None]; for pooled features use "
+                    "ClipLoss or SigLipLoss"
+                )
                 raise ValueError(
                     f"{name} must have the shape {shape}, got {tuple(values.shape)}"
-                    + ("; add a batch axis with [None]" if values.ndim == 2 else "")
+                    + (hint if values.ndim == 2 else "")
                 )
             if values.dtype not in _FLOATS:
                 raise TypeError(f"{name} must be floating point, got {values.dtype}")
@@ -254,7 +259,12 @@ class Similarity(nn.Module, ABC):
             if mask is None:
                 continue
             if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                kind = type(mask).__name__
+                if isinstance(mask, Tensor):
+                    kind = (
+                        f"{mask.dtype}; zeros and ones become one by .bool(), lengths by "
+                        f"torch.arange({shape[4]}) < lengths[:, None]"
+                    )
                 raise TypeError(
                     f"{name}_mask must be a bool tensor, True at a real step, got {kind}"
                 )

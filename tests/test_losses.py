@@ -178,6 +178,35 @@ def test_bad_input_is_refused(call, message, unchecked_signatures):
         call()
 
 
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (torch.ones(3, 4).numpy(), "a tensor, got ndarray"),
+        ([[1.0, 2.0]], "a tensor, got list"),
+        (torch.ones(3, 4).long(), "floating point, got torch.int64"),
+    ],
+    ids=["numpy", "list", "integers"],
+)
+def test_only_tensors_of_floats_are_taken(given, got, unchecked_signatures):
+    for loss in (
+        clipseq.ClipLoss(),
+        clipseq.SigLipLoss(),
+        clipseq.SequenceLoss(clipseq.get_similarity("global")),
+    ):
+        with pytest.raises(TypeError, match=f"x must be {got}"):
+            loss(given, torch.ones(3, 4))
+        with pytest.raises(TypeError, match=f"y must be {got}"):
+            loss(torch.ones(3, 4), given)
+    with pytest.raises(TypeError, match=f"scores must be {got}"):
+        clipseq.ClipLoss().from_scores(given)
+
+
+def test_pooled_features_are_sent_to_the_losses_for_them(unchecked_signatures):
+    loss = clipseq.SequenceLoss(clipseq.get_similarity("global"))
+    with pytest.raises(ValueError, match="for pooled features use ClipLoss or SigLipLoss"):
+        loss(torch.ones(3, 4), torch.ones(3, 4))
+
+
 COMPILED = """
 import torch, clipseq
 torch.set_num_threads(1)

@@ -158,7 +158,11 @@ def ones(*shape, **options):
 
 
 BAD_VALUES = {
-    "rank": ((ones(3, 4), ones(2, 3, 4)), r"x must have the shape \(B, T, D\), got \(3, 4\)"),
+    "rank": (
+        (ones(3, 4), ones(2, 3, 4)),
+        r"x must have the shape \(B, T, D\), got \(3, 4\): for one sequence add a batch axis with "
+        r"\[None\]; for pooled features use ClipLoss or SigLipLoss",
+    ),
     "rank of y": ((ones(2, 3, 4), ones(1, 2, 3, 4)), r"y must have the shape \(C, L, D\)"),
     "features": ((ones(2, 3, 4), ones(2, 3, 5)), "got D=4 for x .* and D=5 for y"),
     "no item": ((ones(0, 3, 4), ones(2, 3, 4)), "at least one sequence"),
@@ -182,6 +186,15 @@ BAD_TYPES = {
     "float mask": (
         (ones(2, 3, 4), ones(2, 3, 4), ones(2, 3)),
         r"x_mask must be a bool tensor, True at a real step, got torch.float32",
+    ),
+    "attention mask": (
+        (ones(2, 3, 4), ones(2, 3, 4), None, ones(2, 3).long()),
+        r"y_mask must be .* got torch.int64; zeros and ones become one by \.bool\(\), lengths by "
+        r"torch\.arange\(L\) < lengths\[:, None\]",
+    ),
+    "lengths": (
+        (ones(2, 3, 4), ones(2, 3, 4), torch.tensor([3, 2])),
+        r"x_mask .* lengths by torch\.arange\(T\) < lengths\[:, None\]",
     ),
     "list mask": (
         (ones(2, 3, 4), ones(2, 3, 4), [[True]]),
