@@ -4,8 +4,10 @@ With torch.distributed initialised they are the loss of the whole batch, the ite
 together: each process has the rows of its own x, and the same value comes out in all of them.
 """
 
+import inspect
 import math
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from clipseq.cosine import unit
 from clipseq.distributed import Gather, World, scores_of_all
 from clipseq.distributed.scores import GATHERS
+from clipseq.errors import nearest
 from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Prepared, Similarity
 
@@ -121,6 +124,7 @@ class PairLoss(nn.Module):
 
     def __init__(self, *, init_scale: float, max_scale: float, gather: Gather = "ring") -> None:
         super().__init__()
+        _check_numbers(init_scale=init_scale, max_scale=max_scale)
         if not 0 < init_scale <= max_scale:
             raise ValueError(f"init_scale must lie in (0, max_scale={max_scale}], got {init_scale}")
         if gather not in GATHERS:
@@ -232,6 +236,12 @@ def _check_floats(**inputs: object) -> None:
             raise TypeError(f"{name} must be floating point, got {values.dtype}")
 
 
+def _check_numbers(**options: object) -> None:
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 class ClipLoss(PairLoss):
     """InfoNCE in both directions over scaled cosines (`info_nce`; CLIP, arXiv:2103.00020).
 
@@ -280,6 +290,8 @@ class SigLipLoss(PairLoss):
         super().__init__(init_scale=init_scale, max_scale=max_scale, gather=gather)
         if isinstance(init_bias, str) and init_bias != "batch_size":
             raise ValueError(f"init_bias must be a number or 'batch_size', got {init_bias!r}")
+        if not isinstance(init_bias, str):
+            _check_numbers(init_bias=init_bias)
         self.bias_from_batch = init_bias == "batch_size"
         start = 0.0 if isinstance(init_bias, str) else float(init_bias)
         self.bias_offset = nn.Parameter(torch.tensor([start]))
@@ -294,6 +306,27 @@ class SigLipLoss(PairLoss):
         return sigmoid_loss(self.scale * scores + bias, positives)
 
 
+_KINDS: Mapping[str, type[PairLoss]] = {"clip": ClipLoss, "siglip": SigLipLoss}
+
+
+def _check_options(kind: str, options: Mapping[str, Any]) -> None:
+    known = {name: list(inspect.signature(loss).parameters) for name, loss in _KINDS.items()}
+    for option in options:
+        if option in known[kind]:
+            continue
+        others = [other for other, its_own in known.items() if option in its_own]
+        if others:
+            hint = f", which is one of kind={others[0]!r}"
+        elif option == "temperature":
+            hint = ": init_scale is 1 / temperature"
+        else:
+            hint = nearest(option, known[kind])
+        raise TypeError(
+            f"the loss of kind={kind!r} has no option {option!r}{hint}; "
+            f"options: {', '.join(known[kind])}"
+        )
+
+
 class SequenceLoss(GathersWeights):
     """A contrastive loss over the scores of any similarity of sequences.
 
@@ -305,6 +338,11 @@ class SequenceLoss(GathersWeights):
     Attributes:
         similarity_fn: the similarity.
         pair_loss: the loss over its scores, which owns the scale.
+
+    Raises:
+        TypeError: `similarity_fn` is no similarity; an option that this kind does not have (the
+            message suggests the nearest); an option of the wrong type.
+        ValueError: another kind; an option out of its range.
     """
 
     def __init__(
@@ -314,16 +352,18 @@ class SequenceLoss(GathersWeights):
         **loss_options: Any,
     ) -> None:
         super().__init__()
-        kinds = {"clip": ClipLoss, "siglip": SigLipLoss}
-        if kind not in kinds:
+        if kind not in _KINDS:
             raise ValueError(f"kind must be 'clip' or 'siglip', got {kind!r}")
-        if not isinstance(similarity_fn, nn.Module):
+        # By its methods: what torch.compile makes of a similarity is none by its class.
+        methods = [getattr(similarity_fn, name, None) for name in ("prepare", "compare")]
+        if not isinstance(similarity_fn, nn.Module) or not all(map(callable, methods)):
             raise TypeError(
                 f"similarity_fn must be a Similarity, got {similarity_fn!r}; "
                 "get_similarity(name) makes one"
             )
+        _check_options(kind, loss_options)
         self.similarity_fn = similarity_fn
-        self.pair_loss: PairLoss = kinds[kind](**loss_options)
+        self.pair_loss: PairLoss = _KINDS[kind](**loss_options)
 
     @gathers_weights
     def scores(

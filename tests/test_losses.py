@@ -201,6 +201,33 @@ def test_only_tensors_of_floats_are_taken(given, got, unchecked_signatures):
         clipseq.ClipLoss().from_scores(given)
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "message"),
+    [
+        ("clip", "init_scal", 3.0, "no option 'init_scal': did you mean 'init_scale'?; options"),
+        ("clip", "init_bias", -3.0, "'init_bias', which is one of kind='siglip'; options: init_sc"),
+        ("clip", "temperature", 0.07, "'temperature': init_scale is 1 / temperature; options"),
+        ("siglip", "labels", 1, "'labels'; options: init_scale, init_bias, max_scale, gather"),
+        ("clip", "init_scale", "x", "init_scale must be a number, got 'x'"),
+        ("clip", "init_scale", None, "init_scale must be a number, got None"),
+        ("siglip", "max_scale", "x", "max_scale must be a number, got 'x'"),
+        ("siglip", "init_bias", None, "init_bias must be a number, got None"),
+    ],
+)
+def test_an_option_that_a_loss_does_not_have(kind, option, value, message, unchecked_signatures):
+    with pytest.raises(TypeError) as caught:
+        clipseq.SequenceLoss(clipseq.get_similarity("global"), kind, **{option: value})
+    assert message in str(caught.value)
+
+
+def test_a_sequence_loss_takes_similarities_only_compiled_ones_too(unchecked_signatures):
+    for wrong in (torch.nn.Linear(3, 3), torch.nn.CosineSimilarity(), clipseq.Similarity, "local"):
+        with pytest.raises(TypeError, match="similarity_fn must be a Similarity, got"):
+            clipseq.SequenceLoss(wrong)
+    compiled = torch.compile(clipseq.get_similarity("global"), backend="eager")
+    assert clipseq.SequenceLoss(compiled).similarity_fn is compiled
+
+
 def test_pooled_features_are_sent_to_the_losses_for_them(unchecked_signatures):
     loss = clipseq.SequenceLoss(clipseq.get_similarity("global"))
     with pytest.raises(ValueError, match="for pooled features use ClipLoss or SigLipLoss"):
