@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipseq.cosine import unit
+from clipseq.options import positive_integer
 from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
 from clipseq.tiling import Tree, check_tree, score_tiles, split_tree
 
@@ -61,11 +62,12 @@ class Similarity(nn.Module, ABC):
 
     def __init__(self, *, embed_dim: int | None = None) -> None:
         super().__init__()
-        if embed_dim is not None and (type(embed_dim) is not int or embed_dim < 1):
+        size = positive_integer(embed_dim)
+        if size is None and embed_dim is not None:
             raise ValueError(f"embed_dim must be a positive integer or None, got {embed_dim!r}")
-        self.embed_dim = embed_dim
-        self.x_projection = None if embed_dim is None else _identity_projection(embed_dim)
-        self.y_projection = None if embed_dim is None else _identity_projection(embed_dim)
+        self.embed_dim = size
+        self.x_projection = None if size is None else _identity_projection(size)
+        self.y_projection = None if size is None else _identity_projection(size)
 
     def project_x(self, x: Sequences) -> Sequences:
         """x behind the learned projection; x itself without `embed_dim`. `forward` calls it."""

@@ -415,6 +415,17 @@ def test_a_field_that_was_changed_to_what_json_cannot_hold_is_named(tmp_path):
         model.save_pretrained(tmp_path)
 
 
+def test_options_may_be_numbers_of_numpy(tmp_path, unchecked_signatures):
+    parts = {"local": {"window": np.int64(3)}, "temporal": {"gamma": np.float32(0.5)}}
+    options = {"parts": parts, "weights": {"local": np.float32(0.25)}}
+    model = make(sequence_similarity_type="combined", sequence_similarity_options=options)
+    model.save_pretrained(tmp_path)
+    again = CLIP.from_pretrained(tmp_path)
+    assert again.sequence_loss_fn.similarity_fn.parts["local"].window == (3, 3)
+    assert again.sequence_loss_fn.similarity_fn.parts["temporal"].gamma == 0.5
+    assert again.sequence_similarity_options["weights"]["local"] == 0.25
+
+
 def test_push_to_hub_uploads_what_save_writes(tmp_path, monkeypatch):
     uploads = []
 

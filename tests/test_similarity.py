@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -222,6 +223,13 @@ def test_a_projection_refuses_other_features():
     for size in (0, True):
         with pytest.raises(ValueError, match="embed_dim must be a positive integer or None, got"):
             clipseq.get_similarity("global", embed_dim=size)
+
+
+@pytest.mark.parametrize("name", ["attention", "combined", "global", "local", "temporal"])
+def test_a_projection_may_have_the_integers_of_numpy(name, unchecked_signatures):
+    similarity = clipseq.get_similarity(name, embed_dim=np.int64(4))
+    assert type(similarity.embed_dim) is int
+    assert similarity(ones(2, 3, 4), ones(2, 3, 4)).shape == (2, 2)
 
 
 def test_explain_takes_matched_pairs():

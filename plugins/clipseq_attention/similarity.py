@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity
+from clipseq.options import positive_integer
 from clipseq_attention.scores import attention_scores
 
 
@@ -53,11 +54,12 @@ class AttentionSimilarity(Similarity):
         self, *, num_heads: int = 8, temperature: float = 0.1, embed_dim: int | None = None
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        if not isinstance(num_heads, int) or num_heads < 1:
+        heads = positive_integer(num_heads)
+        if heads is None:
             raise ValueError(f"num_heads must be a positive integer, got {num_heads!r}")
         if not isinstance(temperature, SupportsFloat) or not 1e-30 < temperature < 1e30:
             raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
-        self.num_heads = num_heads
+        self.num_heads = heads
         # One number, in one dimension: FSDP2 shards no parameter that has none.
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 

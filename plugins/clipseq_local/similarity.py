@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
 from clipseq.cosine import to_unit, unit_gradient
+from clipseq.options import positive_integer
 from clipseq.sequences import zeroed
 from clipseq.workspace import Room, few_items, loops_pay
 from clipseq_local.scores import local_scores
@@ -100,9 +101,10 @@ class LocalSimilarity(Similarity):
 
 def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or any(type(number) is not int or number < 1 for number in pair):
-        raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}")
-    return pair[0], pair[1]
+    match [positive_integer(number) for number in pair]:
+        case [int(x), int(y)]:
+            return x, y
+    raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}")
 
 
 def _windows(x: Sequences, window: int, stride: int) -> Sequences:

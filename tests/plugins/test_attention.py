@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -99,6 +100,7 @@ def test_align_is_the_attention_of_both_directions():
     ("options", "message"),
     [
         ({"num_heads": 0}, "num_heads must be a positive integer"),
+        ({"num_heads": True}, "num_heads must be a positive integer"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": float("nan")}, "temperature must be positive"),
         ({"temperature": 1e-50}, "temperature must be positive"),
@@ -109,6 +111,14 @@ def test_align_is_the_attention_of_both_directions():
 def test_refuses_bad_options(options, message, unchecked_signatures):
     with pytest.raises(ValueError, match=message):
         clipseq.get_similarity("attention", **options)
+
+
+def test_takes_the_integers_of_numpy(unchecked_signatures):
+    similarity = clipseq.get_similarity("attention", num_heads=np.int64(2))
+    assert type(similarity.num_heads) is int
+    x, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    expected = clipseq.get_similarity("attention", num_heads=2)(x, y)
+    assert torch.equal(similarity(x, y), expected)
 
 
 def test_tiles_are_large_where_starting_an_operation_is_what_costs():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -69,8 +70,16 @@ def test_a_window_longer_than_both_is_global(window, seed):
     )
 
 
+def test_takes_the_integers_of_numpy(unchecked_signatures):
+    similarity = clipseq.get_similarity("local", window=np.int64(4), stride=(np.int32(3), 2))
+    assert (similarity.window, similarity.stride) == ((4, 4), (3, 2))
+    assert {type(number) for number in (*similarity.window, *similarity.stride)} == {int}
+
+
 @pytest.mark.parametrize("option", ["window", "stride"])
-@pytest.mark.parametrize("value", [0, -1, 1.5, (1, 0), (1, 2, 3), True])
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.5, (1, 0), (1, 2, 3), True, np.True_, np.array([2, 3]), torch.tensor(True)]
+)
 def test_refuses_what_is_no_number_of_steps(option, value, unchecked_signatures):
     with pytest.raises(ValueError, match=f"{option} must be a positive integer"):
         clipseq.get_similarity("local", **{option: value})
