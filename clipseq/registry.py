@@ -331,7 +331,9 @@ def get_similarity(name: str, /, **options: Any) -> Similarity:
                 f"the similarity {name!r} has no option {option!r}"
                 f"{nearest(option, info.options)}; options: {known}"
             )
-    return info.cls(**options)
+    similarity = info.cls(**options)
+    similarity._options = {**info.options, **options}
+    return similarity
 
 
 def _unknown(name: str, infos: Mapping[str, SimilarityInfo]) -> str:

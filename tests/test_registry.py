@@ -1,5 +1,6 @@
 """The registry, against distributions that are on the path but were never installed by pip."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -251,6 +252,15 @@ def test_an_unknown_option_suggests_the_nearest():
         clipseq.get_similarity("local", windw=3)
     with pytest.raises(TypeError, match="positional argument"):
         clipseq.get_similarity("local", 16)
+
+
+def test_a_similarity_shows_the_options_that_it_was_made_with():
+    local = clipseq.get_similarity("local", window=7)
+    assert repr(local) == repr(copy.deepcopy(local)) == "LocalSimilarity(window=7, stride=1)"
+    assert repr(clipseq.get_similarity("temporal")) == "TemporalSimilarity(gamma=0.1)"
+    shown = repr(clipseq.get_similarity("combined", parts={"local": {"window": 2}}))
+    assert "(part_local): LocalSimilarity(window=2, stride=1)" in shown
+    assert repr(type(local)()) == "LocalSimilarity()"  # not known
 
 
 def test_an_empty_registry_says_that_nothing_is_installed(fresh_registry, monkeypatch):
