@@ -15,7 +15,7 @@ import torch
 
 import clipseq
 from clipseq import registry
-from clipseq.errors import PluginError
+from clipseq.errors import PluginError, nearest
 from clipseq.kernels import obstacle
 from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of
 from clipseq.similarity import Similarity
@@ -49,6 +49,7 @@ class Diagnosis:
         plugins: what was loaded.
         failed: what could not be.
         disabled: names left out by ``CLIPSEQ_DISABLE``.
+        unmatched: what ``CLIPSEQ_DISABLE`` names and no plugin is called.
         unmade: similarity -> why it cannot be made with its default options; not tried where there
             is a problem.
         problem: why no similarity can be had at all, or None.
@@ -63,6 +64,7 @@ class Diagnosis:
     plugins: tuple[LoadedPlugin, ...]
     failed: tuple[FailedPlugin, ...]
     disabled: tuple[str, ...]
+    unmatched: tuple[str, ...]
     unmade: dict[str, str]
     problem: str | None
     engines: tuple[Engine, ...]
@@ -114,6 +116,7 @@ def diagnose() -> Diagnosis:
         plugins=tuple(found.loaded),
         failed=tuple(found.failed),
         disabled=tuple(found.disabled),
+        unmatched=tuple(found.unmatched),
         unmade={} if problem else dict(_unmade(infos)),
         problem=problem,
         engines=tuple(_engine(info, triton) for _, info in sorted(infos.items())),
@@ -240,13 +243,18 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     )
     yield ""
     yield from (f"left out by CLIPSEQ_DISABLE: {name}" for name in found.disabled)
+    plugins = {p.name for p in found.plugins} | {p.name for p in found.failed}
+    yield from (
+        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is no plugin{nearest(entry, plugins)}"
+        for entry in found.unmatched
+    )
     yield from (
         f"cannot be used: {p.name} of {p.distribution} {p.version}: {p.cause}" for p in found.failed
     )
     yield from (f"cannot be made: {name}: {cause}" for name, cause in found.unmade.items())
     if found.problem:
         yield f"problem: {found.problem}"
-    if found.healthy:
+    if found.healthy and not found.unmatched:
         yield "all is well"
 
 

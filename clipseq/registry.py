@@ -4,13 +4,14 @@ import contextlib
 import inspect
 import os
 import re
+import shlex
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import pluggy
@@ -79,6 +80,13 @@ class FailedPlugin:
     cause: str
 
 
+class _Offer(NamedTuple):
+    """A similarity, and the entry of ``CLIPSEQ_DISABLE`` that leaves its plugin out."""
+
+    info: SimilarityInfo
+    switch: str
+
+
 class _Registry:
     """What is registered. Entry points are read at the first look-up, not at import."""
 
@@ -91,14 +99,20 @@ class _Registry:
         self._manager = pluggy.PluginManager(GROUP)
         self._manager.add_hookspecs(hookspecs)
         self._found = False
-        self._clashes: list[str] = []
+        self._offers: dict[str, list[_Offer]] = {}
         self.infos: dict[str, SimilarityInfo] = {}
         self.loaded: list[LoadedPlugin] = []
         self.failed: list[FailedPlugin] = []
         self.disabled: list[str] = []
+        self.unmatched: list[str] = []
 
-    def find(self) -> None:
-        """Load every plugin, once. A clash of names is raised now and at every later look-up."""
+    @property
+    def names(self) -> list[str]:
+        """All that are offered, in alphabetical order: also twice, which `infos` does not have."""
+        return sorted({*self.infos, *self._offers})
+
+    def find(self, names: Iterable[str] | None = None) -> None:
+        """Load every plugin, once, and raise which of `names` (None: of all) are offered twice."""
         with self._lock:
             # The lock keeps other threads out, not the one that loads.
             if self._finding:
@@ -112,21 +126,30 @@ class _Registry:
                     self._find()
                 finally:
                     self._finding = False
-            if self._clashes:
-                raise PluginError("\n".join(self._clashes))
+            clashes = [
+                _clash(name, offers)
+                for name, offers in sorted(self._offers.items())
+                if len(offers) > 1 and (names is None or name in names)
+            ]
+            if clashes:
+                raise PluginError("\n".join(clashes))
 
     def _find(self) -> None:
         self._clear()
-        disabled = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
+        disabled = _disabled()
         strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
-        for entry_point in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-            if entry_point.name in map(str.strip, disabled):
+        found = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+        self.unmatched = [d for d in disabled if not any(_means(d, e) for e in found)]
+        for entry_point in found:
+            if any(_means(entry, entry_point) for entry in disabled):
                 self.disabled.append(entry_point.name)
             else:
-                self._load(entry_point, strict)
+                alone = [e.name for e in found].count(entry_point.name) == 1
+                switch = entry_point.name if alone else _switch(entry_point)
+                self._load(entry_point, strict, switch)
         self._found = True
 
-    def _load(self, entry_point: EntryPoint, strict: bool) -> None:
+    def _load(self, entry_point: EntryPoint, strict: bool, switch: str) -> None:
         distribution, version = _origin(entry_point)
         started = time.perf_counter()
         try:
@@ -138,7 +161,7 @@ class _Registry:
             origin = f"{distribution} {version}".rstrip()
             message = (
                 f"plugin {entry_point.name!r} of {origin} cannot be used: {cause}; "
-                f"the others work without it (CLIPSEQ_DISABLE={entry_point.name} silences this)"
+                f"the others work without it (CLIPSEQ_DISABLE={switch} silences this)"
             )
             if strict:
                 raise PluginError(message) from error
@@ -149,7 +172,7 @@ class _Registry:
         names = tuple(info.name for info in infos)
         self.loaded.append(LoadedPlugin(entry_point.name, distribution, version, names, seconds))
         for info in infos:
-            self._add(info)
+            self._add(info, _switch(entry_point))
 
     def _offered(
         self, entry_point: EntryPoint, distribution: str, version: str
@@ -173,20 +196,16 @@ class _Registry:
             self._manager.unregister(plugin)
             raise
 
-    def _add(self, info: SimilarityInfo) -> None:
-        other = self.infos.get(info.name)
-        if other is not None:
-            self._clashes.append(
-                f"the similarity {info.name!r} is offered twice: by {other.distribution} "
-                f"{other.version} ({_path(other.cls)}) and by {info.distribution} {info.version} "
-                f"({_path(info.cls)}); uninstall one of them, or leave its plugin out with "
-                "CLIPSEQ_DISABLE"
-            )
-        else:
+    def _add(self, info: SimilarityInfo, switch: str) -> None:
+        offers = self._offers.setdefault(info.name, [])
+        offers.append(_Offer(info, switch))
+        if len(offers) == 1:
             self.infos[info.name] = info
+        else:  # none of them wins
+            self.infos.pop(info.name, None)
 
     def register(self, name: str, cls: type[Similarity]) -> None:
-        self.find()
+        self.find([name])
         with self._lock:
             info = _info(name, cls, IN_PROCESS, "")
             other = self.infos.get(name)
@@ -200,6 +219,45 @@ class _Registry:
                     f"{other.version} ({_path(other.cls)}); choose another name for {_path(cls)}"
                 )
             self.infos[name] = info
+
+
+def _disabled() -> list[str]:
+    entries = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
+    return [entry.strip() for entry in entries if entry.strip()]
+
+
+def _switch(entry_point: EntryPoint) -> str:
+    """The entry of ``CLIPSEQ_DISABLE`` that means this entry point and no other."""
+    return f"{_origin(entry_point)[0]}:{entry_point.name}"
+
+
+def _means(entry: str, entry_point: EntryPoint) -> bool:
+    """Whether an entry of ``CLIPSEQ_DISABLE`` is its name, or DISTRIBUTION:NAME."""
+    distribution, colon, name = entry.rpartition(":")
+    if name != entry_point.name or not colon:
+        return name == entry_point.name
+    return _normalised(distribution) == _normalised(_origin(entry_point)[0])
+
+
+def _normalised(distribution: str) -> str:
+    # As package indexes do it: clipseq-foo and Clipseq_Foo are one distribution.
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _clash(name: str, offers: Sequence[_Offer]) -> str:
+    count = "twice" if len(offers) == 2 else f"{len(offers)} times"
+    by = " and ".join(
+        f"by {info.distribution} {info.version} ({_path(info.cls)})" for info, _ in offers
+    )
+    choices = []
+    for kept, _ in offers:
+        others = [switch for info, switch in offers if info is not kept]
+        value = shlex.quote(",".join([*_disabled(), *others]))
+        choices.append(f"CLIPSEQ_DISABLE={value} keeps that of {kept.distribution}")
+    return (
+        f"the similarity {name!r} is offered {count}: {by}; uninstall all but one, or leave the "
+        f"plugins of the others out: {', '.join(choices)}"
+    )
 
 
 def cause_of(error: BaseException) -> str:
@@ -286,15 +344,26 @@ def available_similarities() -> Mapping[str, SimilarityInfo]:
     return MappingProxyType(dict(sorted(_registry.infos.items())))
 
 
+def registered(names: Iterable[str]) -> Mapping[str, SimilarityInfo]:
+    """Those of `names` that are registered; that another name is offered twice does not matter.
+
+    Raises:
+        PluginError: one of these names is offered twice; and see `available_similarities`.
+    """
+    names = list(names)
+    _registry.find(names)
+    return {name: _registry.infos[name] for name in names if name in _registry.infos}
+
+
 def failed_plugins() -> tuple[FailedPlugin, ...]:
     """The plugins that could not be loaded, and why."""
-    _registry.find()
+    _registry.find(())
     return tuple(_registry.failed)
 
 
 def disabled_plugins() -> tuple[str, ...]:
     """The plugins that ``CLIPSEQ_DISABLE`` leaves out, by the names of their entry points."""
-    _registry.find()
+    _registry.find(())
     return tuple(_registry.disabled)
 
 
@@ -316,14 +385,13 @@ def get_similarity(name: str, /, **options: Any) -> Similarity:
     Raises:
         UnknownSimilarityError: no such name; the message suggests the nearest.
         TypeError: an unknown option; the message suggests the nearest.
-        PluginError: see `available_similarities`.
+        PluginError: that name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
     """
-    infos = available_similarities()
     if not isinstance(name, str):
         raise TypeError(f"the name of a similarity is a string, got {name!r}")
-    if name not in infos:
-        raise UnknownSimilarityError(_unknown(name, infos))
-    info = infos[name]
+    info = registered([name]).get(name)
+    if info is None:
+        raise UnknownSimilarityError(_unknown(name, _registry.names))
     for option in options:
         if option not in info.options:
             known = ", ".join(info.options) or "none"
@@ -336,7 +404,7 @@ def get_similarity(name: str, /, **options: Any) -> Similarity:
     return similarity
 
 
-def _unknown(name: str, infos: Mapping[str, SimilarityInfo]) -> str:
+def _unknown(name: str, names: Sequence[str]) -> str:
     message = f"no similarity named {name!r}"
     if name in _registry.disabled:
         return f"{message}: the plugin {name!r} is left out by CLIPSEQ_DISABLE"
@@ -346,13 +414,13 @@ def _unknown(name: str, infos: Mapping[str, SimilarityInfo]) -> str:
                 f"{message}: the plugin {name!r} of {failed.distribution} {failed.version} "
                 f"could not be loaded: {failed.cause}"
             )
-    if not infos and not _registry.disabled and not _registry.failed:
+    if not names and not _registry.disabled and not _registry.failed:
         return (
             f"{message}: nothing is registered, so the package clipseq is not installed (a source "
             "tree on the path has no entry points); install it with `pip install -e .` or "
             "`pip install clipseq`"
         )
-    guess = nearest(name, infos) or ";"
+    guess = nearest(name, names) or ";"
     disabled = ", ".join(_registry.disabled)
     left_out = f" (left out by CLIPSEQ_DISABLE: {disabled})" if disabled else ""
-    return f"{message}{guess} registered: {', '.join(infos) or 'none'}{left_out}"
+    return f"{message}{guess} registered: {', '.join(names) or 'none'}{left_out}"

@@ -174,6 +174,17 @@ def test_says_what_is_left_out(fresh_registry, monkeypatch):
     assert "left out by CLIPSEQ_DISABLE: temporal" in found.as_text()
 
 
+def test_says_which_of_what_is_to_be_left_out_is_no_plugin(fresh_registry, monkeypatch):
+    monkeypatch.setenv("CLIPSEQ_DISABLE", "locl, clipseq:temporal, clipseq-foo:global")
+    found = diagnose()
+    assert found.healthy
+    assert found.disabled == ("temporal",)
+    assert found.unmatched == ("locl", "clipseq-foo:global")
+    wanted = "warning: CLIPSEQ_DISABLE names 'locl', which is no plugin: did you mean 'local'?"
+    assert wanted in found.as_text()
+    assert "all is well" not in found.as_text()
+
+
 def test_says_that_all_is_left_out(fresh_registry, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
     found = diagnose()

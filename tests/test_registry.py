@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -222,17 +223,76 @@ def test_where_all_is_disabled_it_is_not_said_to_be_missing(fresh_registry, monk
 
 def test_a_name_offered_twice_is_an_error_that_names_both(distribution):
     distribution(WORKING.replace('"foo"', '"local"'))
-    for _ in range(2):
-        with pytest.raises(clipseq.PluginError, match="'local' is offered twice") as caught:
-            clipseq.get_similarity("global")
-        assert f"clipseq {clipseq.__version__}" in str(caught.value)
-        assert "clipseq-foo 1.2" in str(caught.value)
+    for look_up in (
+        lambda: clipseq.get_similarity("local"),
+        clipseq.available_similarities,
+        lambda: clipseq.get_similarity("combined"),
+        lambda: clipseq.get_similarity("combined", parts={"local": {}}),
+        lambda: clipseq.register_similarity("local", Mine),
+    ):
+        for _ in range(2):
+            with pytest.raises(clipseq.PluginError, match="'local' is offered twice") as caught:
+                look_up()
+            assert f"clipseq {clipseq.__version__}" in str(caught.value)
+            assert "clipseq-foo 1.2" in str(caught.value)
+
+
+def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_path):
+    distribution(WORKING.replace('"foo"', '"local"'))
+    clipseq.get_similarity("global")
+    combined = clipseq.get_similarity("combined", parts={"global": {}, "temporal": {}})
+    assert combined.weights == pytest.approx({"global": 1.0, "temporal": 0.2})
+    clipseq.register_similarity("mine", Mine)
+    clipseq.get_similarity("mine")
+    assert clipseq.failed_plugins() == ()
+    sizes = {"transformer_width": 8, "transformer_layers": 1, "transformer_heads": 2}
+    model = clipseq.CLIP({"views": {"a": 4}}, sequence_similarity_type="global", **sizes)
+    model.save_pretrained(tmp_path / "model")
+    clipseq.CLIP.from_pretrained(tmp_path / "model")
+    # What could be meant is offered, if not to be had.
+    with pytest.raises(clipseq.UnknownSimilarityError, match="did you mean 'local'"):
+        clipseq.get_similarity("locl")
 
 
 def test_disabling_one_of_two_settles_a_clash(distribution, monkeypatch):
     distribution(WORKING.replace('"foo"', '"local"'))
     monkeypatch.setenv("CLIPSEQ_DISABLE", "local")
     assert clipseq.available_similarities()["local"].distribution == "clipseq-foo"
+
+
+@pytest.mark.parametrize("kept", ["clipseq", "clipseq-local"])
+def test_a_clash_of_entry_points_is_settled_by_what_the_message_says(
+    distribution, monkeypatch, kept
+):
+    # Both plugins are called "local": that name would leave out the two.
+    distribution(WORKING.replace('"foo"', '"local"'), name="local")
+    monkeypatch.setenv("CLIPSEQ_DISABLE", "temporal")
+    with pytest.raises(clipseq.PluginError) as caught:
+        clipseq.get_similarity("local")
+    value = re.search(rf"CLIPSEQ_DISABLE=(\S+) keeps that of {kept}\b(?!-)", str(caught.value))[1]
+    monkeypatch.setattr(clipseq.registry, "_registry", clipseq.registry._Registry())
+    monkeypatch.setenv("CLIPSEQ_DISABLE", value)
+    infos = clipseq.available_similarities()
+    assert infos["local"].distribution == kept
+    assert set(infos) == BUILT_IN - {"temporal"}
+
+
+def test_three_offers_of_a_name_are_all_named(distribution):
+    distribution(WORKING.replace('"foo"', '"local"'))
+    distribution(WORKING.replace('"foo"', '"local"'), name="bar")
+    with pytest.raises(clipseq.PluginError, match="'local' is offered 3 times") as caught:
+        clipseq.get_similarity("local")
+    wanted = "CLIPSEQ_DISABLE=clipseq-bar:bar,clipseq-foo:foo keeps that of clipseq"
+    assert str(caught.value).endswith(wanted)
+
+
+def test_a_broken_plugin_that_is_called_as_another_is_silenced_alone(distribution, monkeypatch):
+    distribution("1 / 0", name="local")
+    with pytest.warns(clipseq.PluginWarning, match="CLIPSEQ_DISABLE=clipseq-local:local silences"):
+        clipseq.available_similarities()
+    monkeypatch.setattr(clipseq.registry, "_registry", clipseq.registry._Registry())
+    monkeypatch.setenv("CLIPSEQ_DISABLE", "Clipseq_Local:local")  # as package indexes read it
+    assert set(clipseq.available_similarities()) == BUILT_IN
 
 
 def test_an_unknown_name_suggests_the_nearest(fresh_registry):

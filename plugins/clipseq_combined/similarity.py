@@ -41,8 +41,9 @@ class CombinedSimilarity(Similarity):
 
     Raises:
         UnknownSimilarityError: a part is not registered.
-        PluginError: `parts` is None, and a registered similarity cannot be made; what one that is
-            named in `parts` raises is its own, with a note that names it.
+        PluginError: `parts` is None, and a registered similarity cannot be made, or a name is
+            offered twice; what one that is named in `parts` raises is its own, with a note that
+            names it.
         TypeError: a weight that is not a number.
         ValueError: no parts, a weight that is not positive and finite, a weight for something else.
     """
@@ -57,9 +58,9 @@ class CombinedSimilarity(Similarity):
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        infos = available_similarities()
         asked = parts is not None
         if parts is None:
+            infos = available_similarities()
             parts = {name: {} for name, info in infos.items() if not info.composite}
         elif not isinstance(parts, Mapping) or not all(
             isinstance(options, Mapping) for options in parts.values()
@@ -73,8 +74,8 @@ class CombinedSimilarity(Similarity):
         self._parts = nn.ModuleDict()
         self.log_weights = nn.ParameterDict()
         for name, options in parts.items():
-            self._parts[_PREFIX + name] = _made(name, options, infos, asked=asked)
-            weight = _checked(name, starts.pop(name, infos[name].default_weight))
+            part = self._parts[_PREFIX + name] = _made(name, options, asked=asked)
+            weight = _checked(name, starts.pop(name, part.default_weight))
             # In one dimension: FSDP2 shards no parameter that has none.
             self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([math.log(weight)]))
         if starts:
@@ -174,16 +175,14 @@ class CombinedSimilarity(Similarity):
             )
 
 
-def _made(
-    name: str, options: Mapping[str, Any], infos: Mapping[str, SimilarityInfo], *, asked: bool
-) -> Similarity:
+def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
     """The part; whoever reads that it cannot be made learns which it is, and what to do."""
     try:
         return get_similarity(name, **dict(options))
     except Exception as error:
-        if name not in infos:
+        info = _info(name)
+        if info is None:
             raise
-        info = infos[name]
         part = f"the part {name!r} of {info.distribution} {info.version}".rstrip()
         if asked:
             error.add_note(
@@ -194,6 +193,13 @@ def _made(
             f"{part} cannot be made: {type(error).__name__}: {error}; to have combined without it, "
             "name the others in parts, or leave its plugin out with CLIPSEQ_DISABLE"
         ) from error
+
+
+def _info(name: str) -> SimilarityInfo | None:
+    try:
+        return available_similarities().get(name)
+    except PluginError:  # two plugins offer one name; if it is this one, the error names them
+        return None
 
 
 def _checked(name: str, weight: object) -> float:
