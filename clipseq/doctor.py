@@ -17,7 +17,7 @@ import clipseq
 from clipseq import registry
 from clipseq.errors import PluginError, nearest
 from clipseq.kernels import obstacle
-from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of
+from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of, made
 from clipseq.similarity import Similarity
 
 
@@ -132,7 +132,7 @@ def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
         try:
             with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
-                info.cls()
+                made(info)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a plugin raises: the doctor goes on

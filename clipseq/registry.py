@@ -385,7 +385,8 @@ def get_similarity(name: str, /, **options: Any) -> Similarity:
     Raises:
         UnknownSimilarityError: no such name; the message suggests the nearest.
         TypeError: an unknown option; the message suggests the nearest.
-        PluginError: that name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
+        PluginError: that name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails; the
+            class's ``__init__`` does not call that of `Similarity`.
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of a similarity is a string, got {name!r}")
@@ -399,7 +400,22 @@ def get_similarity(name: str, /, **options: Any) -> Similarity:
                 f"the similarity {name!r} has no option {option!r}"
                 f"{nearest(option, info.options)}; options: {known}"
             )
+    return made(info, **options)
+
+
+def made(info: SimilarityInfo, /, **options: Any) -> Similarity:
+    """A new similarity of this kind, with these options.
+
+    Raises:
+        PluginError: its ``__init__`` does not call that of `Similarity`.
+    """
     similarity = info.cls(**options)
+    # Else it fails at its first use, deep in torch and without its name.
+    if not all(hasattr(similarity, name) for name in ("embed_dim", "x_projection")):
+        raise PluginError(
+            f"{_path(info.cls)} of {info.distribution} {info.version}".rstrip()
+            + ": its __init__ must call super().__init__(embed_dim=embed_dim)"
+        )
     similarity._options = {**info.options, **options}
     return similarity
 

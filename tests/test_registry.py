@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import clipseq
+from clipseq.doctor import diagnose
 
 WORKING = """
     from clipseq import Similarity, hookimpl, unit
@@ -321,6 +322,18 @@ def test_a_similarity_shows_the_options_that_it_was_made_with():
     shown = repr(clipseq.get_similarity("combined", parts={"local": {"window": 2}}))
     assert "(part_local): LocalSimilarity(window=2, stride=1)" in shown
     assert repr(type(local)()) == "LocalSimilarity()"  # not known
+
+
+@pytest.mark.parametrize("body", ["pass", "self.embed_dim = None", "nn.Module.__init__(self)"])
+def test_an_init_that_leaves_out_that_of_similarity_is_named(distribution, body):
+    source = WORKING.replace("super().__init__()", body) + "    from torch import nn\n"
+    distribution(source)
+    wanted = r"FooSimilarity of clipseq-foo 1.2: its __init__ must call super\(\)\.__init__"
+    with pytest.raises(clipseq.PluginError, match=wanted):
+        clipseq.get_similarity("foo")
+    with pytest.raises(clipseq.PluginError, match=f"the part 'foo' of .*{wanted}"):
+        clipseq.get_similarity("combined")
+    assert re.search(wanted, diagnose().unmade["foo"])
 
 
 def test_an_empty_registry_says_that_nothing_is_installed(fresh_registry, monkeypatch):
