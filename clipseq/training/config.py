@@ -105,7 +105,8 @@ class TrainingConfig:
         max_steps: optimizer steps.
         batch_size: clips whose pairs are compared with each other, of all processes together:
             each takes its share of them. With `accumulate` > 1 the gradients of several such
-            batches are averaged; the negatives stay those of one batch.
+            batches are averaged; the negatives stay those of one batch. A training split with
+            fewer clips is one batch.
         accumulate: batches to one optimizer step.
         micro_batch: clips of a batch that are encoded at a time, for batches larger than memory;
             None: all of them. Loss and gradients stay those of the whole batch; a step takes one

@@ -167,6 +167,12 @@ def _prepare_on(
                 f"the split {split!r} has {len(clips)} clips for {processes.size} processes: each "
                 "needs at least one; start fewer"
             )
+    if processes.first and config.training.batch_size > len(training):
+        warnings.warn(
+            f"training.batch_size is {config.training.batch_size}, but the split 'train' has "
+            f"{len(training)} clips: each batch is all of them",
+            stacklevel=2,
+        )
     seed_everything(config.training.seed, verbose=False)
     tokenizer = run_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first

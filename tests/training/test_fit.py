@@ -70,6 +70,13 @@ def test_a_run_leaves_its_folder(dataset, small_run):
     assert "person" in saved.tokenizer.tokens(text[0])
 
 
+def test_a_batch_larger_than_the_training_split_is_cut_with_a_word(dataset, small_run):
+    clips = len(dataset.subset("train"))
+    with pytest.warns(UserWarning, match=f"batch_size is 64, but .* has {clips} clips: each"):
+        train(small_run(batch_size=64, max_steps=1), dataset=dataset)
+    train(small_run("whole", batch_size=clips, max_steps=1), dataset=dataset)
+
+
 @pytest.fixture
 def in_float64():
     before = torch.get_default_dtype()
