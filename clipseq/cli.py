@@ -5,7 +5,7 @@ import json
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,11 +109,18 @@ def train(
     if out is not None:
         options = attrs.evolve(settings.training, out=out.resolve())
         settings = attrs.evolve(settings, training=options)
+    trained = False
     with ProgressBar("simulating") as simulating, ProgressBar("training") as progress:
+
+        def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            nonlocal trained
+            trained = True
+            progress(step, steps, metrics)
+
         training.train(
             settings,
             resume=resume is not None,
-            progress=progress,
+            progress=report,
             data_progress=lambda done, clips: simulating(done, clips, {}),
         )
     from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -121,6 +128,11 @@ def train(
     if getattr(rank_zero_only, "rank", 0) != 0:  # one process tells it
         return
     folder = training.RunFolder(settings.training.out)
+    if not trained:
+        print(
+            "nothing to train: the run was finished already; to go on, raise training.max_steps or "
+            f"training.epochs in {folder.config}"
+        )
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
     print(f"evaluate it with: clipseq evaluate {folder.root}")
 

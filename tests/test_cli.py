@@ -64,6 +64,7 @@ def test_train_then_evaluate(clipseq, data, tmp_path):
     status, out, err = clipseq("train", write_config(tmp_path, data))
     assert status == 0
     assert f"clipseq evaluate {tmp_path / 'run'}" in out
+    assert "finished already" not in out
     assert "training: 3/3  loss_clip" in err
     assert "Warning" not in err
 
@@ -91,7 +92,9 @@ def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
     status, _, err = clipseq("train", "--resume", tmp_path / "run", "--out", tmp_path / "other")
     assert status == 2
     assert f"--out {tmp_path / 'other'} is for a new run" in err
-    assert clipseq("train", "--resume", tmp_path / "run")[0] == 0
+    status, out, _ = clipseq("train", "--resume", tmp_path / "run")
+    assert status == 0
+    assert out.startswith("nothing to train: the run was finished already; to go on, raise ")
     assert clipseq("train", config, "--out", tmp_path / "other")[0] == 0
     assert (tmp_path / "other" / "model").exists()
 
@@ -124,6 +127,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path
     assert status == 0
     assert f"training: {done + 1}/{done + 2}" in err
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == done + 3
+
+
+def test_a_folder_in_the_place_of_a_config_is_told_where_it_belongs(clipseq, data, tmp_path):
+    status, _, err = clipseq("train", data)
+    assert status == 2
+    assert f"{data} is a folder, and the configuration of a run is a TOML file; to train" in err
+    assert f'have [data] path = "{data}" in that file' in err
+    write_config(tmp_path, data)
+    assert f"clipseq train --resume {tmp_path}" in clipseq("train", tmp_path)[2]
 
 
 @pytest.mark.parametrize(

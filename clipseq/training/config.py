@@ -191,13 +191,22 @@ def read_config(path: Path) -> RunConfig:
     current directory, as those of a command line do.
 
     Raises:
-        ConfigError: no such file, no valid TOML, an unknown key (with the nearest known one), or
-            a value of the wrong type; the message names the file and the key.
+        ConfigError: no such file, a folder, no valid TOML, an unknown key (with the nearest known
+            one), or a value of the wrong type; the message names the file and the key.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}") from None
+    except IsADirectoryError:
+        how = (
+            f"to continue the run in it: clipseq train --resume {path}"
+            if (path / "config.toml").exists()
+            else f'to train on a data set in it, have [data] path = "{path}" in that file'
+        )
+        raise ConfigError(
+            f"{path} is a folder, and the configuration of a run is a TOML file; {how}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid TOML: {error}") from error
     try:
