@@ -10,7 +10,8 @@ registers. What is new is that a query meets the keys of every other sequence ap
    queries, and leaves the means, what their weights were divided by, and of each query what its
    norm gives; for as many pairs at a time as `WORKSPACE` holds.
 2. `_to_queries`: the gradient to queries. A program per block of them and head goes through the
-   tile's other sequences.
+   tile's other sequences, and overwrites the means with the halves of u (see below), for the many
+   programs that need them next.
 3. `_to_keys`: that to keys, likewise; so nothing is added across programs, and the order of every
    sum is fixed.
 
@@ -139,7 +140,7 @@ class _Direction:
         n, heads, steps, size = self.queries.high.shape
         m = len(self.keys.lengths)
         to_scale = shares.new_zeros((), dtype=torch.float64)
-        of_a_pair = 4 * steps * (heads * (size + 2) + 2)
+        of_a_pair = 4 * steps * (heads * (size + 3) + 2)
         height, width = tile_shape(n, m, max(1, WORKSPACE // of_a_pair))
         # As many tiles, but of one size.
         height, width = (
@@ -149,8 +150,10 @@ class _Direction:
         # Of the largest tile; the others use the front of it.
         kept = [
             shares.new_empty(height * width * steps * numbers)
-            for numbers in (heads, heads, heads * size, 1, 1)
+            for numbers in (1, heads * size, heads, heads, 1, heads)
         ]
+        # Two halves take the place of one number: each row of means becomes a high and a low one.
+        kept.append(kept[1].view(torch.float16))
         for row in range(0, n, height):
             for column in range(0, m, width):
                 i, j = slice(row, row + height), slice(column, column + width)
@@ -170,7 +173,7 @@ class _Direction:
             *self._factors(),
             self.scale,
             unused if out is None else out,
-            *([unused] * 5 if kept is None else kept),
+            *([unused] * 5 if kept is None else kept[:5]),
             m,
             steps,
             length,
@@ -219,7 +222,7 @@ class _Direction:
             to,
             *self._factors(),
             self.scale,
-            *kept,
+            *kept[2:],
             shares,
             *shares.stride(),
             n,
@@ -302,11 +305,11 @@ def _attend(
     k_lengths,
     scale,
     out,
+    ratios,
+    means,
     tops,
     totals,
-    means,
     inverses,
-    ratios,
     columns,
     steps,
     length,
@@ -371,37 +374,6 @@ def _attend(
 
 @triton.jit
 @no_type_check
-def _kept(
-    tops,
-    totals,
-    means,
-    inverses,
-    ratios,
-    query,
-    pair,
-    heads,
-    h,
-    steps,
-    a,
-    a_real,
-    HEAD: tl.constexpr,
-):
-    """Of queries a of a head: inverse, top, total, mean; ⟨u,m⟩ and the halves of u."""
-    of_query = pair * steps + a
-    of_head = (pair * heads + h) * steps + a
-    at = of_head[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
-    inverse = tl.load(inverses + of_query, mask=a_real, other=0.0)
-    ratio = tl.load(ratios + of_query, mask=a_real, other=0.0)
-    top = tl.load(tops + of_head, mask=a_real, other=0.0)
-    total = tl.load(totals + of_head, mask=a_real, other=1.0)
-    mean = tl.load(means + at, mask=a_real[:, None], other=0.0)
-    across = query - ratio[:, None] * mean
-    u, u_rest = _halves(across * _SIZE)
-    return inverse, top, total, mean, tl.sum(across * mean, 1), u, u_rest
-
-
-@triton.jit
-@no_type_check
 def _cells(q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS: tl.constexpr):
     """Weights of keys, lifted, before they are divided by their total; and to their logits.
 
@@ -428,11 +400,13 @@ def _to_queries(
     q_lengths,
     k_lengths,
     scale,
+    ratios,
+    means,
     tops,
     totals,
-    means,
     inverses,
-    ratios,
+    commons,
+    u_halves,
     shares,
     shares_0,
     shares_1,
@@ -460,15 +434,29 @@ def _to_queries(
     exponent = times * 1.4426950408889634 / (_SIZE * _SIZE)
     q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
     query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
+    d = tl.arange(0, HEAD)
     by_logits = tl.zeros((BLOCK_Q, HEAD), tl.float32)
     by_cosines = tl.zeros((BLOCK_Q, HEAD), tl.float32)
     for number in range(columns):
         j = tl.cast(number, tl.int64)
         l = tl.load(k_lengths + j).to(tl.int32)  # noqa: E741
-        pair = i * columns + j
-        inverse, top, total, mean, common, u, u_rest = _kept(
-            tops, totals, means, inverses, ratios, query, pair, heads, h, steps, a, a_real, HEAD
-        )
+        of_query = (i * columns + j) * steps + a
+        of_head = ((i * columns + j) * heads + h) * steps + a
+        inverse = tl.load(inverses + of_query, mask=a_real, other=0.0)
+        ratio = tl.load(ratios + of_query, mask=a_real, other=0.0)
+        top = tl.load(tops + of_head, mask=a_real, other=0.0)
+        total = tl.load(totals + of_head, mask=a_real, other=1.0)
+        at = of_head[:, None] * HEAD + d[None, :]
+        mean = tl.load(means + at, mask=a_real[:, None], other=0.0)
+        across = query - ratio[:, None] * mean
+        common = tl.sum(across * mean, 1)
+        u, u_rest = _halves(across * _SIZE)
+        tl.store(commons + of_head, common, mask=a_real)
+        # Other threads may still have to read what this one overwrites.
+        tl.debug_barrier()
+        at = 2 * of_head[:, None] * HEAD + d[None, :]
+        tl.store(u_halves + at, u, mask=a_real[:, None])
+        tl.store(u_halves + at + HEAD, u_rest, mask=a_real[:, None])
         part = tl.zeros((BLOCK_Q, HEAD), tl.float32)
         for k_first in range(0, l, BLOCK_K):
             b = k_first + tl.arange(0, BLOCK_K)
@@ -500,9 +488,9 @@ def _to_keys(
     scale,
     tops,
     totals,
-    means,
     inverses,
-    ratios,
+    commons,
+    u_halves,
     shares,
     shares_0,
     shares_1,
@@ -539,11 +527,13 @@ def _to_keys(
             a = first + tl.arange(0, BLOCK_Q)
             a_real = a < t
             q, q_rest = _rows(q_high, q_low, (i * heads + h) * steps, a, a_real, HEAD)
-            query = (q.to(tl.float32) + q_rest.to(tl.float32)) / _SIZE
             pair = i * columns + j
-            inverse, top, sum_of_all, _, common, u, u_rest = _kept(
-                tops, totals, means, inverses, ratios, query, pair, heads, h, steps, a, a_real, HEAD
-            )
+            of_head = (pair * heads + h) * steps
+            u, u_rest = _rows(u_halves, u_halves + HEAD, 2 * of_head, 2 * a, a_real, HEAD)
+            inverse = tl.load(inverses + pair * steps + a, mask=a_real, other=0.0)
+            top = tl.load(tops + of_head + a, mask=a_real, other=0.0)
+            sum_of_all = tl.load(totals + of_head + a, mask=a_real, other=1.0)
+            common = tl.load(commons + of_head + a, mask=a_real, other=0.0)
             # Of weights that were lifted, as their total was.
             share = inverse * weight / (sum_of_all * _LOWER)
             largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
