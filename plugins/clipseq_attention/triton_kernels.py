@@ -217,7 +217,7 @@ class _Direction:
     def _add_to_keys(self, kept: list[Tensor], shares: Tensor, to: Tensor) -> None:
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
-        block = _block(length, 2048 // size)
+        block = _block(length, max(32, 2048 // size))
         _to_keys[(m, triton.cdiv(length, block), heads)](
             to,
             *self._factors(),
