@@ -250,8 +250,7 @@ def run(function, loss, inputs, **options):
 for loss, inputs in (
     (clipseq.ClipLoss(), pooled),
     (clipseq.SigLipLoss(init_bias="batch_size"), pooled),
-    (clipseq.SequenceLoss(clipseq.get_similarity("combined")), steps),
-    (clipseq.SequenceLoss(clipseq.get_similarity("local"), kind="siglip"), steps),
+    (clipseq.SequenceLoss(clipseq.get_similarity("local")), steps),
 ):
     for options in ({}, {"groups": groups}):
         compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
@@ -264,6 +263,7 @@ for loss, inputs in (
 clip = clipseq.CLIP(
     encoder_cfg={"views": {"map": 8}, "patch_frames": 4},
     transformer_width=16, transformer_layers=1, transformer_heads=2,
+    sequence_similarity_type="global",
 )
 batch = {"radar": {"map": torch.randn(2, 8, 20)}, "text": ["a person walks", "a person sits"]}
 step = torch.compile(clip.training_step, backend="aot_eager")
