@@ -52,7 +52,7 @@ class Diagnosis:
         unmatched: what ``CLIPSEQ_DISABLE`` names and no plugin is called.
         unmade: similarity -> why it cannot be made with its default options; not tried where there
             is a problem.
-        problem: why no similarity can be had at all, or None.
+        problem: why no similarity can be had, or one of a name that is offered twice; or None.
         engines: how each similarity is computed.
         devices: what torch can compute on, the CPU first.
         triton: device -> why Triton kernels do not compute there, None if they do.

@@ -416,7 +416,9 @@ def made(info: SimilarityInfo, /, **options: Any) -> Similarity:
             f"{_path(info.cls)} of {info.distribution} {info.version}".rstrip()
             + ": its __init__ must call super().__init__(embed_dim=embed_dim)"
         )
-    similarity._options = {**info.options, **options}
+    given = {**info.options, **options}.items()
+    # As text: what the options are may be neither copied nor pickled, and need not be kept.
+    similarity._made_with = ", ".join(f"{name}={v!r}" for name, v in given if v is not None)
     return similarity
 
 

@@ -1,9 +1,7 @@
 """The contract that every similarity keeps, and the part of it that no plugin has to write."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -61,7 +59,7 @@ class Similarity(nn.Module, ABC):
     default_weight: ClassVar[float] = 0.1
     composite: ClassVar[bool] = False
     tile_elements: int = 2**20
-    _options: Mapping[str, Any] = MappingProxyType({})
+    _made_with: str = ""
 
     def __init__(self, *, embed_dim: int | None = None) -> None:
         super().__init__()
@@ -74,8 +72,7 @@ class Similarity(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """The options that `get_similarity` made it with, defaults too, but for those of None."""
-        given = {name: value for name, value in self._options.items() if value is not None}
-        return ", ".join(f"{name}={value!r}" for name, value in given.items())
+        return self._made_with
 
     def project_x(self, x: Sequences) -> Sequences:
         """x behind the learned projection; x itself without `embed_dim`. `forward` calls it."""

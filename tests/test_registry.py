@@ -10,6 +10,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 import clipseq
 from clipseq.doctor import diagnose
@@ -250,6 +251,13 @@ def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_pa
     model = clipseq.CLIP({"views": {"a": 4}}, sequence_similarity_type="global", **sizes)
     model.save_pretrained(tmp_path / "model")
     clipseq.CLIP.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="gamma must be positive") as caught:
+        clipseq.get_similarity("combined", parts={"temporal": {"gamma": -1.0}})
+    assert "raised by the part 'temporal' of clipseq" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match=r"part 'temporal', .* \(it is registered\)"):
+        clipseq.get_similarity("combined", parts={"global": {}}).load_state_dict(
+            combined.state_dict()
+        )
     # What could be meant is offered, if not to be had.
     with pytest.raises(clipseq.UnknownSimilarityError, match="did you mean 'local'"):
         clipseq.get_similarity("locl")
@@ -322,6 +330,14 @@ def test_a_similarity_shows_the_options_that_it_was_made_with():
     shown = repr(clipseq.get_similarity("combined", parts={"local": {"window": 2}}))
     assert "(part_local): LocalSimilarity(window=2, stride=1)" in shown
     assert repr(type(local)()) == "LocalSimilarity()"  # not known
+
+
+def test_options_are_shown_and_not_kept(distribution):
+    distribution(WORKING)
+    made = clipseq.get_similarity("foo", size=torch.ones(2, requires_grad=True) * 2)
+    assert "size=tensor" in repr(made)
+    # Which a tensor that is not a leaf cannot be.
+    assert repr(copy.deepcopy(made)) == repr(made)
 
 
 @pytest.mark.parametrize("body", ["pass", "self.embed_dim = None", "nn.Module.__init__(self)"])

@@ -16,6 +16,7 @@ from clipseq import (
     available_similarities,
     get_similarity,
 )
+from clipseq.registry import registered
 
 _PREFIX = "part_"  # nn.ModuleDict refuses names such as "type"
 _ABSENT = "is not installed, or left out by CLIPSEQ_DISABLE"
@@ -168,10 +169,9 @@ class CombinedSimilarity(Similarity):
         }
         error_messages: list[str] = args[-1]
         for name in sorted(saved - set(self.parts)):
-            installed = "is registered" if name in available_similarities() else _ABSENT
             error_messages.append(
                 f"the checkpoint's combined similarity has the part {name!r}, which is not a part "
-                f"here (it {installed}); this one has {', '.join(self.parts)}"
+                f"here (it {_standing(name)}); this one has {', '.join(self.parts)}"
             )
 
 
@@ -197,9 +197,16 @@ def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
 
 def _info(name: str) -> SimilarityInfo | None:
     try:
-        return available_similarities().get(name)
-    except PluginError:  # two plugins offer one name; if it is this one, the error names them
+        return registered([name]).get(name)
+    except PluginError:  # two plugins offer it, and the error names them
         return None
+
+
+def _standing(name: str) -> str:
+    try:
+        return "is registered" if name in registered([name]) else _ABSENT
+    except PluginError:
+        return "is offered twice"
 
 
 def _checked(name: str, weight: object) -> float:

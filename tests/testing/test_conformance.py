@@ -131,10 +131,12 @@ def test_other_checks_point_to_the_first() -> None:
     with pytest.raises(ConformanceError) as caught:
         CHECKS["range"].run(WithoutGradient)
     message = str(caught.value)
-    assert message.startswith("WithoutGradient breaks the promise 'range': score[0, 0] is ")
-    assert message.endswith("; it breaks 'forward_and_backward' too: look there first")
-    assert "\n" not in message
-    with pytest.raises(ConformanceError, match="'range': making one raised .* look there first"):
+    head, first, found, *example = message.splitlines()
+    assert head.startswith("WithoutGradient breaks the promise 'range': ")
+    assert first == "  it breaks 'forward_and_backward' too: look there first"
+    assert found.startswith("  found: score[0, 0] is ")
+    assert example[0] == "  smallest example:"
+    with pytest.raises(ConformanceError, match=r"look there first\n  found: making one raised"):
         CHECKS["range"].run(CannotBeMade)
 
 
@@ -185,6 +187,17 @@ class ListsWhatIsRegistered(Cosine):
         super().__init__()
         self.lstm = torch.nn.LSTM(2, 2)
         self.order = [self.lstm, self.lstm.forward]
+
+
+class Scripted(Cosine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scripted = torch.jit.script(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_scripted_module_is_registered_like_others() -> None:
+    CHECKS["registered_tensors"].run(Scripted)
 
 
 def test_what_is_registered_may_be_listed_once_more() -> None:
@@ -249,14 +262,21 @@ def test_embed_dim_gives_the_features() -> None:
 
 
 class Sized(Cosine):
+    refusal: type[Exception] = ValueError
+
     def __init__(self, *, groups: int = 7, embed_dim: int | None = None) -> None:
         if embed_dim is not None and embed_dim % groups:
-            raise ValueError(f"embed_dim={embed_dim} is no multiple of groups={groups}")
+            raise self.refusal(f"embed_dim={embed_dim} is no multiple of groups={groups}")
         super().__init__(embed_dim=embed_dim)
+
+
+class SizedByTorch(Sized):
+    refusal = AssertionError
 
 
 def test_an_embed_dim_may_be_refused_and_not_ignored() -> None:
     CHECKS["options"].run(Sized)
+    CHECKS["options"].run(SizedByTorch)
 
     class Ignores(Cosine):
         def __init__(self, *, embed_dim: int | None = None) -> None:
