@@ -494,9 +494,9 @@ def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
     for key in ("radar", "text"):
         if key not in batch:
             raise ValueError(f"batch {batch_idx} has no {key!r}: it has {', '.join(batch)}")
-    _check_keys(batch, batch_idx)
     radar, text = batch["radar"], batch["text"]
     sizes = {"radar": batch_size(radar), "text": batch_size(text)}
+    _check_keys(batch, batch_idx)
     for key, size in sizes.items():
         if size == 0:
             raise ValueError(f"batch {batch_idx} is empty: {key!r} holds no item")
@@ -521,20 +521,29 @@ _MISNAMED = {
 
 def _check_keys(batch: Mapping[str, Any], batch_idx: int) -> None:
     # A slip of the pen would have padding trained on. Only that is refused: "radar_path" and
-    # "text_id" are the caller's own, and so is "lengths" of who gives a mask.
-    for key in batch:
+    # "text_id" are the caller's own, and so is "lengths" of who gives a mask, or of captions.
+    for key, value in batch.items():
         if not isinstance(key, str) or key in _OPTIONAL:
             continue
-        meant = _MISNAMED.get(key) or closest(key, _OPTIONAL, cutoff=0.85)
-        if meant is None:
+        meant = _MISNAMED.get(key) or closest(key, _OPTIONAL, cutoff=0.88)
+        if meant is None or not _may_be(meant, value):
             continue
         side = meant.partition("_")[0]
         if any(known in batch for known in _OPTIONAL if known.startswith(side)):
             continue
+        if side == "text" and not isinstance(batch["text"], Tensor):
+            continue  # captions need no mask
         raise ValueError(
             f"batch {batch_idx} has the unknown key {key!r}: did you mean {meant!r}? "
             f"(optional keys: {', '.join(_OPTIONAL)}); rename it, or leave it out"
         )
+
+
+def _may_be(key: str, value: object) -> bool:
+    """Whether lengths, or a mask, could look like this."""
+    if isinstance(value, Tensor):
+        return value.ndim == (1 if key == "radar_lengths" else 2) and not value.is_floating_point()
+    return isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)
 
 
 def _pair_metrics(prefix: str, loss: PairLoss, batch: int) -> dict[str, Tensor]:

@@ -500,9 +500,11 @@ def test_what_is_wrong_with_a_batch_is_said(change, error, match):
 )
 def test_a_key_that_looks_like_lengths_or_a_mask_is_not_passed_over(key, meant):
     match = f"batch 7 has the unknown key {key!r}: did you mean {meant!r}"
-    model, data = make(), {"radar": batch()["radar"], "text": CAPTIONS}
+    ids = torch.randint(1, 9, (4, 5))
+    model, data = make(), {"radar": batch()["radar"], "text": ids}
+    value = torch.full((4,), 12) if meant == "radar_lengths" else torch.ones_like(ids)
     with pytest.raises(ValueError, match=match):
-        model.training_step({**data, key: torch.full((4,), 12)}, 7)
+        model.training_step({**data, key: value}, 7)
 
 
 def test_keys_of_the_callers_own_are_left_alone():
@@ -510,6 +512,9 @@ def test_keys_of_the_callers_own_are_left_alone():
     data = {"radar": batch()["radar"], "text": CAPTIONS}
     expected = model.training_step(data)
     assert torch.equal(model.training_step({**data, **dict.fromkeys(own)}), expected)
+    # Captions need no mask, and what is no tensor of numbers is no length.
+    others = {"attention_mask": torch.ones(4, 3), "radar_length": ["3 s"] * 4, "lengths": 2.0}
+    assert torch.equal(model.training_step({**data, **others}), expected)
     # Of something else, where those of the radar are given.
     model.training_step({**batch(), "lengths": None, "mask": None})
 

@@ -398,7 +398,12 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _first_twice(names: Sequence[str]) -> str | None:
-    return next((name for name in names if names.count(name) > 1), None)
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _mapping(head: Mapping[str, Any], key: str, kind: type, path: Path) -> dict[str, Any]:
@@ -549,6 +554,6 @@ def _strings(values: np.ndarray, at: str) -> np.ndarray:
     if values.dtype.kind != "U" and values.size:  # an empty list is saved as numbers
         raise DataError(
             f"{at} must hold strings (dtype U, or S in UTF-8), got {values.dtype}, "
-            f"the first {values.tolist()[0]!r}"
+            f"the first {values.tolist()[0]!r}; numbers become strings by .astype(str)"
         )
     return values

@@ -19,26 +19,15 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 def _at_least(low: int) -> Any:
     def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is None:
-            return
-        _finite(attribute.name, value)
-        if value < low:
+        if value is not None and not value >= low:  # NaN is neither
             raise ConfigError(f"{attribute.name} must be at least {low}, got {value!r}")
 
     return check
 
 
 def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
-    if value is None:
-        return
-    _finite(attribute.name, value)
-    if value <= 0:
-        raise ConfigError(f"{attribute.name} must be greater than 0, got {value!r}")
-
-
-def _finite(name: str, value: Any) -> None:
-    if not -math.inf < value < math.inf:
-        raise ConfigError(f"{name} must be finite, got {value!r}")
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{attribute.name} must be greater than 0 and finite, got {value!r}")
 
 
 @attrs.frozen

@@ -178,7 +178,8 @@ def _prepare_on(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(config.model, dataset.views, tokenizer)
-    check_captions(model, dataset)
+    # A run that has begun goes on: it can change neither tokenizer nor context_length any more.
+    check_captions(model, dataset, evaluated=not resume)
     finished = _finished_steps(folder, model) if resume else 0
     if processes.first:
         write_config(config, folder.config)

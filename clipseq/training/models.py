@@ -67,12 +67,17 @@ def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
     build_model({**table, "text_cfg": text}, views, None)
 
 
-def check_captions(model: CLIP, dataset: MapDataset) -> None:
+def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:
     """Raise ConfigError for a caption that the text tower cannot read, a too long one say.
 
-    Every caption of the data set that training or `evaluate` will give it: what is trained on one
-    split can then be evaluated on any.
+    Of the splits that are trained and validated on; and, where it is to be `evaluated`, of all that
+    `evaluate` will give it: what is trained on one split can then be evaluated on any.
     """
+    if not evaluated:
+        for split in ("train", "val"):
+            if split in dataset.splits:
+                _check_captions(model, dataset.subset(split).captions, f"the split {split!r}")
+        return
     for split in dataset.splits:
         clips = dataset.subset(split)
         _check_captions(model, clips.captions, f"the split {split!r}")

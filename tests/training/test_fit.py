@@ -483,6 +483,21 @@ def test_what_could_not_be_evaluated_is_not_trained(dataset, small_run, split, c
     assert not small_run().training.out.exists()
 
 
+def test_a_run_that_has_begun_goes_on_with_what_it_trains_on(dataset, small_run):
+    config = small_run(max_steps=1)
+    train(config, dataset=dataset)
+    longer = attrs.evolve(config, training=attrs.evolve(config.training, max_steps=2))
+    clips = [
+        attrs.evolve(clip, caption="a " * 49, actions=(), spans=(), permuted=())
+        if clip.split == "test"
+        else clip
+        for clip in dataset
+    ]
+    changed = MapDataset.from_clips(clips, class_captions=dataset.class_captions)
+    train(longer, dataset=changed, resume=True)
+    assert [row["step"] for row in rows(longer)] == ["1", "2"]
+
+
 @pytest.mark.parametrize(("wrong", "said"), WRONG)
 def test_a_config_that_is_rejected_simulates_nothing(small_run, wrong, said):
     data = DataConfig(simulated=SimulatedData(clips=80))
