@@ -99,7 +99,7 @@ def sequence_scores(
 @torch.no_grad()
 def pooled_scores(radar: Encoded, text: Encoded) -> Float[Tensor, "N M"]:
     """Cosine of the pooled features of every clip with every caption."""
-    return cosines(radar.pooled.float(), text.pooled.float()).cpu()
+    return cosines(radar.pooled, text.pooled).cpu()
 
 
 @torch.no_grad()

@@ -20,8 +20,9 @@ with the high and the low halves of y, give float32's precision. The gradient to
 with the sides swapped. Indices that were not kept are found again, for as many rows at a time as
 `WORKSPACE` holds.
 
-A program's 8 warps use nearly all registers of a multiprocessor (compiled for compute capability
-9.0: 255 a thread where indices are kept, none spilled), and 96 KiB of its shared memory.
+The 8 warps of a forward program use nearly all registers of a multiprocessor (compiled for compute
+capability 9.0: 255 a thread where indices are kept, none spilled), and 96 KiB of its shared memory;
+the 4 of a backward one leave room for another.
 """
 
 from typing import no_type_check
