@@ -156,6 +156,10 @@ def test_says_which_two_offer_the_same_name(install):
     assert "the similarity 'local' is offered twice" in found.problem
     assert "clipseq-local 1.2" in found.as_text()
     assert "temporal" in [plugin.name for plugin in found.plugins]
+    # None of the two wins.
+    computed = [engine.similarity for engine in found.engines]
+    assert "temporal" in computed
+    assert "local" not in computed
 
 
 def test_a_strict_failure_is_the_problem(install, monkeypatch):
