@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from clipseq.bench import added_bytes, seconds
+from clipseq.cli.bench import added_bytes, seconds
 
 PROBES = (4, 12)
 """Sequences a side of the calls that the size's cost is expected from."""

@@ -21,7 +21,7 @@ from pytest_benchmark.utils import load_timer
 from results import Results
 from sizes import SIZES, Batch, Size, batch, real_cells
 
-from clipseq.bench import matmul_floor, seconds
+from clipseq.cli.bench import matmul_floor, seconds
 
 ROUNDS = {"S1": 9, "S2": 5}
 """Of larger sizes: 3."""

@@ -10,7 +10,7 @@ torch.Size([4, 6])
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from clipseq.cosine import unit
+from clipseq.engine.unit_vectors import unit
 from clipseq.errors import (
     CheckpointError,
     ClipseqError,
@@ -20,7 +20,6 @@ from clipseq.errors import (
     PluginWarning,
     UnknownSimilarityError,
 )
-from clipseq.hookspecs import hookimpl
 from clipseq.losses import ClipLoss, SequenceLoss, SigLipLoss
 from clipseq.registry import (
     FailedPlugin,
@@ -30,6 +29,7 @@ from clipseq.registry import (
     get_similarity,
     register_similarity,
 )
+from clipseq.registry.hookspecs import hookimpl
 from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 

@@ -12,7 +12,7 @@ def main() -> None:
             f"the command line needs {' and '.join(missing)}: pip install 'clipseq[train]' "
             "(the library itself works without)"
         )
-    from clipseq.cli import run
+    from clipseq.cli.app import run
 
     run()
 

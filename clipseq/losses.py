@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipseq.cosine import unit
 from clipseq.distributed import Gather, World, scores_of_all
 from clipseq.distributed.scores import GATHERS
+from clipseq.distributed.sharding import GathersWeights, gathers_weights
+from clipseq.engine.unit_vectors import unit
 from clipseq.errors import nearest
-from clipseq.sharding import GathersWeights, gathers_weights
 from clipseq.similarity import Prepared, Similarity
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipseq.workspace import loops_pay
+from clipseq.engine.workspace import loops_pay
 
 
 class Sequences(NamedTuple):

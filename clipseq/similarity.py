@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipseq.cosine import unit
-from clipseq.options import positive_integer
+from clipseq.engine.options import positive_integer
+from clipseq.engine.tiling import Tree, check_tree, score_tiles, split_tree
+from clipseq.engine.unit_vectors import unit
 from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
-from clipseq.tiling import Tree, check_tree, score_tiles, split_tree
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -47,7 +47,7 @@ def unchecked_signatures() -> Iterator[None]:
 @pytest.fixture
 def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that has read no entry point yet, put back as it was afterwards."""
-    from clipseq import registry
+    from clipseq.registry import lookup as registry
 
     monkeypatch.setattr(registry, "_registry", registry._Registry())
     monkeypatch.delenv("CLIPSEQ_DISABLE", raising=False)

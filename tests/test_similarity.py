@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clipseq
+from clipseq.engine.tiling import tile_shape
 from clipseq.sequences import pack, unpack_pairs
-from clipseq.tiling import tile_shape
 
 
 class Recorder(clipseq.Similarity):

@@ -3,9 +3,9 @@
 from clipseq.data.batches import collate
 from clipseq.data.clip import SPLITS, Clip
 from clipseq.data.files import MapDataset, write_dataset
-from clipseq.data.radar_simulator import Radar
 from clipseq.data.radhar import radhar_dataset
-from clipseq.data.simulation import simulate
+from clipseq.data.simulation.clips import simulate
+from clipseq.data.simulation.radar import Radar
 
 __all__ = [
     "SPLITS",

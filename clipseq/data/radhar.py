@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipseq.data.captions import class_caption, tell_in_order
 from clipseq.data.clip import Clip
 from clipseq.data.files import MapDataset, load_arrays
+from clipseq.data.simulation.captions import class_caption, tell_in_order
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from clipseq.distributed.world import require_agreement, share
-from clipseq.tiling import Tree
+from clipseq.engine.tiling import Tree
 
 _ALIGNMENT = 64  # bytes; of every tensor in the buffer, as torch aligns its own
 

@@ -15,7 +15,7 @@ from clipseq.distributed import traffic
 from clipseq.distributed.blocks import Blocks
 from clipseq.distributed.carriers import AllGather, Carrier, Ring
 from clipseq.distributed.world import World
-from clipseq.tiling import Tree
+from clipseq.engine.tiling import Tree
 
 Gather = Literal["ring", "all"] | None
 """How other processes' y arrive: one block after the other, or all at once; None: not at all."""

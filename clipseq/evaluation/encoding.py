@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq.cosine import cosines, unit
 from clipseq.data import Clip, MapDataset, collate
 from clipseq.encoders import RadarConfig
+from clipseq.engine.unit_vectors import cosines, unit
 from clipseq.sequences import Sequences, join
 
 if TYPE_CHECKING:

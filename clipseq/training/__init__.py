@@ -10,8 +10,8 @@ from clipseq.training.config import (
 )
 from clipseq.training.fit import train
 from clipseq.training.folder import RunFolder
-from clipseq.training.interruption import TrainingInterrupted
-from clipseq.training.processes import ProcessLost
+from clipseq.training.launch.interruption import TrainingInterrupted
+from clipseq.training.launch.processes import ProcessLost
 
 __all__ = [
     "DataConfig",

@@ -12,14 +12,15 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from clipseq.data import Clip, MapDataset
-from clipseq.data.radar_simulator import Radar
+from clipseq.data.simulation.radar import Radar
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
 from clipseq.evaluation.encoding import collate_for
 from clipseq.training.config import RunConfig, absolute, write_config
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
-from clipseq.training.interruption import Interruption, TrainingInterrupted
+from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
+from clipseq.training.launch.processes import Processes, cluster, joined, layout
 from clipseq.training.models import (
     build_model,
     check_captions,
@@ -29,7 +30,6 @@ from clipseq.training.models import (
     pinned,
     run_tokenizer,
 )
-from clipseq.training.processes import Processes, cluster, joined, layout
 from clipseq.training.stream import OwnRows, ShuffledBatches
 from clipseq.training.threads import cpu_threads
 

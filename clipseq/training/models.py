@@ -19,8 +19,8 @@ from clipseq.encoders.tokenizer import (
     train_tokenizer,
 )
 from clipseq.errors import ConfigError, UnknownSimilarityError, nearest
-from clipseq.model import CLIP, lists_to_tuples
-from clipseq.pretrained import resolved_options
+from clipseq.model.clip import CLIP, lists_to_tuples
+from clipseq.model.pretrained import resolved_options
 from clipseq.registry import get_similarity, registered
 from clipseq.training.config import RunConfig
 from clipseq.training.folder import RunFolder

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from clipseq.errors import set_origin
 from clipseq.training.folder import RunFolder
-from clipseq.training.interruption import Interruption, TrainingInterrupted
 from clipseq.training.journal import Journal
+from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
+from clipseq.training.launch.processes import Processes
 from clipseq.training.module import exploded, some
-from clipseq.training.processes import Processes
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Called after each optimizer step with the step, the number of steps, and the step's metrics."""

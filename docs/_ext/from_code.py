@@ -207,7 +207,7 @@ class Command(_Generated):
     def markdown(self) -> str:
         from typer.main import get_command
 
-        from clipseq.cli import app
+        from clipseq.cli.app import app
 
         group: Any = get_command(app)
         command: Any = group.commands[self.arguments[0]] if self.arguments else group

@@ -30,9 +30,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
-from clipseq.gradients import scaled
-from clipseq.kernels import use_kernels
-from clipseq.workspace import Room
+from clipseq.engine.gradients import scaled
+from clipseq.engine.kernels import use_kernels
+from clipseq.engine.workspace import Room
 
 CELLS, CELLS_ELSEWHERE = 2**19, 2**25
 """Most cells (H·T·L·pairs) of a tile: on a CPU what fits the cache; elsewhere enough that starting

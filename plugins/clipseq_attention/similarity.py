@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity
-from clipseq.options import positive_integer
+from clipseq.engine.options import positive_integer
 from clipseq_attention.scores import attention_scores
 
 

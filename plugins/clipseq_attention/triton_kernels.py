@@ -18,8 +18,9 @@ registers. What is new is that a query meets the keys of every other sequence ap
 With q a query, m = Σ a k its mean (of one head), s = ‖m‖⁻¹ and c = ⟨q,m⟩ s² over all heads, the
 gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q. By the softmax, that
 to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no bound, all
-factors are within ±2, so that two halves hold them (see `clipseq.kernels`; `_LIFT` times as much,
-where small ones matter); s multiplies sums of products, or is divided by the largest of a block.
+factors are within ±2, so that two halves hold them (see `clipseq.engine.kernels`;
+`_LIFT` times as much, where small ones matter); s multiplies sums of products, or is divided by the
+largest of a block.
 
 Weights are ``exp(logit - top)`` over their total. Backward has the top and the total: one logarithm
 of both would be rounded at the size of the logits, and with it all weights of a query.
@@ -33,10 +34,10 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from clipseq.gradients import scaled
-from clipseq.kernels import FEATURES, halves, terms
-from clipseq.tiling import tile_shape
-from clipseq.triton_tile import jit_for_any
+from clipseq.engine.gradients import scaled
+from clipseq.engine.kernels import FEATURES, halves, terms
+from clipseq.engine.tiling import tile_shape
+from clipseq.engine.triton_tile import jit_for_any
 
 WORKSPACE = 2**29
 """Most bytes of means, and of what goes with them, that backward holds beside the results."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity, unit
-from clipseq.workspace import loops_pay
+from clipseq.engine.workspace import loops_pay
 
 POOLS = ("mean", "max", "first", "last")
 

@@ -23,8 +23,8 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clipseq.kernels import use_kernels
-from clipseq.workspace import Room
+from clipseq.engine.kernels import use_kernels
+from clipseq.engine.workspace import Room
 
 CELLS = 2**19
 """Most cells (T·L·pairs) of a tile: what fits the cache, and bounds the memory."""

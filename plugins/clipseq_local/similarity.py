@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
-from clipseq.cosine import to_unit, unit_gradient
-from clipseq.options import positive_integer
+from clipseq.engine.options import positive_integer
+from clipseq.engine.unit_vectors import to_unit, unit_gradient
+from clipseq.engine.workspace import Room, few_items, loops_pay
 from clipseq.sequences import zeroed
-from clipseq.workspace import Room, few_items, loops_pay
 from clipseq_local.scores import local_scores
 
 

@@ -32,8 +32,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipseq.kernels import FEATURES, halves, terms
-from clipseq.triton_tile import jit_for_any, products
+from clipseq.engine.kernels import FEATURES, halves, terms
+from clipseq.engine.triton_tile import jit_for_any, products
 
 WORKSPACE = 2**28
 """Most bytes of indices, or of maxima of blocks, that are held beside the results."""

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq.gradients import scaled
-from clipseq.kernels import use_kernels
-from clipseq.workspace import Room
+from clipseq.engine.gradients import scaled
+from clipseq.engine.kernels import use_kernels
+from clipseq.engine.workspace import Room
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,

@@ -16,8 +16,8 @@ to the next in device memory:
    alignment, in the place of the shares from above.
 4. `_gradient`: alignment times steps, on tensor cores. A program per block of x_i goes through the
    tile's j, and one per block of y_j through its i, so that nothing is added across programs, and
-   the order of every sum is fixed. Both factors are two halves each (see `clipseq.kernels`), the
-   alignment after scaling to the largest gradient of its sequence.
+   the order of every sum is fixed. Both factors are two halves each (see `clipseq.engine.kernels`),
+   the alignment after scaling to the largest gradient of its sequence.
 
 A shorter side of more than 128 steps takes a warp for each 128, and then a step has two barriers.
 A cell is 4 bytes, written and read once in forward; in backward there are two, and 9 such
@@ -37,9 +37,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipseq.kernels import FEATURES, halves, terms
-from clipseq.tiling import tile_shape
-from clipseq.triton_tile import jit_for_any, products
+from clipseq.engine.kernels import FEATURES, halves, terms
+from clipseq.engine.tiling import tile_shape
+from clipseq.engine.triton_tile import jit_for_any, products
 from clipseq_temporal.recursion import GROWTH
 
 WORKSPACE = 2**29

@@ -201,7 +201,7 @@ def run_or_parse(arguments: list[str]) -> None:
     from typer.main import get_command
     from typer.testing import CliRunner
 
-    from clipseq.cli import app
+    from clipseq.cli.app import app
 
     if arguments[0] in QUICK:
         result = CliRunner().invoke(app, arguments)
@@ -227,7 +227,7 @@ def mentioned():
 def test_a_command_in_the_text_exists(words):
     from typer.main import get_command
 
-    from clipseq.cli import app
+    from clipseq.cli.app import app
 
     group = get_command(app)
     command = group.commands.get(words[0], group)

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 import clipseq
-from clipseq import hookspecs
+from clipseq.registry import hookspecs
 from clipseq.testing import CHECKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,9 @@ def test_every_public_name_is_described(site, module):
 def test_every_hook_is_described(site):
     hooks = [name for name in vars(hookspecs) if name.startswith("clipseq_")]
     assert hooks
-    missing = [name for name in hooks if not site.has("py:function", f"clipseq.hookspecs.{name}")]
+    missing = [
+        name for name in hooks if not site.has("py:function", f"clipseq.registry.hookspecs.{name}")
+    ]
     assert not missing
 
 
@@ -59,7 +61,7 @@ def test_every_option_of_a_built_in_similarity_is_described(site):
 def test_every_command_and_every_option_of_one_is_described(site):
     from typer.main import get_command
 
-    from clipseq.cli import app
+    from clipseq.cli.app import app
 
     group = get_command(app)
     page = (site.folder / "command_line.html").read_text(encoding="utf-8")

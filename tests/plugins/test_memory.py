@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import clipseq
-from clipseq.bench import added_bytes
+from clipseq.cli.bench import added_bytes
 from clipseq.testing.checks.memory import peak_bytes
 
 # One process that imports, and a child of it for each size: freed memory is used again unseen.
 MEASURE = """
 import json, os, sys, torch, clipseq
-from clipseq.bench import added_bytes
+from clipseq.cli.bench import added_bytes
 torch.set_num_threads(1)
 similarity = clipseq.get_similarity(sys.argv[1], **json.loads(sys.argv[3]))
 

@@ -9,7 +9,7 @@ import pytest
 CHECK = """
 import sys, warnings
 import torch
-from clipseq.kernels import use_kernels
+from clipseq.engine.kernels import use_kernels
 from clipseq.testing import check_similarity
 
 assert use_kernels(torch.zeros(1))

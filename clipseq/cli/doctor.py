@@ -1,0 +1,270 @@
+"""What is installed, what was loaded and how, what failed and why: for a report of a problem."""
+
+import os
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib import metadata, util
+from types import ModuleType
+from typing import Any
+
+import attrs
+import torch
+
+import clipseq
+from clipseq.engine.kernels import obstacle
+from clipseq.errors import PluginError, nearest
+from clipseq.registry import lookup as registry
+from clipseq.registry.lookup import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of, made
+from clipseq.similarity import Similarity
+
+
+@attrs.frozen
+class Engine:
+    """How a similarity is computed.
+
+    Attributes:
+        similarity: its name.
+        pairs: who goes through the pairs: "clipseq's tiles", "its parts'", or "its own".
+        operators: custom operators and autograd functions of its package, which torch runs in the
+            place of its own.
+        triton: the devices on which its package's Triton kernels (its module `triton_kernels`)
+            compute; None if it has none.
+    """
+
+    similarity: str
+    pairs: str
+    operators: tuple[str, ...]
+    triton: tuple[str, ...] | None
+
+
+@attrs.frozen
+class Diagnosis:
+    """What `diagnose` found.
+
+    Attributes:
+        versions: of clipseq, python, torch, and the platform.
+        plugins: what was loaded.
+        failed: what could not be.
+        disabled: names left out by ``CLIPSEQ_DISABLE``.
+        unmatched: what ``CLIPSEQ_DISABLE`` names and no plugin is called.
+        unmade: similarity -> why it cannot be made with its default options; not tried where there
+            is a problem.
+        problem: why no similarity can be had, or one of a name that is offered twice; or None.
+        engines: how each similarity is computed.
+        devices: what torch can compute on, the CPU first.
+        triton: device -> why Triton kernels do not compute there, None if they do.
+        threads: of torch, for one operation.
+        extras: extra -> its packages -> their versions, None where one is not installed.
+    """
+
+    versions: dict[str, str]
+    plugins: tuple[LoadedPlugin, ...]
+    failed: tuple[FailedPlugin, ...]
+    disabled: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    unmade: dict[str, str]
+    problem: str | None
+    engines: tuple[Engine, ...]
+    devices: tuple[str, ...]
+    triton: dict[str, str | None]
+    threads: int
+    extras: dict[str, dict[str, str | None]]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether everything that is installed works."""
+        return self.problem is None and not self.failed and not self.unmade
+
+    def to_json(self) -> dict[str, Any]:
+        """As numbers, strings, lists and dicts."""
+        return {"healthy": self.healthy, **attrs.asdict(self)}
+
+    def as_text(self) -> str:
+        """For a person to read."""
+        return "\n".join(_lines(self)) + "\n"
+
+
+def diagnose() -> Diagnosis:
+    """Look at this process's Python, torch and plugins. Nothing is raised: it is in the result."""
+    problem = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what failed is in the result
+        try:
+            infos = clipseq.available_similarities()
+        except PluginError as error:
+            problem, infos = str(error), registry._registry.infos
+    found = registry._registry
+    if not infos and problem is None:
+        problem = "nothing is registered: " + (
+            "CLIPSEQ_DISABLE leaves it out"
+            if found.disabled
+            else "the package clipseq is not installed (a source tree on the path has no entry "
+            "points)"
+        )
+    devices = dict(_devices())
+    triton = {name: obstacle(torch.device(name)) for name in devices}
+    return Diagnosis(
+        versions={
+            "clipseq": clipseq.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": f"{platform.system()} {platform.machine()}",
+        },
+        plugins=tuple(found.loaded),
+        failed=tuple(found.failed),
+        disabled=tuple(found.disabled),
+        unmatched=tuple(found.unmatched),
+        unmade={} if problem else dict(_unmade(infos)),
+        problem=problem,
+        engines=tuple(_engine(info, triton) for _, info in sorted(infos.items())),
+        devices=tuple(f"{name}: {what}" if what else name for name, what in devices.items()),
+        triton=triton,
+        threads=torch.get_num_threads(),
+        extras=_extras(),
+    )
+
+
+def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
+    for name, info in infos.items():
+        try:
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+                warnings.simplefilter("ignore")
+                made(info)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a plugin raises: the doctor goes on
+            yield name, cause_of(error)
+
+
+def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:
+    if info.composite:
+        pairs = "its parts'"
+    elif info.cls.score_all is Similarity.score_all:
+        pairs = "clipseq's tiles"
+    else:
+        pairs = "its own"
+    package = info.cls.__module__.partition(".")[0]
+    return Engine(
+        info.name,
+        pairs,
+        operators=tuple(sorted(set(_operators(package)))),
+        triton=tuple(name for name, why_not in triton.items() if why_not is None)
+        if _has_kernels(package)
+        else None,
+    )
+
+
+def _has_kernels(package: str) -> bool:
+    # Not imported, as that would import Triton; and a plugin may be a single module.
+    parent = sys.modules.get(package)
+    return hasattr(parent, "__path__") and util.find_spec(f"{package}.triton_kernels") is not None
+
+
+def _operators(package: str) -> Iterator[str]:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] != package or not isinstance(module, ModuleType):
+            continue
+        for value in list(vars(module).values()):
+            if isinstance(value, torch.library.CustomOpDef):
+                yield str(value).removeprefix("<CustomOpDef(").removesuffix(")>")
+            elif (
+                isinstance(value, type)
+                and issubclass(value, torch.autograd.Function)
+                and value.__module__ == name
+            ):
+                yield f"{name}.{value.__qualname__}"
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield "cpu", f"{os.cpu_count()} processors, {capability}"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        memory = device.total_memory / 2**30
+        yield f"cuda:{index}", f"{device.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
+    if torch.backends.mps.is_available():
+        yield "mps", ""
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    try:
+        requirements = metadata.requires("clipseq") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        package = re.match(r"[\w.-]+", requirement)
+        extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        # Packages of development and of its docs are no user's, and `all` says nothing new.
+        if package and extra and extra[1] not in ("dev", "docs", "all") and package[0] != "clipseq":
+            try:
+                version: str | None = metadata.version(package[0])
+            except metadata.PackageNotFoundError:
+                version = None
+            extras.setdefault(extra[1], {})[package[0]] = version
+    return extras
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    yield from (f"{name:<9} {version}" for name, version in found.versions.items())
+    yield from (f"{'device':<9} {device}" for device in found.devices)
+    yield from (
+        f"{'triton':<9} {device}: {'used' if why_not is None else f'not used, {why_not}'}"
+        for device, why_not in found.triton.items()
+    )
+    yield f"{'threads':<9} {found.threads}"
+    for extra, packages in found.extras.items():
+        listed = ", ".join(f"{name} {version or 'missing'}" for name, version in packages.items())
+        yield f"{'[' + extra + ']':<9} {listed}"
+    yield ""
+    yield from _columns(
+        ("plugin", "distribution", "version", "loaded in", "similarities"),
+        [
+            (
+                p.name,
+                p.distribution,
+                p.version,
+                f"{1e3 * p.seconds:.1f} ms",
+                ", ".join(p.similarities),
+            )
+            for p in found.plugins
+        ],
+    )
+    yield ""
+    yield from _columns(
+        ("similarity", "pairs by", "Triton kernels", "operators"),
+        [
+            (e.similarity, e.pairs, _triton(e), ", ".join(e.operators) or "torch's alone")
+            for e in found.engines
+        ],
+    )
+    yield ""
+    yield from (f"left out by CLIPSEQ_DISABLE: {name}" for name in found.disabled)
+    plugins = {p.name for p in found.plugins} | {p.name for p in found.failed}
+    yield from (
+        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is no plugin{nearest(entry, plugins)}"
+        for entry in found.unmatched
+    )
+    yield from (
+        f"cannot be used: {p.name} of {p.distribution} {p.version}: {p.cause}" for p in found.failed
+    )
+    yield from (f"cannot be made: {name}: {cause}" for name, cause in found.unmade.items())
+    if found.problem:
+        yield f"problem: {found.problem}"
+    if found.healthy and not found.unmatched:
+        yield "all is well"
+
+
+def _triton(engine: Engine) -> str:
+    if engine.triton is None:
+        return "none"
+    return f"on {', '.join(engine.triton)}" if engine.triton else "not used"
+
+
+def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

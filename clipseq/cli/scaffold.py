@@ -1,0 +1,109 @@
+"""A new plugin as a folder: a package that installs, registers, and passes its tests."""
+
+import keyword
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+
+import clipseq
+from clipseq.errors import PluginError
+from clipseq.registry.lookup import GROUP, available_similarities
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+def new_plugin(name: str, directory: str | os.PathLike[str] = ".") -> Path:
+    """Write the package ``clipseq-NAME`` into a new folder of that name inside `directory`.
+
+    It has a pyproject.toml with the entry point, the module ``clipseq_NAME`` with a working
+    example (the best step for every step), tests that run `clipseq.testing`, and a README that
+    says what to change. Underscores of `name` are dashes in the distribution's name.
+
+    The folder appears whole or not at all, and nothing that exists is touched.
+
+    Args:
+        name: of the similarity.
+        directory: an existing folder.
+
+    Returns:
+        The path of the new folder.
+
+    Raises:
+        ValueError: the name is no good, or is taken by a plugin or a module that is installed.
+        FileExistsError: the folder exists.
+        NotADirectoryError: `directory` is no folder.
+    """
+    _check_name(name)
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise NotADirectoryError(f"no folder {directory}: make it first, or choose another")
+    names = {
+        "name": name,
+        "Name": name.replace("_", " ").capitalize(),
+        "module": f"clipseq_{name}",
+        "distribution": f"clipseq-{name.replace('_', '-')}",
+        "class_name": "".join(word.capitalize() for word in name.split("_")) + "Similarity",
+        "clipseq_version": clipseq.__version__,
+    }
+    target = directory / names["distribution"]
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} exists already: move it away, or choose another folder")
+    with tempfile.TemporaryDirectory(prefix=".clipseq-", dir=directory) as staging:
+        made = Path(staging) / target.name
+        for path, text in _contents(names).items():
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            (made / path).write_text(text, encoding="utf-8")
+        # Onto a folder with anything in it, made meanwhile, this fails.
+        made.rename(target)
+    return target
+
+
+def _contents(names: Mapping[str, str]) -> dict[str, str]:
+    paths = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        ".gitignore": "gitignore",
+        f"{names['module']}.py": "module.py",
+        f"tests/test_{names['name']}.py": "test.py",
+    }
+    templates = files("clipseq.cli") / "scaffold_templates"
+    return {
+        path: Template((templates / f"{template}.template").read_text("utf-8")).substitute(names)
+        for path, template in paths.items()
+    }
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            "the name of a similarity must match [a-z][a-z0-9_]*, with single underscores between "
+            f"its words (it names a distribution too), got {name!r}"
+        )
+    if keyword.iskeyword(name):
+        raise ValueError(f"{name!r} is a word of Python's: choose another name")
+    with warnings.catch_warnings():
+        # What is wrong with other plugins does not matter here; their names are still taken.
+        warnings.simplefilter("ignore")
+        try:
+            infos = available_similarities()
+        except PluginError:
+            infos = {}
+    if name in infos:
+        info = infos[name]
+        raise ValueError(
+            f"the name {name!r} is taken: {info.cls.__qualname__} of {info.distribution} "
+            f"{info.version}".rstrip()
+            + "; choose another"
+        )
+    for entry_point in entry_points(group=GROUP, name=name):
+        owner = entry_point.dist.name if entry_point.dist else entry_point.value
+        raise ValueError(f"the name {name!r} is taken by the plugin of {owner}; choose another")
+    if find_spec(f"clipseq_{name}") is not None:
+        raise ValueError(f"there is a module clipseq_{name} already; choose another name")

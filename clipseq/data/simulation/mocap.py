@@ -1,0 +1,180 @@
+"""Recorded motion (`uiprmd_points`) to move the simulated persons by.
+
+The file holds segments of one movement each, of 20 body points (`body.POINTS`). Every segment
+starts and ends standing, so segments of one subject are spliced into sequences. Its keys, for N
+segments of F frames in all and K movements:
+
+    points_delta2   (20, 3, F) whole numbers: second differences over time, see `read_recordings`
+    offsets         (N + 1,) where segments begin, and F
+    quantum_m, fps  the unit in m; frames a second (25)
+    point_names     (20,) `body.POINTS`
+    label           (N,) number of the movement
+    class_names, captions   (K,) its name, and how to tell it after "a person"
+    subject, split  (N,) a whole number; "train", "val" or "test"
+"""
+
+import itertools
+from pathlib import Path
+
+import attrs
+import numpy as np
+from jaxtyping import Float
+
+from clipseq.data.files import load_arrays
+from clipseq.data.simulation.body import POINTS
+from clipseq.data.simulation.motions import FARTHEST_M, NEAREST_M, WIDEST, Performance
+from clipseq.errors import DataError
+
+_KEYS = {
+    "points_delta2", "offsets", "quantum_m", "point_names", "fps",
+    "label", "class_names", "captions", "subject", "split",
+}  # fmt: skip
+_BLEND_S = 0.4  # from the end of a segment to the beginning of the next
+
+
+@attrs.frozen(eq=False)
+class Recordings:
+    """Decoded segments.
+
+    points    each segment (F, 20, 3) in m: z up from the floor, facing +x at first
+    labels, subjects, splits      class name, subject and split of each
+    phrases   how to tell each class, after "a person"
+    """
+
+    points: tuple[Float[np.ndarray, "_ 20 3"], ...] = attrs.field(repr=False)
+    labels: tuple[str, ...] = attrs.field(repr=False)
+    subjects: tuple[int, ...] = attrs.field(repr=False)
+    splits: tuple[str, ...] = attrs.field(repr=False)
+    phrases: dict[str, str]
+    rate: float
+
+    def perform(
+        self,
+        rng: np.random.Generator,
+        split: str,
+        *,
+        seconds: float | None = 10.0,
+        label: str | None = None,
+    ) -> Performance:
+        """Segments of one subject of the split in a row, before the radar somewhere in the room.
+
+        Two to four movements of different classes that fill `seconds` with standing between; or,
+        with a label, one segment of that class. A split "zeroshot" takes from "test".
+        """
+        group = "test" if split == "zeroshot" else split
+        mine = [i for i, s in enumerate(self.splits) if s == group]
+        if label is not None:
+            mine = [i for i in mine if self.labels[i] == label]
+        if not mine:
+            raise DataError(f"the recordings have no segment for {label or 'split'} in {group!r}")
+        subject = self.subjects[mine[rng.integers(len(mine))]]
+        mine = [i for i in mine if self.subjects[i] == subject]
+        if label is None:
+            chosen = self._choose(rng, mine, seconds)
+        else:
+            chosen = [mine[rng.integers(len(mine))]]
+        rests = np.full(len(chosen) + 1, _BLEND_S)
+        if seconds is not None:
+            spare = seconds - sum(len(self.points[i]) for i in chosen) / self.rate - rests.sum()
+            rests += max(0.0, spare) * rng.dirichlet(np.full(len(rests), 2.0))
+        points, spans = self._splice(chosen, rests)
+        return Performance(
+            actions=tuple(self.labels[i] for i in chosen),
+            phrases=tuple(self.phrases[self.labels[i]] for i in chosen),
+            spans=spans,
+            points=_place(points, rng),
+            rate=self.rate,
+            sources=tuple(f"segment-{i:04d}" for i in chosen),
+        )
+
+    def _choose(self, rng, mine, seconds) -> list[int]:
+        """Segments of different classes that fit: two, then a third and fourth if there is room."""
+        number = int(rng.integers(2, 5))
+        for _ in range(200):
+            order = rng.permutation(mine)
+            chosen: list[int] = []
+            length = _BLEND_S
+            for i in order:
+                if self.labels[i] in {self.labels[j] for j in chosen}:
+                    continue
+                more = len(self.points[i]) / self.rate + _BLEND_S
+                if seconds is not None and length + more > seconds:
+                    continue
+                chosen.append(int(i))
+                length += more
+                if len(chosen) == number:
+                    break
+            if len(chosen) >= 2:
+                return chosen
+        raise ValueError(f"found no two segments of one subject that fit into {seconds} s")
+
+    def _splice(self, chosen, rests):
+        pieces, spans, clock = [], [], 0
+        before = self.points[chosen[0]][:1]
+        for i, rest in zip(chosen, rests, strict=False):
+            here = self.points[i]
+            count = max(2, round(rest * self.rate))
+            ease = np.linspace(0, 1, count + 1, endpoint=False)[1:, None, None]
+            ease = ease**3 * (10 - 15 * ease + 6 * ease**2)
+            pieces += [before + ease * (here[:1] - before), here]
+            spans.append(((clock + count) / self.rate, (clock + count + len(here)) / self.rate))
+            clock += count + len(here)
+            before = here[-1:]
+        pieces.append(np.repeat(before, max(2, round(rests[-1] * self.rate)), axis=0))
+        return np.concatenate(pieces), tuple(spans)
+
+
+def _place(points, rng):
+    """The person somewhere in the room, turned more often to the radar than not."""
+    reach = np.hypot(points[..., 0], points[..., 1]).max()
+    away = rng.uniform(NEAREST_M + reach, max(NEAREST_M + reach, FARTHEST_M - reach))
+    right = rng.uniform(-0.8, 0.8) * WIDEST
+    heading = (
+        np.pi
+        - np.arcsin(right)
+        + (rng.normal(0, 0.5) if rng.random() < 0.75 else rng.uniform(0, 2 * np.pi))
+    )
+    c, s = np.cos(heading), np.sin(heading)
+    turned = points @ np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
+    return turned + away * np.array([np.sqrt(1 - right**2), -right, 0.0])
+
+
+def read_recordings(path: Path) -> Recordings:
+    """Reads and decodes a file in the form of `uiprmd_points.npz`.
+
+    Segment a:b of `points_delta2` (20, 3, F) holds second time differences in units of
+    `quantum_m`; summing them up twice gives the positions (the first two entries of a segment
+    carry its start).
+    Raises DataError where the file is missing, corrupt or of another form.
+    """
+    arrays = load_arrays(path)
+    if missing := _KEYS - arrays.keys():
+        raise DataError(f"{path}: not a recording of body points: lacks {sorted(missing)}")
+    names, deltas = tuple(arrays["point_names"].tolist()), arrays["points_delta2"]
+    if names != POINTS or deltas.shape[:2] != (len(POINTS), 3):
+        raise DataError(
+            f"{path}: wanted the points {POINTS} as (20, 3, F), got {names} {deltas.shape}"
+        )
+    offsets = arrays["offsets"].astype(int)
+    count = len(offsets) - 1
+    for key in ("label", "subject", "split"):
+        if arrays[key].shape != (count,):
+            raise DataError(f"{path}: {key} must be ({count},), got {arrays[key].shape}")
+    if offsets[0] != 0 or offsets[-1] != deltas.shape[2] or (np.diff(offsets) < 2).any():
+        raise DataError(f"{path}: offsets do not cut the {deltas.shape[2]} frames into segments")
+    deltas = deltas.transpose(2, 0, 1).astype(np.int64)
+    quantum = float(arrays["quantum_m"])
+    points = []
+    for a, b in itertools.pairwise(offsets):
+        segment = deltas[a:b].copy()
+        segment[1:] = segment[1:].cumsum(axis=0)
+        points.append(segment.cumsum(axis=0) * quantum)
+    class_names = arrays["class_names"].tolist()
+    return Recordings(
+        points=tuple(points),
+        labels=tuple(class_names[k] for k in arrays["label"]),
+        subjects=tuple(arrays["subject"].tolist()),
+        splits=tuple(arrays["split"].tolist()),
+        phrases=dict(zip(class_names, arrays["captions"].tolist(), strict=True)),
+        rate=float(arrays["fps"]),
+    )

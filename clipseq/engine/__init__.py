@@ -1,0 +1,1 @@
+"""What fast similarities are made of: tiles, working memory, unit vectors, kernels, operators."""

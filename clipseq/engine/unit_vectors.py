@@ -1,0 +1,107 @@
+"""Unit vectors, safe where a plain quotient is not."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clipseq.engine.workspace import few_items, loops_pay
+
+
+def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """``v / ||v||`` along the last axis; a zero vector stays zero.
+
+    Any finite vector gets unit length: where a square would overflow or vanish, all of the vector
+    is divided by its largest magnitude first. A zero vector gets zero gradient, where
+    `torch.nn.functional.normalize` gives one of size 1/eps.
+    """
+    result, _ = _Unit.apply(values)
+    return result
+
+
+def cosines(x: Float[Tensor, "B D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "B C"]:
+    """Every x with every y, in float32 or better: in half precision what differs would tie."""
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        return unit(x.to(dtype)) @ unit(y.to(dtype)).T
+
+
+def to_unit(
+    values: Float[Tensor, "*batch D"], out: Float[Tensor, "*batch D"]
+) -> Float[Tensor, "*batch 1"]:
+    """Write `unit` of `values` to `out`; returns 1/||v||, or 0 of a zero vector. No gradient.
+
+    Both may be the same tensor. It looks for vectors that need care, so it is for where reading a
+    number is cheap.
+    """
+    limits = torch.finfo(values.dtype)
+    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    squares_fit = (norm > limits.tiny**0.4) & (norm < limits.max**0.4)
+    if bool(squares_fit.all()):
+        torch.div(values, norm, out=out)
+        return norm.reciprocal_()
+    # Most of the others are zero, as padding is. (`values` may be overwritten from here on.)
+    others = (~squares_fit & (values.abs().amax(-1, keepdim=True) != 0)).squeeze(-1)
+    torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
+    inverse = norm.reciprocal_().masked_fill_(~squares_fit, 0.0)
+    if bool(others.any()):
+        # They were divided by 1.
+        out[others], inverse[others] = _scaled_first(out[others])
+    return inverse
+
+
+def unit_gradient(
+    grad: Float[Tensor, "*batch D"],
+    units: Float[Tensor, "*batch D"],
+    inverse: Float[Tensor, "*batch 1"],
+    grad_inverse: Tensor | float = 0.0,
+    out: Float[Tensor, "*batch D"] | None = None,
+) -> Float[Tensor, "*batch D"]:
+    """The gradient to the vectors that `to_unit` made `units` and `inverse` of; `out` holds it."""
+    along = torch.mul(grad, units, out=out).sum(-1, keepdim=True) + grad_inverse * inverse
+    apart = torch.addcmul(grad, units, along, value=-1, out=out)
+    return torch.mul(apart, inverse, out=out)
+
+
+class _Unit(torch.autograd.Function):
+    """By hand, as autograd would pass over all steps four times as often."""
+
+    @staticmethod
+    def forward(values: Tensor) -> tuple[Tensor, Tensor]:
+        if values.ndim == 1 or not values.is_floating_point() or not loops_pay(values):
+            return _scaled_first(values)
+        result, inverse = torch.empty_like(values), values.new_empty(*values.shape[:-1], 1)
+        for some, out, norms in few_items(values, result, inverse):
+            norms.copy_(to_unit(some, out))
+        return result, inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
+        # The second output, 1/||v||, is there for this and has a gradient for the second order.
+        result, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
+            return unit_gradient(grad, result, inverse, grad_inverse)
+        found = torch.empty_like(grad)
+        sides = grad, result, inverse, grad_inverse
+        for part, to_units, units, norms, to_norms in few_items(found, *sides):
+            unit_gradient(to_units, units, norms, to_norms, out=part)
+        return found
+
+
+def _scaled_first(values: Tensor) -> tuple[Tensor, Tensor]:
+    """`unit`, and 1/||v|| or 0, of any vectors."""
+    # torch's infinity norm is the same, one element at a time.
+    largest = values.abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    scaled = values / largest.masked_fill(zero, 1.0)
+    # At least 1 where the vector is not zero, as one of its entries is ±1.
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    scaled = scaled.div_(norm.masked_fill(zero, 1.0))
+    # What is denormal has an inverse that is out of range.
+    inverse = (1 / (norm * largest)).clamp(max=torch.finfo(scaled.dtype).max)
+    return scaled, inverse.masked_fill_(zero, 0.0)
