@@ -354,7 +354,7 @@ def _draw(
     shown = representative(alignments)
     figures.save(
         figures.alignment(
-            shown.clip.radar,
+            shown.clip.signal,
             duration=shown.duration,
             words=shown.words,
             weights=shown.weights,
