@@ -1,4 +1,4 @@
-"""The site: `make docs` writes it to docs/_build/html, and no warning passes."""
+"""Configuration of the site, which `make docs` builds in docs/_build/html without a warning."""
 
 import sys
 from pathlib import Path
@@ -26,6 +26,8 @@ exclude_patterns = ["_build", "examples", "configs"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
+# Sphinx would make an en dash of the `--` of an option, and curly quotes, which no shell reads.
+smartquotes = False
 default_role = "name"
 html_math_renderer = "mathml"
 autodoc_default_options = {"members": True, "no-value": True}
