@@ -15,9 +15,10 @@ copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    # In _ext: docstrings in our style, pages made from the code, formulas that need no network.
+    # In _ext: docstrings in our style, pages and a drawing from the code, formulas without a network.
     "docstrings",
     "from_code",
+    "house",
     "mathml",
 ]
 # The examples are distributions of their own, and the configs are files to train with.
