@@ -15,7 +15,7 @@ copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    # In _ext: docstrings in our style, pages and a drawing from the code, formulas without a network.
+    # In _ext: docstrings in our style, what is made from the code, formulas without a network.
     "docstrings",
     "from_code",
     "house",
