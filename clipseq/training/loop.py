@@ -111,9 +111,7 @@ def run_steps(
             is_last = part + 1 == options.accumulate
             with fabric.no_backward_sync(step_module, enabled=not is_last):
                 with autocast():
-                    loss = _loss(
-                        step_module, batch, batch_index, getattr(model, "names", ("radar", "text"))
-                    )
+                    loss = _loss(step_module, batch, batch_index, names)
                 _refuse_non_finite_loss(loss, step, batch, processes)
                 scaler.scale(loss / options.accumulate).backward()
             for name, value in _metrics(model, len(batch["ids"]), processes).items():
