@@ -34,7 +34,7 @@ from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 
 if TYPE_CHECKING:
-    from clipseq.encoders import RadarConfig, TextConfig
+    from clipseq.encoders import SignalConfig, TextConfig
     from clipseq.model import CLIP
 
 __version__ = "0.1.0"
@@ -50,10 +50,10 @@ __all__ = [
     "FailedPlugin",
     "PluginError",
     "PluginWarning",
-    "RadarConfig",
     "SequenceLoss",
     "Sequences",
     "SigLipLoss",
+    "SignalConfig",
     "Similarity",
     "SimilarityInfo",
     "TextConfig",
@@ -70,7 +70,7 @@ __all__ = [
 # The model's modules are for those who train one; who only wants a similarity does not wait.
 _LAZY = {
     "CLIP": "clipseq.model",
-    "RadarConfig": "clipseq.encoders",
+    "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",
 }
 

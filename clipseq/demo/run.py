@@ -201,7 +201,7 @@ def align_clips(model: CLIP, clips: MapDataset, *, batch_size: int = 64) -> list
     temporal = getattr(_similarity(model), "parts", {}).get("temporal")
     if temporal is None or model.tokenizer is None:
         raise ClipseqError("only a model with the part 'temporal' of 'combined' aligns words")
-    tower: Any = model.radar_encoder
+    tower: Any = model.x_encoder
     seconds = tower.config.patch_frames / (clips.frame_rate or 1.0)
     collate = collate_for(model)
     found = []

@@ -102,7 +102,7 @@ def config_keys():
     for name in list(inspect.signature(clipseq.CLIP.__init__).parameters)[1:]:
         if name != "tokenizer":  # made from the table [tokenizer]
             yield f"model.{name}"
-    yield from fields(clipseq.RadarConfig, "model.encoder_cfg.")
+    yield from fields(clipseq.SignalConfig, "model.encoder_cfg.")
     yield from fields(clipseq.TextConfig, "model.text_cfg.")
 
 

@@ -19,14 +19,14 @@ cp -r "$examples/clipseq-sinkhorn" .  # a build leaves nothing in the tree
 
 cat > model.py <<'PYTHON'
 import torch
-from clipseq import CLIP, RadarConfig, TextConfig, available_similarities
+from clipseq import CLIP, SignalConfig, TextConfig, available_similarities
 
 info = available_similarities()["sinkhorn"]
 assert (info.distribution, info.cls.__module__) == ("clipseq-sinkhorn", "clipseq_sinkhorn"), info
 
 torch.manual_seed(0)
 model = CLIP(
-    RadarConfig({"range_time": 8}, patch_frames=4),
+    SignalConfig(views={"range_time": 8}, patch_frames=4),
     TextConfig(),
     context_length=20,
     transformer_width=16,
