@@ -79,7 +79,7 @@ __all__ = [
     "unit",
 ]
 
-# The model's modules are for those who train one; who only wants a similarity does not wait.
+# Imported on first use, so that a user of similarities and losses does not wait for the model.
 _LAZY = {
     "CLIP": "clipseq.model",
     "SignalConfig": "clipseq.encoders",

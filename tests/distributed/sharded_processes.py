@@ -1,4 +1,4 @@
-"""What each process of the sharded tests does; started by test_fsdp.py, one process a rank.
+"""The scenarios of the sharded tests; test_fsdp.py starts one process for each rank.
 
 python sharded_processes.py SCENARIO,SCENARIO,... RANK WORLD FOLDER
 """
@@ -100,7 +100,7 @@ def gradients(model):
 
 
 def ddp_step(model, data, micro_batch=None):
-    """Gradients, and which parameters were reduced, in the order in which they were."""
+    """Return the loss, the gradients, and the parameters in the order in which DDP reduced them."""
     model.micro_batch = micro_batch
     reduced = []
 
@@ -139,7 +139,7 @@ def same_gradients(rank, folder):
 
 
 class Counting(CLIP):
-    """A model with a step of its own, as users write them."""
+    """A model with its own training step, as users write them."""
 
     steps = 0
 
@@ -206,7 +206,7 @@ def half_precision(rank, folder):
 
 
 def trained(model, seed=0):
-    """The optimizer, after three steps."""
+    """Train for three steps; return the optimizer."""
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-2)
     for step in range(3):
         optimizer.zero_grad()
@@ -228,7 +228,7 @@ def read_checkpoint(model, optimizer, folder, **options):
 
 def whole_states(model, optimizer):
     weights, state = get_state_dict(model, optimizer, options=WHOLE)
-    # Copied: the steps are counted in the optimizer's own tensors.
+    # Copied, as the optimizer counts steps in place.
     return copy.deepcopy({"model": weights, "optimizer": state["state"]}) if weights else None
 
 

@@ -396,7 +396,7 @@ def test_plain_dictionaries_are_configs():
     ("options", "error", "match"),
     [
         ({"encoder_cfg": {"patch_frame": 4}}, ConfigError, r"encoder_cfg\.patch_frame'.*_frames'"),
-        ({"text_cfg": {"freeze": "no"}}, ConfigError, r"text_cfg\.freeze: expected bool.*'no'"),
+        ({"text_cfg": {"freeze": "no"}}, ConfigError, r"text_cfg\.freeze must be bool.*'no'"),
         ({"sequence_similarity_type": "locl"}, UnknownSimilarityError, "did you mean 'local'"),
         ({"sequence_similarity_options": {"pol": "max"}}, TypeError, "did you mean 'pool'"),
         ({"sequence_similarity_weight": 1.5}, ValueError, r"\[0, 1\], got 1\.5"),
@@ -422,17 +422,17 @@ def test_what_it_cannot_be_built_from_is_said(options, error, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"use_siglip": 1}, r"use_siglip: expected bool, got 1 \(int\)"),
-        ({"use_siglip": "no"}, r"use_siglip: expected bool, got 'no' \(str\)"),
-        ({"use_sequence_similarity": 0}, r"use_sequence_similarity: expected bool, got 0"),
-        ({"transformer_layers": True}, r"transformer_layers: expected int, got True \(bool\)"),
-        ({"transformer_width": "64"}, r"transformer_width: expected int, got '64' \(str\)"),
-        ({"transformer_heads": 2.0}, r"transformer_heads: expected int, got 2\.0 \(float\)"),
-        ({"context_length": None}, r"context_length: expected int, got None"),
-        ({"temperature": torch.tensor(0.07)}, r"temperature: expected float, got tensor\(0\.07"),
-        ({"sequence_similarity_weight": "0.5"}, r"_weight: expected float, got '0\.5' \(str\)"),
-        ({"sequence_similarity_type": 3}, r"sequence_similarity_type: expected str, got 3 \(int\)"),
-        ({"sequence_similarity_options": "max"}, r"_options: expected dict.*, got 'max' \(str\)"),
+        ({"use_siglip": 1}, r"use_siglip must be bool, got 1 \(int\)"),
+        ({"use_siglip": "no"}, r"use_siglip must be bool, got 'no' \(str\)"),
+        ({"use_sequence_similarity": 0}, r"use_sequence_similarity must be bool, got 0"),
+        ({"transformer_layers": True}, r"transformer_layers must be int, got True \(bool\)"),
+        ({"transformer_width": "64"}, r"transformer_width must be int, got '64' \(str\)"),
+        ({"transformer_heads": 2.0}, r"transformer_heads must be int, got 2\.0 \(float\)"),
+        ({"context_length": None}, r"context_length must be int, got None"),
+        ({"temperature": torch.tensor(0.07)}, r"temperature must be float, got tensor\(0\.07"),
+        ({"sequence_similarity_weight": "0.5"}, r"_weight must be float, got '0\.5' \(str\)"),
+        ({"sequence_similarity_type": 3}, r"sequence_similarity_type must be str, got 3 \(int\)"),
+        ({"sequence_similarity_options": "max"}, r"_options must be dict.*, got 'max' \(str\)"),
     ],
 )
 def test_an_option_of_another_type_is_refused_before_anything_is_trained(options, match):

@@ -419,7 +419,7 @@ def test_a_plain_model_trains_without_validation_and_on_some_views(dataset, smal
     ("model", "said"),
     [
         ({"transformer_widht": 8}, "model.transformer_widht': did you mean 'transformer_width'?"),
-        ({"transformer_width": "8"}, "model.transformer_width: expected int, got '8'"),
+        ({"transformer_width": "8"}, "model.transformer_width must be int, got '8'"),
         ({"encoder_cfg": {"patchframes": 8}}, "model.encoder_cfg.patchframes': did you mean"),
         ({"text_cfg": {"causal": 1}}, "model.text_cfg.causal"),
         ({"encoder_cfg": {"views": {"dopler_time": 64}}}, "did you mean 'doppler_time'?"),
