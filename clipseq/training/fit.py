@@ -325,7 +325,7 @@ class _Batches(DataLoader[Clip]):
         super().__init__(
             clips,
             batch_sampler=stream,
-            collate_fn=collate_for(model),
+            collate_fn=collate_for(model, clips),
             num_workers=workers,
             worker_init_fn=_ignore_interrupts if workers else None,
             persistent_workers=workers > 0,
@@ -348,7 +348,9 @@ def _validation_batches(
     # Whole batches only: the loss depends on how many there are to be told apart.
     size = min(batch_size, len(clips))
     whole = BatchSampler(SequentialSampler(clips), size, drop_last=True)
-    return DataLoader(clips, batch_sampler=_own(whole, processes), collate_fn=collate_for(model))
+    return DataLoader(
+        clips, batch_sampler=_own(whole, processes), collate_fn=collate_for(model, clips)
+    )
 
 
 def _own(batches: Sampler[list[int]], processes: Processes) -> Sampler[list[int]]:

@@ -145,7 +145,7 @@ def test_a_folder_in_the_place_of_a_config_is_explained(clipseq, data, tmp_path)
         (["train"], 2, "give either a CONFIG or --resume RUN"),
         (["train", "none.toml"], 2, "there is no config file none.toml"),
         (["train", "--resume", "none"], 2, "nothing to resume"),
-        (["evaluate", "none"], 2, "none is neither a run folder nor a saved model"),
+        (["evaluate", "none"], 2, "run must be a run folder or a saved model, got none"),
         (["simulate", "--out", "x", "--clips", "0"], 2, "--clips"),
         (["trian"], 2, "trian"),
         (["bench", "locl"], 2, "did you mean 'local'?"),
