@@ -203,6 +203,7 @@ class House(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the SVG, and warn of what is not so in the code."""
+        self.env.note_reread()  # the imports may have changed although the page has not
         boxes, graph = read(list(self.content)), imports()
         found = list(problems(boxes, graph))
         for problem in found:
