@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-import clipseq
 import pytest
-from clipseq import engine
 from imports import imports, module_files
+
+import clipseq
+from clipseq import engine
 
 PLUGINS = Path(clipseq.__file__).parents[1] / "plugins"
 if not PLUGINS.is_dir():  # in a wheel, where the five lie beside clipseq

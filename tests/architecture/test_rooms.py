@@ -3,8 +3,9 @@
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-import clipseq
 from imports import imported_modules, module_files
+
+import clipseq
 
 PACKAGE = Path(clipseq.__file__).parent
 FILES = module_files(PACKAGE.parent, "clipseq")
