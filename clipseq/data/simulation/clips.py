@@ -11,18 +11,19 @@ import attrs
 import numpy as np
 import torch
 
+from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import SPLITS, Clip
-from clipseq.data.files import (
+from clipseq.data.dataset import MapDataset
+from clipseq.data.folder_format import (
     CLIPS_PER_FILE,
     UNFINISHED,
-    MapDataset,
-    load_arrays,
     maps_file,
     read_head,
     write_index,
     write_maps,
     write_text,
 )
+from clipseq.data.header import Header
 from clipseq.data.simulation import body, mocap, motions
 from clipseq.data.simulation.captions import PHRASES, class_caption, tell_in_order
 from clipseq.data.simulation.radar import Radar, observe
@@ -122,14 +123,15 @@ def simulate(
         with _single_thread():
             for k, (act, count, clip, noise) in enumerate(acts):
                 seen = _observe(radar, act, clutter, count, noise) if maps is None else maps[k]
-                part.append(attrs.evolve(clip, radar=seen))
+                part.append(attrs.evolve(clip, signal=seen))
         if maps is None:
             write_maps(out, start, part)
         done += part
         if progress is not None:
             progress(len(done), clips)
-    dataset = MapDataset.from_clips(done, frame_rate=radar.frame_rate, class_captions=classes)
-    write_index(out, done, radar.frame_rate, classes, simulated=arguments)
+    header = Header(modality="radar", frame_rate=radar.frame_rate, class_captions=classes)
+    dataset = MapDataset.from_clips(done, **attrs.asdict(header))
+    write_index(out, done, header, simulated=arguments)
     (out / UNFINISHED).unlink()
     return dataset
 
@@ -238,7 +240,7 @@ def _tell(
     )
     return Clip(
         id=id,
-        radar={},
+        signal={},
         caption=caption,
         actions=act.actions,
         spans=spans,

@@ -126,4 +126,6 @@ def test_real_motion_drives_the_radar(tmp_path, shared_data):
             assert read.subjects[int(source.removeprefix("segment-"))] in wanted[clip.split]
     again = simulate(tmp_path / "again", 40, seed=1, motion=path)
     assert again.captions == dataset.captions
-    np.testing.assert_array_equal(again[7].radar["doppler_time"], dataset[7].radar["doppler_time"])
+    np.testing.assert_array_equal(
+        again[7].signal["doppler_time"], dataset[7].signal["doppler_time"]
+    )

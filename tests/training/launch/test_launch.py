@@ -304,10 +304,11 @@ FAILS_IN_RANK_1 = """
 import os
 from clipseq import CLIP
 from clipseq.cli import app as cli
+from clipseq.errors import ClipseqError
 step = CLIP.training_step
 def failing(self, batch, batch_idx=0):
     if os.environ["RANK"] == "1" and batch_idx == 2:
-        raise cli.ClipseqError("the culprit's own words")
+        raise ClipseqError("the culprit's own words")
     return step(self, batch, batch_idx)
 CLIP.training_step = failing
 cli.run()
