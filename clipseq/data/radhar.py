@@ -12,7 +12,7 @@ import numpy as np
 
 from clipseq.data.clip import Clip
 from clipseq.data.files import MapDataset, load_arrays
-from clipseq.data.simulation.captions import class_caption, tell_in_order
+from clipseq.data.simulation.captions import class_caption, describe_in_order
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")
@@ -109,7 +109,7 @@ def radhar_dataset(
                 sources.append(names[i])
                 clock += width
             phrases = [str(rng.choice(PHRASES[action])) for action in actions]
-            caption, permuted = tell_in_order(phrases, rng)
+            caption, permuted = describe_in_order(phrases, rng)
             made.append(
                 Clip(
                     id=f"{split}-{k:05d}",

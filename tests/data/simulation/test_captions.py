@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipseq.data.simulation.captions import PHRASES, WORDINGS, tell_in_order
+from clipseq.data.simulation.captions import PHRASES, WORDINGS, describe_in_order
 
 EVERY = sorted(p for several in PHRASES.values() for p in several)
 
@@ -15,7 +15,7 @@ EVERY = sorted(p for several in PHRASES.values() for p in several)
     seed=st.integers(0, 10**6),
 )
 def test_permuted_captions_tell_the_same_in_every_other_order(phrases, seed):
-    caption, permuted = tell_in_order(phrases, np.random.default_rng(seed))
+    caption, permuted = describe_in_order(phrases, np.random.default_rng(seed))
     assert len(permuted) == math.factorial(len(phrases)) - 1 == len(set(permuted))
     assert caption not in permuted
     letters = sorted(caption.replace(",", " ").split())
@@ -25,16 +25,16 @@ def test_permuted_captions_tell_the_same_in_every_other_order(phrases, seed):
 
 def test_a_caption_tells_its_actions_in_order():
     for seed in range(40):
-        caption, _ = tell_in_order(("aaa", "bbb", "ccc"), np.random.default_rng(seed))
+        caption, _ = describe_in_order(("aaa", "bbb", "ccc"), np.random.default_rng(seed))
         assert caption.index("aaa") < caption.index("bbb") < caption.index("ccc")
 
 
 def test_one_action_is_told_alone():
-    assert tell_in_order(("waves",), np.random.default_rng(0)) == ("a person waves", ())
+    assert describe_in_order(("waves",), np.random.default_rng(0)) == ("a person waves", ())
 
 
 def test_there_are_several_wordings():
-    told = {w.tell(("sits down", "waves")) for w in WORDINGS}
+    told = {w.describe(("sits down", "waves")) for w in WORDINGS}
     assert "a person sits down, then waves" in told
     assert len(told) >= 10
     assert all(len(set(several)) == len(several) >= 3 for several in PHRASES.values())
