@@ -216,7 +216,7 @@ OURS = {
     )
 }
 
-_SOFT_DTW = "plain soft-DTW, one weight a step and paths not counted; costs handed to it"
+_SOFT_DTW = "plain soft-DTW: one weight per step, paths not counted; the costs are given to it"
 
 PEERS = {
     peer.label: peer
@@ -253,7 +253,7 @@ PEERS = {
             "local window=1",
             masks=False,
             same=False,
-            note="with its contrastive loss, which is not to be had apart; "
+            note="with its contrastive loss, which cannot be separated; "
             "no mask for the images; loaded without its torchvision part",
         ),
         Contender(

@@ -18,18 +18,24 @@ from clipseq.errors import (
     DataError,
     PluginError,
     PluginWarning,
+    UnknownLossError,
     UnknownSimilarityError,
 )
-from clipseq.losses import ClipLoss, SequenceLoss, SigLipLoss
+from clipseq.losses import ClipLoss, PairLoss, SigLipLoss
 from clipseq.registry import (
     FailedPlugin,
+    LossInfo,
     SimilarityInfo,
+    available_losses,
     available_similarities,
     failed_plugins,
+    get_loss,
     get_similarity,
+    register_loss,
     register_similarity,
 )
 from clipseq.registry.hookspecs import hookimpl
+from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 
@@ -48,6 +54,8 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FailedPlugin",
+    "LossInfo",
+    "PairLoss",
     "PluginError",
     "PluginWarning",
     "RadarConfig",
@@ -57,12 +65,16 @@ __all__ = [
     "Similarity",
     "SimilarityInfo",
     "TextConfig",
+    "UnknownLossError",
     "UnknownSimilarityError",
     "__version__",
+    "available_losses",
     "available_similarities",
     "failed_plugins",
+    "get_loss",
     "get_similarity",
     "hookimpl",
+    "register_loss",
     "register_similarity",
     "unit",
 ]

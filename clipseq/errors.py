@@ -13,6 +13,10 @@ class UnknownSimilarityError(ClipseqError, LookupError):
     """No similarity of that name is registered."""
 
 
+class UnknownLossError(ClipseqError, LookupError):
+    """No loss of that name is registered."""
+
+
 class PluginError(ClipseqError):
     """A plugin breaks the rules of the registry: a clash of names, a bad name, a wrong class."""
 

@@ -49,7 +49,7 @@ def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that has read no entry point yet, put back as it was afterwards."""
     from clipseq.registry import lookup as registry
 
-    monkeypatch.setattr(registry, "_registry", registry._Registry())
+    monkeypatch.setattr(registry, "_registry", registry.Registry())
     monkeypatch.delenv("CLIPSEQ_DISABLE", raising=False)
     monkeypatch.delenv("CLIPSEQ_STRICT", raising=False)
 

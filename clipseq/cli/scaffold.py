@@ -17,7 +17,8 @@ from string import Template
 
 import clipseq
 from clipseq.errors import PluginError
-from clipseq.registry.lookup import GROUP, available_similarities
+from clipseq.registry import available_similarities
+from clipseq.registry.discovery import GROUP
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 

@@ -62,7 +62,7 @@ def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results) -> N
     shown, agreement = choose_typical(results.alignments), results.agreement
     figures.save(
         figures.alignment(
-            shown.clip.radar,
+            shown.clip.signal,
             duration=shown.duration,
             words=shown.words,
             weights=shown.weights,

@@ -66,7 +66,7 @@ class World(NamedTuple):
         start = sum(self.sizes[:rank])
         return slice(start, start + self.sizes[rank])
 
-    def gathered(self, numbers: Int[Tensor, "B"]) -> Int[Tensor, "N"]:
+    def gather(self, numbers: Int[Tensor, "B"]) -> Int[Tensor, "N"]:
         """Everybody's integers, one for each item of the batch."""
         if self.size == 1:
             return numbers
@@ -86,7 +86,7 @@ class World(NamedTuple):
             return torch.logsumexp(logits, dim=0)
         return _ColumnLogSumExp.apply(logits)
 
-    def summed(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    def sum(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The sum over processes, the same in each, for a loss.
 
         Its gradient is multiplied by the number of processes: averaged over them, as DDP and FSDP

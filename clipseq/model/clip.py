@@ -26,8 +26,9 @@ from clipseq.encoders.text import Text, check_captions
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
 from clipseq.engine.unit_vectors import cosines
 from clipseq.errors import closest
-from clipseq.losses import ClipLoss, PairLoss, SequenceLoss, SigLipLoss
+from clipseq.losses import ClipLoss, PairLoss, SigLipLoss
 from clipseq.registry import get_similarity
+from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 

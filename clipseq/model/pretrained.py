@@ -36,7 +36,7 @@ from clipseq.encoders import (
 from clipseq.encoders.tokenizer import FILE_NAME, load_tokenizer
 from clipseq.errors import CheckpointError, ConfigError
 from clipseq.model.clip import CLIP
-from clipseq.registry import disabled_plugins, failed_plugins, registered
+from clipseq.registry import available_similarities, disabled_plugins, failed_plugins
 from clipseq.similarity import Similarity
 
 Model = TypeVar("Model", bound=CLIP)
@@ -306,7 +306,7 @@ def resolved_options(
     name: str, options: Mapping[str, Any], similarity: Similarity, origins: dict[str, Origin]
 ) -> dict[str, Any]:
     """All options of a similarity, defaults too, and those of its parts; fills `origins`."""
-    info = registered([name])[name]
+    info = available_similarities([name])[name]
     origins[name] = Origin(info.distribution, info.version)
     resolved = {**info.options, **options}
     parts = getattr(similarity, "parts", None)
@@ -357,7 +357,7 @@ def _read_config(directory: Path) -> SavedModel:
 
 
 def _check_similarities(saved: SavedModel, directory: Path) -> None:
-    installed = registered(saved.similarities)
+    installed = available_similarities(saved.similarities)
     failed = {plugin.name: plugin.cause for plugin in failed_plugins()}
     disabled = disabled_plugins()
     missing: list[str] = []

@@ -21,7 +21,7 @@ from clipseq.encoders.tokenizer import (
 from clipseq.errors import ConfigError, UnknownSimilarityError, nearest
 from clipseq.model.clip import CLIP, lists_to_tuples
 from clipseq.model.pretrained import resolved_options
-from clipseq.registry import get_similarity, registered
+from clipseq.registry import available_similarities, get_similarity
 from clipseq.training.config import RunConfig
 from clipseq.training.folder import RunFolder
 
@@ -45,7 +45,7 @@ def pinned(config: RunConfig) -> RunConfig:
     name, given = clip.sequence_similarity_type, clip.sequence_similarity_options or {}
     if not clip.use_sequence_similarity:
         return config
-    key = "type" if name not in registered([name]) else "options"
+    key = "type" if name not in available_similarities([name]) else "options"
     try:
         with torch.random.fork_rng(devices=[]):
             similarity = get_similarity(name, **lists_to_tuples(given))

@@ -16,7 +16,6 @@ from clipseq import (
     available_similarities,
     get_similarity,
 )
-from clipseq.registry import registered
 
 _PREFIX = "part_"  # nn.ModuleDict refuses names such as "type"
 _ABSENT = "is not installed, or left out by CLIPSEQ_DISABLE"
@@ -197,14 +196,14 @@ def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
 
 def _info(name: str) -> SimilarityInfo | None:
     try:
-        return registered([name]).get(name)
+        return available_similarities([name]).get(name)
     except PluginError:  # two plugins offer it, and the error names them
         return None
 
 
 def _standing(name: str) -> str:
     try:
-        return "is registered" if name in registered([name]) else _ABSENT
+        return "is registered" if name in available_similarities([name]) else _ABSENT
     except PluginError:
         return "is offered twice"
 

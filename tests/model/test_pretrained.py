@@ -138,14 +138,14 @@ def test_a_plugin_that_is_missing_is_named(name, tmp_path, fresh_registry, monke
     config = json.loads(path.read_text())
     config["similarities"]["extra"] = {"distribution": "clipseq-extra", "version": "2.1"}
     path.write_text(json.dumps(config))
-    monkeypatch.setattr(lookup, "_registry", lookup._Registry())
+    monkeypatch.setattr(lookup, "_registry", lookup.Registry())
     with pytest.raises(CheckpointError, match=r"'extra' of clipseq-extra 2\.1: install it"):
         CLIP.from_pretrained(tmp_path)
 
 
 def test_a_plugin_that_is_disabled_is_not_said_to_be_missing(tmp_path, fresh_registry, monkeypatch):
     make(sequence_similarity_type="combined").save_pretrained(tmp_path)
-    monkeypatch.setattr(lookup, "_registry", lookup._Registry())
+    monkeypatch.setattr(lookup, "_registry", lookup.Registry())
     monkeypatch.setenv("CLIPSEQ_DISABLE", "attention,local")
     with pytest.raises(CheckpointError) as caught:
         CLIP.from_pretrained(tmp_path)

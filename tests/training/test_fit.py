@@ -314,7 +314,7 @@ def test_nan_names_the_step_and_the_clips(dataset, small_run):
     clips = [attrs.evolve(clip) for clip in dataset if clip.label is None]
     broken = MapDataset.from_clips(clips)
     bad = next(clip for clip in clips if clip.split == "train")
-    bad.radar["doppler_time"][3, 4] = np.nan
+    bad.signal["doppler_time"][3, 4] = np.nan
     with pytest.raises(NonFiniteLoss, match=rf"doppler_time.*clips: {bad.id}$"):
         train(small_run(), dataset=broken)
 

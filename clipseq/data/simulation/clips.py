@@ -11,18 +11,19 @@ import attrs
 import numpy as np
 import torch
 
+from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import SPLITS, Clip
-from clipseq.data.files import (
+from clipseq.data.dataset import MapDataset
+from clipseq.data.folder_format import (
     CLIPS_PER_FILE,
     UNFINISHED,
-    MapDataset,
-    load_arrays,
     maps_file,
     read_head,
     write_index,
     write_maps,
     write_text,
 )
+from clipseq.data.header import Header
 from clipseq.data.simulation import body, mocap, performance
 from clipseq.data.simulation.captions import PHRASES, class_caption, describe_in_order
 from clipseq.data.simulation.motions import ACTIONS
@@ -115,14 +116,15 @@ def simulate(
         with _single_thread():
             for k, scene in enumerate(scenes):
                 seen = _observe(radar, scene, clutter) if maps is None else maps[k]
-                part.append(attrs.evolve(scene.clip, radar=seen))
+                part.append(attrs.evolve(scene.clip, signal=seen))
         if maps is None:
             write_maps(out, start, part)
         done += part
         if progress is not None:
             progress(len(done), clips)
-    dataset = MapDataset.from_clips(done, frame_rate=radar.frame_rate, class_captions=classes)
-    write_index(out, done, radar.frame_rate, classes, simulated=arguments)
+    header = Header(modality="radar", frame_rate=radar.frame_rate, class_captions=classes)
+    dataset = MapDataset.from_clips(done, **attrs.asdict(header))
+    write_index(out, done, header, simulated=arguments)
     (out / UNFINISHED).unlink()
     return dataset
 
@@ -277,7 +279,7 @@ def _describe(
     )
     return Clip(
         id=id,
-        radar={},
+        signal={},
         caption=caption,
         actions=act.actions,
         spans=spans,

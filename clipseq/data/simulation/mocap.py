@@ -20,7 +20,7 @@ import attrs
 import numpy as np
 from jaxtyping import Float
 
-from clipseq.data.files import load_arrays
+from clipseq.data.arrays import load_arrays
 from clipseq.data.simulation.body import POINTS
 from clipseq.data.simulation.performance import FARTHEST_M, NEAREST_M, WIDEST, Performance
 from clipseq.errors import DataError

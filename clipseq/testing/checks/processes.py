@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from clipseq.losses import SequenceLoss
+from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 from clipseq.testing.conformance import Broken, Check, Subject, same
