@@ -15,7 +15,7 @@ from clipseq.data import Clip, MapDataset
 from clipseq.data.simulation.radar import Radar
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
-from clipseq.evaluation.encoding import collate_for
+from clipseq.evaluation.encoding import collate_for, sides
 from clipseq.training.config import RunConfig, absolute, write_config
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
@@ -178,6 +178,7 @@ def _prepare_on(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(config.model, dataset.views, tokenizer)
+    sides(model, dataset)  # that they fit is to be known now
     # A run that has begun goes on: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
     finished = _finished_steps(folder, model) if resume else 0
