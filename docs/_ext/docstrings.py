@@ -59,9 +59,17 @@ def _not_found(
     return content if silent else None
 
 
+def _dash(app: Sphinx, doctree: nodes.document) -> None:
+    # Sphinx puts " -- " between an argument and its meaning, and smart quotes are off.
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the role, which conf.py makes the default, and the sections."""
     app.add_role("name", _name)
     app.connect("autodoc-process-docstring", _read_sections)
     app.connect("missing-reference", _not_found)
+    app.connect("doctree-read", _dash)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -88,7 +88,7 @@ def shown_default(default: Any) -> str:
         except ValueError:
             return f"`{default.name}`"
     if default in (inspect.Parameter.empty, attrs.NOTHING):
-        return "none: it must be given"
+        return "none, required"
     if default is None:
         return "not set"
     if isinstance(default, bool):
