@@ -20,7 +20,14 @@ from typing import Any
 
 import typer
 
-from clipseq.errors import ClipseqError, ConfigError, DataError, UnknownSimilarityError, origin
+from clipseq.errors import (
+    ClipseqError,
+    ConfigError,
+    DataError,
+    UnknownLossError,
+    UnknownSimilarityError,
+    origin,
+)
 
 FAILED, WRONG_REQUEST = 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, the status that a shell reports
@@ -40,7 +47,7 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             error.args = ("interrupted",)
             raise _exit(error, INTERRUPTED) from None
-        except (ConfigError, DataError, UnknownSimilarityError) as error:
+        except (ConfigError, DataError, UnknownLossError, UnknownSimilarityError) as error:
             raise _exit(error, WRONG_REQUEST) from error
         except ClipseqError as error:
             from clipseq.training.launch.interruption import TrainingInterrupted
