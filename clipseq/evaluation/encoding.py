@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipseq.data import Clip, MapDataset, collate
-from clipseq.encoders import RadarConfig
+from clipseq.encoders import SignalConfig
 from clipseq.engine.unit_vectors import cosines, unit
 from clipseq.sequences import Sequences, join
 
@@ -38,8 +38,8 @@ class Encoded:
 
 def collate_for(model: "CLIP") -> Callable[[Sequence[Clip]], dict[str, Any]]:
     """`collate`, leaving out the views of the data that `model` does not take."""
-    config = getattr(model.radar_encoder, "config", None)
-    views = set(config.views) if isinstance(config, RadarConfig) else None
+    config = getattr(model.x_encoder, "config", None)
+    views = set(config.views) if isinstance(config, SignalConfig) else None
 
     def batch(clips: Sequence[Clip]) -> dict[str, Any]:
         whole = collate(clips)
@@ -61,20 +61,20 @@ def encode_clips(model: "CLIP", clips: MapDataset, *, batch_size: int = 64) -> E
         batch = collate_views([clips[i] for i in range(start, stop)])
         radar = {view: values.to(device) for view, values in batch["radar"].items()}
         lengths = batch["radar_lengths"].to(device)
-        parts.append(Encoded(*model.encode_radar(radar, radar_lengths=lengths)))
+        parts.append(Encoded(*model.encode_batch(model.names[0], radar, lengths=lengths)))
     return _joined(parts)
 
 
 @torch.no_grad()
 def encode_captions(model: "CLIP", captions: Sequence[str], *, batch_size: int = 256) -> Encoded:
     """Every caption through the text tower, in batches; those of one text to the model once."""
-    groups = model.text_groups(captions).tolist()
+    groups = model.caption_groups(captions).tolist()
     firsts: dict[int, str] = {}
     for group, caption in zip(groups, captions, strict=True):
         firsts.setdefault(group, caption)
     places, unique = {group: i for i, group in enumerate(firsts)}, list(firsts.values())
     parts = [
-        Encoded(*model.encode_text(unique[start : start + batch_size]))
+        Encoded(*model.encode_batch(model.names[1], unique[start : start + batch_size]))
         for start in range(0, len(unique), batch_size)
     ]
     joined = _joined(parts)

@@ -114,7 +114,7 @@ def evaluate(
 
     Every clip is scored with every caption of the split (not within batches); a caption that two
     clips share counts as a hit for both, and so do captions that are one text to the model (see
-    `CLIP.text_groups`). Intervals are 95 % percentile bootstrap intervals over the clips, from the
+    `CLIP.caption_groups`). Intervals are 95 % bootstrap intervals (percentile) over clips, from the
     same seeded draws for every metric.
 
     Args:
@@ -151,7 +151,7 @@ def _evaluate(
     text = encode_captions(model, captions)
     scores = _all_scores(model, radar, text)
     samples = resamples(len(clips), draws=draws, seed=seed)
-    hits = same_caption(model.text_groups(captions).tolist())
+    hits = same_caption(model.caption_groups(captions).tolist())
     metrics: dict[str, dict[str, Metric]] = {}
     for score, matrix in scores.items():
         found = metrics[score] = {}

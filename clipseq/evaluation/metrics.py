@@ -18,7 +18,7 @@ RECALL_AT = (1, 5, 10)
 def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
     """Element (i, j) is True when items i and j carry the same caption.
 
-    Captions, or what stands for them: a model's `CLIP.text_groups`, say.
+    Captions, or what stands for them: a model's `CLIP.caption_groups`, say.
     """
     number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])

@@ -272,7 +272,7 @@ def _strategy(processes: Processes, model: "CLIP") -> Any:
     # DDP waits for the gradient of every parameter unless it looks for those without one: of a
     # similarity whose weight is 0, and, who knows, in a pretrained tower.
     idle = model.sequence_loss_fn is not None and not model.compares_sequences
-    tower = model.text_encoder
+    tower = model.y_encoder
     pretrained = isinstance(tower, HuggingFaceTextTower) and not tower.config.freeze
     return DDPStrategy(find_unused_parameters=idle or pretrained)
 
