@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from clipseq import PairLoss, register_loss
 from clipseq import __main__ as entry
 
 CONFIG = """
@@ -220,6 +221,32 @@ def test_similarities_lists_the_five(clipseq):
     assert status == 0
     assert "temporal" in out
     assert "gamma=0.1" in out
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_losses_lists_the_built_in_and_the_registered(clipseq):
+    class MarginLoss(PairLoss):
+        """A margin between positives and negatives."""
+
+        def __init__(self, margin: float = 0.25, init_scale: float = 1.0) -> None:
+            super().__init__(init_scale=init_scale)
+
+        def loss(self, scores, positives):
+            return scores.mean()
+
+    register_loss("margin", MarginLoss)
+    status, out, _ = clipseq("losses", "--json")
+    assert status == 0
+    listed = {loss["name"]: loss for loss in json.loads(out)["losses"]}
+    assert {"clip", "siglip", "margin"} == listed.keys()
+    assert listed["margin"]["options"] == {"margin": 0.25, "init_scale": 1.0}
+    assert listed["margin"]["distribution"] == "this process"
+    assert listed["margin"]["summary"] == "A margin between positives and negatives."
+    assert listed["clip"]["starts_at_temperature"] is True
+    assert listed["siglip"]["starts_at_temperature"] is False
+    status, out, _ = clipseq("losses")
+    assert status == 0
+    assert "margin=0.25" in out
 
 
 @pytest.mark.usefixtures("fresh_registry")
