@@ -90,7 +90,6 @@ def run_steps(
         for group, configured in zip(optimizer.param_groups, groups, strict=True):
             group["weight_decay"] = configured["weight_decay"]
 
-    names = getattr(model, "names", ("radar", "text"))
     began = time.monotonic() - seconds
     upcoming = iter(batches)
     for step in range(done + 1, steps + 1):
@@ -111,7 +110,7 @@ def run_steps(
             is_last = part + 1 == options.accumulate
             with fabric.no_backward_sync(step_module, enabled=not is_last):
                 with autocast():
-                    loss = _loss(step_module, batch, batch_index, names)
+                    loss = _loss(step_module, batch, batch_index, model.names)
                 _refuse_non_finite_loss(loss, step, batch, processes)
                 scaler.scale(loss / options.accumulate).backward()
             for name, value in _metrics(model, len(batch["ids"]), processes).items():

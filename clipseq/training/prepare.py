@@ -10,6 +10,7 @@ import torch
 from clipseq.data import MapDataset
 from clipseq.data.simulation.radar import Radar
 from clipseq.errors import CheckpointError, ConfigError, DataError
+from clipseq.evaluation.encoding import sides
 from clipseq.training.checkpoint import Checkpoint, last_checkpoint
 from clipseq.training.config import RunConfig, write_config
 from clipseq.training.datasets import open_dataset
@@ -130,6 +131,7 @@ def _prepare_on(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(config.model, dataset.views, tokenizer)
+    sides(model, dataset)  # raises if they do not fit
     # A run that has begun continues: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
     checkpoint = last_checkpoint(folder, model) if resume else None

@@ -118,7 +118,7 @@ def training_batches(
     return DataLoader(
         clips,
         batch_sampler=_own(stream, rank, size),
-        collate_fn=collate_for(model),
+        collate_fn=collate_for(model, clips),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts if workers else None,
     )
@@ -134,7 +134,9 @@ def validation_batches(
     if clips is None:
         return None
     whole = BatchSampler(SequentialSampler(clips), min(batch_size, len(clips)), drop_last=True)
-    return DataLoader(clips, batch_sampler=_own(whole, rank, size), collate_fn=collate_for(model))
+    return DataLoader(
+        clips, batch_sampler=_own(whole, rank, size), collate_fn=collate_for(model, clips)
+    )
 
 
 def _own(batches: Sampler[list[int]], rank: int, size: int) -> Sampler[list[int]]:

@@ -115,8 +115,11 @@ def assert_close(folder, other):
     for row, expected in zip(mine, theirs, strict=True):
         assert {name for name in row if row[name]} == {name for name in expected if expected[name]}
         for name in filter(row.get, row):
-            # The mean over processes of means over steps is not quite the mean over steps.
-            tolerance = 0.05 if name in ("norm/radar_seq", "norm/text_seq") else 1e-8
+            tolerance = 1e-8
+            if name.startswith("norm/"):
+                # Norms are computed in float32, and the mean over processes of means over steps
+                # is not quite the mean over steps.
+                tolerance = 0.05 if name.endswith("_seq") else 1e-6
             np.testing.assert_allclose(
                 float(row[name]), float(expected[name]), rtol=tolerance, atol=1e-8, err_msg=name
             )
