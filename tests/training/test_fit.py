@@ -429,11 +429,11 @@ def test_a_warning_that_matters_comes_through(dataset, small_run):
 
 
 def test_a_loss_scaler_skips_a_step_that_overflows(dataset, small_run, monkeypatch):
-    """The scale is halved then, and its state goes on with the run."""
+    """The scale is lowered then, and the resumed run continues with it."""
 
     def scaled(precision, device, *, warn=True):
         autocast = partial(torch.autocast, "cpu", enabled=False)
-        return autocast, torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        return autocast, torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-30)
 
     monkeypatch.setattr("clipseq.training.loop.mixed_precision", scaled)
     config = small_run(max_steps=1)
@@ -441,13 +441,13 @@ def test_a_loss_scaler_skips_a_step_that_overflows(dataset, small_run, monkeypat
     (row,) = rows(config)
     assert not np.isfinite(float(row["gradient_norm"]))
     left = torch.load(RunFolder(config.training.out).last)
-    assert left["scaler"]["scale"] == 2.0**126
+    assert left["scaler"]["scale"] == 2.0**97
     assert left["optimizer"]["state"] == {}
     trained = train(
-        with_options(config, max_steps=12, checkpoint_every=100), dataset=dataset, resume=True
+        with_options(config, max_steps=5, checkpoint_every=100), dataset=dataset, resume=True
     )
     scale = torch.load(RunFolder(config.training.out).last)["scaler"]["scale"]
-    assert 1 < scale < 2.0**126
+    assert 1 < scale <= 2.0**97
     assert any(not torch.equal(v, untrained[k]) for k, v in trained.state_dict().items())
 
 

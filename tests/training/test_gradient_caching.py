@@ -170,7 +170,7 @@ def test_what_cannot_be_cut_into_items_is_refused(unchecked_signatures):
 
 
 def _reference(model, data, size):
-    """Return loss and gradients from micro-batches that all keep their graph: what caching replays."""
+    """Return loss and gradients from micro-batches that all keep their graph."""
     model.zero_grad()
     outputs = []
     for tower, key in ((model.x_encoder, "radar"), (model.y_encoder, "text")):
