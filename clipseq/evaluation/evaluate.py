@@ -171,7 +171,7 @@ def _evaluate(
             metrics[score][name] = metric
     similarity = "pooled cosine"
     if radar.sequences is not None:
-        similarity = model.sequence_similarity_type
+        similarity = model.config.sequence_similarity_type
     return Evaluation(split, len(clips), similarity, metrics, absent, scores)
 
 
