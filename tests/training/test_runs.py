@@ -1,11 +1,14 @@
 """Finished runs and saved models are evaluated on their own data or on another data set."""
 
+import json
+
 import numpy as np
 import pytest
 
 from clipseq import CLIP
-from clipseq.data import Clip, write_dataset
+from clipseq.data import Clip, MapDataset, write_dataset
 from clipseq.errors import CheckpointError, ConfigError, DataError
+from clipseq.evaluation import evaluate
 from clipseq.training.runs import evaluate_run
 
 SIZE = {"transformer_width": 8, "transformer_layers": 1, "transformer_heads": 2}
@@ -24,6 +27,19 @@ def pairs(tmp_path):
         for i in range(4)
     ]
     return write_dataset(tmp_path / "pairs", clips, modality="audio", paired_modality="motion")
+
+
+def test_a_saved_model_of_two_signals_is_evaluated(tmp_path, pairs):
+    model = CLIP(
+        {"name": "audio", "views": {"mel": 4}, "patch_frames": 4},
+        {"tower": "signal", "name": "motion", "views": {"joints": 6}, "patch_frames": 4},
+        **SIZE,
+    )
+    model.save_pretrained(tmp_path / "model")
+    found, path = evaluate_run(tmp_path / "model", pairs)
+    assert found.to_json() == evaluate(model, MapDataset(pairs)).to_json()
+    assert json.loads(path.read_text()) == found.to_json()
+    assert "motion to audio MRR" in found.own
 
 
 def test_a_model_that_does_not_fit_the_data_is_refused_with_both_names(tmp_path, pairs):
