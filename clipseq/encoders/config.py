@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import attrs
 from attrs import field, frozen
 
+from clipseq.config import structure, unstructure
 from clipseq.errors import ConfigError, nearest
 
 Fusion = Literal["concat", "add", "attention"]
@@ -47,11 +48,11 @@ def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> N
             )
 
 
-def check_name(name: object) -> None:
+def check_name(name: object, *, where: str = "name") -> None:
     """Raise ConfigError unless `name` may name a side of a model."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(
-            f"name must be lower-case letters, digits and underscores that start with a letter, "
+            f"{where} must be lower-case letters, digits and underscores that start with a letter, "
             f"got {name!r}"
         )
 
@@ -127,3 +128,40 @@ class TextConfig:
                 "freeze=True needs pretrained=<directory>: a text tower that starts from random "
                 "weights must be trained"
             )
+
+
+TowerConfig = SignalConfig | TextConfig
+KINDS: Mapping[str, type[SignalConfig] | type[TextConfig]] = {
+    "signal": SignalConfig,
+    "text": TextConfig,
+}
+"""The configs by the kind of tower that the key `tower` of a table names."""
+
+
+def tower_config(given: object, *, kind: str, where: str) -> TowerConfig:
+    """Return the config that a table describes, or `given` itself if it is a config.
+
+    Args:
+        given: a config, a table of its fields, or None for the defaults.
+        kind: the kind of tower, "signal" or "text", of a table without the key `tower`.
+        where: the dotted path of the table, for error texts.
+
+    Raises:
+        ConfigError: another kind; an unknown or ill-typed key; a value out of its range.
+    """
+    if isinstance(given, TowerConfig):
+        return given
+    table = {} if given is None else given
+    if isinstance(table, Mapping) and "tower" in table:
+        kind = table["tower"]
+        if kind not in KINDS:
+            hint = nearest(kind, KINDS) if isinstance(kind, str) else ""
+            raise ConfigError(f"{where}.tower must be 'signal' or 'text', got {kind!r}{hint}")
+        table = {key: value for key, value in table.items() if key != "tower"}
+    return structure(KINDS[kind], table, where=where)
+
+
+def tower_table(config: TowerConfig) -> dict[str, Any]:
+    """Return the table that `tower_config` turns back into `config`."""
+    kind = next(kind for kind, cls in KINDS.items() if isinstance(config, cls))
+    return {"tower": kind, **unstructure(config)}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipseq import CLIP, Sequences, SignalConfig, TextConfig, available_similarities
 from clipseq.encoders import train_tokenizer
 from clipseq.errors import ConfigError, UnknownSimilarityError
-from clipseq.model.clip import caption_groups
+from clipseq.model.batches import caption_groups
 
 VIEWS = {"range_time": 5, "doppler_time": 3}
 CAPTIONS = ["walks", "sits down", "waves", "walks"]
@@ -379,7 +379,7 @@ def test_any_module_that_returns_sequences_is_a_tower():
     assert model.tokenizer is None
     with pytest.raises(ValueError, match=r"tower Own must return values \(B, T, 16\)"):
         make(encoder_cfg=Own(width=8)).training_step({"radar": torch.randn(1, 7, 5), "text": ["a"]})
-    with pytest.raises(ValueError, match="tokenizer must be None: no tower"):
+    with pytest.raises(ValueError, match="tokenizer must be None, since no tower"):
         make(text_cfg=Own(), tokenizer=train_tokenizer(CAPTIONS, 300))
 
 
@@ -450,12 +450,13 @@ def test_numbers_of_numpy_and_whole_ones_become_pythons_own():
         sequence_similarity_type=np.str_("local"),
         sequence_similarity_options={"window": [np.int64(2), np.uint8(3)]},
     )
-    got = [model.transformer_width, model.temperature, model.use_siglip]
-    got += [model.sequence_similarity_type, *model.sequence_similarity_options["window"]]
+    config = model.config
+    got = [config.transformer_width, config.temperature, config.use_siglip]
+    got += [config.sequence_similarity_type, *config.sequence_similarity_options["window"]]
     wanted = [16, 0.5, True, "local", 2, 3]
     assert got == wanted
     assert list(map(type, got)) == list(map(type, wanted))
-    assert type(make(temperature=1).temperature) is float
+    assert type(make(temperature=1).config.temperature) is float
 
 
 def test_the_smallest_temperature_is_taken():
