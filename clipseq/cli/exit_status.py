@@ -34,7 +34,7 @@ INTERRUPTED = 130  # 128 + SIGINT, the status that a shell reports
 
 
 def report_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command so that its errors are printed as one line and become an exit status.
+    """Make a command print its errors as one line and exit with a status.
 
     ``clipseq --debug ...`` prints the traceback too. Any other exception is a defect of clipseq
     and keeps its traceback.

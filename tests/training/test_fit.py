@@ -23,7 +23,7 @@ from clipseq.training import (
     train,
 )
 from clipseq.training.models import pinned
-from clipseq.training.module import NonFiniteLoss
+from clipseq.training.nonfinite import NonFiniteLoss
 from clipseq.training.optimizer import warmup_cosine
 from clipseq.training.stream import ShuffledBatches
 
@@ -191,9 +191,8 @@ def test_a_resumed_run_does_what_its_config_says_now(dataset, small_run):
     rates = [warmup_cosine(step, warmup=2, total=6) for step in range(6)]
     expected = [5e-4 * rate for rate in rates[:3]] + [1e-5 * rate for rate in rates[3:]]
     np.testing.assert_allclose([float(row["learning_rate"]) for row in table], expected, rtol=1e-6)
-    (state,) = torch.load(RunFolder(changed.training.out).last)["optimizer_states"]
+    state = torch.load(RunFolder(changed.training.out).last)["optimizer"]
     assert [group["weight_decay"] for group in state["param_groups"]] == [0.5, 0.0]
-    assert [group["initial_lr"] for group in state["param_groups"]] == [1e-5, 1e-5]
     assert [row["norm/text_pooled"] == "" for row in table] == [True] * 3 + [False] * 3
 
 
@@ -256,8 +255,8 @@ def test_a_kill_between_two_checkpoints_leaves_the_best(dataset, small_run, monk
             raise KeyboardInterrupt
 
     config = small_run(max_steps=2)
-    monkeypatch.setattr("clipseq.training.recorder.os.replace", killed)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
+    monkeypatch.setattr("clipseq.training.checkpoint.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
         train(config, dataset=dataset)
     assert len(moved) == 1
     monkeypatch.undo()
@@ -356,7 +355,7 @@ def test_a_gradient_that_explodes_is_not_stepped_along(dataset, small_run, monke
         train(config, dataset=dataset)
     left = torch.load(RunFolder(config.training.out).last)
     assert left["global_step"] == 2
-    assert all(bool(value.isfinite().all()) for value in left["state_dict"].values())
+    assert all(bool(value.isfinite().all()) for value in left["model"].values())
     # The other steps of the run: with the gradients as they are, and from where it was good.
     monkeypatch.undo()
     train(config, dataset=dataset, resume=True)
