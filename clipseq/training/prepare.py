@@ -130,7 +130,14 @@ def _prepare_on(
     tokenizer = run_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )
-    model = build_model(config.model, dataset.views, tokenizer)
+    model = build_model(
+        config.model,
+        dataset.views,
+        tokenizer,
+        modality=dataset.modality,
+        paired_modality=dataset.paired_modality,
+        paired_views=dataset.paired_views,
+    )
     sides(model, dataset)  # raises if they do not fit
     # A run that has begun continues: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
