@@ -167,7 +167,7 @@ class CLIP(LoadsPretrained):
 
     @property
     def compares_sequences(self) -> bool:
-        """Whether the sequences contribute: there is a similarity, and its weight is not 0."""
+        """True if the sequences contribute: there is a similarity, and its weight is not 0."""
         return self.sequence_loss_fn is not None and self.sequence_similarity_weight > 0
 
     @gathers_weights

@@ -14,7 +14,7 @@ from clipseq.errors import ConfigError
 from clipseq.registry import available_losses
 
 TowerOption = SignalConfig | TextConfig | Mapping[str, Any] | nn.Module | None
-"""What describes a tower: a config, a table of its fields, or the tower itself."""
+"""The description of a tower: a config, a table of its fields, or the tower itself."""
 
 
 @attrs.frozen
@@ -24,8 +24,8 @@ class Side:
     Attributes:
         argument: the option that describes its tower.
         tower: the attribute of the model that holds its tower.
-        kind: the kind of tower that it has unless told otherwise.
-        name: the name that it has unless told otherwise.
+        kind: the kind of its tower, unless the option says otherwise.
+        name: its name, unless the option says otherwise.
     """
 
     argument: str
@@ -132,7 +132,7 @@ class ModelConfig:
     def table(self) -> dict[str, Any]:
         """Return the table that `from_table` turns back into this config.
 
-        Of a tower that is a module only the name is in it; the tokenizer is left out.
+        A tower that is a module leaves only its name; the tokenizer is left out.
         """
         options = attrs.asdict(self, recurse=False)
         del options["tokenizer"]
@@ -150,7 +150,7 @@ class ModelConfig:
 
     @property
     def takes_tokenizer(self) -> bool:
-        """Whether a tower of this model needs a tokenizer from outside."""
+        """True if a tower of this model takes a tokenizer; a pretrained one has its own."""
         towers = (self.encoder_cfg, self.text_cfg)
         return any(isinstance(tower, TextConfig) and not tower.pretrained for tower in towers)
 

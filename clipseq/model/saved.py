@@ -22,7 +22,7 @@ from clipseq.sequence_loss import SequenceLoss
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = (WEIGHTS, FILE_NAME, *(side.tower for side in SIDES), CONFIG)
-"""All that a save may write, in the order in which it is moved into place."""
+"""The files and folders that a save may write, in the order of their move into place."""
 
 
 @attrs.frozen

@@ -48,7 +48,7 @@ def positives(captions):
 
 
 def info_nce(logits, same):
-    """Both directions, each positive of an item with the same share; a plain loop."""
+    """Return InfoNCE in both directions, by a plain loop; positives of an item share equally."""
     total = 0.0
     for z, p in ((logits, same), (logits.T, same.T)):
         for i in range(len(z)):
@@ -523,10 +523,10 @@ def test_keys_of_the_callers_own_are_left_alone():
     data = {"radar": batch()["radar"], "text": CAPTIONS}
     expected = model.training_step(data)
     assert torch.equal(model.training_step({**data, **dict.fromkeys(own)}), expected)
-    # Captions need no mask, and what is no tensor of numbers is no length.
+    # Captions need no mask, and lengths are numbers.
     others = {"attention_mask": torch.ones(4, 3), "radar_length": ["3 s"] * 4, "lengths": 2.0}
     assert torch.equal(model.training_step({**data, **others}), expected)
-    # Of something else, where those of the radar are given.
+    # Where the radar's own lengths are given, these belong to something else.
     model.training_step({**batch(), "lengths": None, "mask": None})
 
 
