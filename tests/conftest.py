@@ -47,7 +47,7 @@ SLOW = (
     "testing",
     "training/launch",
 )
-"""Folders and modules whose tests are marked `slow`: `make test` runs them, `make check` does not."""
+"""Folders and modules with slow tests, which `make test` runs and `make check` leaves out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

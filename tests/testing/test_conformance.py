@@ -25,7 +25,6 @@ from clipseq.testing import (
 )
 from clipseq.testing.checks.memory import peak_bytes
 
-
 # Authors do not check signatures either, and a search takes less than half the time.
 pytestmark = pytest.mark.usefixtures("unchecked_signatures")
 
