@@ -49,14 +49,15 @@ $(CREATED):
 	@touch $@
 
 $(DEMO_STAMP): $(CREATED) pyproject.toml constraints.txt
-	@echo "Installing clipseq with PyTorch, lightning and matplotlib into $(VENV)."
-	@echo "This takes 1 to 5 minutes, most of it download, and happens once."
+	@echo "Installing clipseq with PyTorch, lightning and matplotlib into $(VENV): 1.3 GB, or more with"
+	@echo "the CUDA build of PyTorch. This happens once and takes 2 to 10 minutes, most of it download."
+	@echo "The demo itself then takes about 5 minutes on two cores."
 	$(INSTALL) --editable '.[train,plot]'
 	@touch $@
 
 $(STAMP): $(CREATED) pyproject.toml constraints.txt
-	@echo "Installing clipseq and everything for its development into $(VENV)."
-	@echo "This takes 2 to 6 minutes, most of it download, and happens once."
+	@echo "Installing clipseq and all tools of its development into $(VENV): 2 GB, or more with the CUDA"
+	@echo "build of PyTorch. This happens once and takes 2 to 10 minutes, most of it download."
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(DEMO_STAMP)
 

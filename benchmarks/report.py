@@ -56,11 +56,8 @@ model:
 clipseq bench local --batch 64 --steps 32 --others 20
 ```
 
-On a GPU other kernels compute, which have not been timed yet. This command does it:
-
-```sh
-clipseq bench combined --device cuda --dtype bfloat16 --batch 128 --steps 248 --others 77
-```
+On a GPU other kernels compute, which have not been timed yet;
+`clipseq bench combined --device cuda --dtype bfloat16` does that.
 
 If a similarity is too slow for you, [](troubleshooting.md#slow) says what to change first.
 """

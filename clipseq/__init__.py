@@ -40,7 +40,7 @@ from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 
 if TYPE_CHECKING:
-    from clipseq.encoders import RadarConfig, TextConfig
+    from clipseq.encoders import SignalConfig, TextConfig
     from clipseq.model import CLIP
 
 __version__ = "0.1.0"
@@ -58,10 +58,10 @@ __all__ = [
     "PairLoss",
     "PluginError",
     "PluginWarning",
-    "RadarConfig",
     "SequenceLoss",
     "Sequences",
     "SigLipLoss",
+    "SignalConfig",
     "Similarity",
     "SimilarityInfo",
     "TextConfig",
@@ -79,10 +79,10 @@ __all__ = [
     "unit",
 ]
 
-# The model's modules are for those who train one; who only wants a similarity does not wait.
+# Imported on first use, so that a user of similarities and losses does not wait for the model.
 _LAZY = {
     "CLIP": "clipseq.model",
-    "RadarConfig": "clipseq.encoders",
+    "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",
 }
 

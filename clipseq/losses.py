@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipseq.distributed import Gather, World, scores_of_all
+from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
 from clipseq.engine.unit_vectors import unit
 from clipseq.similarity import Prepared, Similarity
@@ -208,7 +208,7 @@ class PairLoss(nn.Module, ABC):
             if world.size == 1 or self.gather is None:
                 scores = x @ y.T
             else:
-                scores = scores_of_all(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
+                scores = score_rows(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
             return self._from_rows(scores, groups, world)
 
     @final
@@ -242,7 +242,7 @@ class PairLoss(nn.Module, ABC):
         def compare(x: Any, y: Any, steps: int) -> Tensor:
             return similarity.compare(Prepared(x[0], x[1], own.steps), Prepared(y[0], y[1], steps))
 
-        scores = scores_of_all(
+        scores = score_rows(
             compare,
             own[:2],
             theirs[:2],

@@ -63,8 +63,8 @@ def train(
 ) -> None:
     """Train a model as CONFIG describes it, and write a run folder.
 
-    For several processes, set training.devices in CONFIG, or start them with torchrun
-    --nproc-per-node N -m clipseq train CONFIG.
+    For several processes, set training.devices in CONFIG, or start them with
+    torchrun --nproc-per-node N -m clipseq train CONFIG.
     """
     from clipseq import training
     from clipseq.cli.progress import ProgressBar
@@ -185,8 +185,8 @@ def demo(
 ) -> None:
     """Train plain CLIP and CLIP with `combined` on simulated radar, and compare them.
 
-    This takes about five minutes on two cores. Where OUT holds a finished demo, its results are
-    shown again.
+    This takes about five minutes on two cores. The results of a finished demo
+    in OUT are shown again.
     """
     from clipseq.cli.progress import ProgressBar
     from clipseq.demo import run_demo
@@ -210,6 +210,15 @@ def similarities(as_json: Json = False) -> None:
     from clipseq.cli.listing import list_similarities
 
     _print_listing(list_similarities(), as_json)
+
+
+@app.command()
+@report_errors
+def losses(as_json: Json = False) -> None:
+    """List the registered losses, and the plugins that could not be loaded."""
+    from clipseq.cli.listing import list_losses
+
+    _print_listing(list_losses(), as_json)
 
 
 @app.command()
@@ -249,8 +258,8 @@ def bench(
 ) -> None:
     """Time a similarity, and compare it with the matrix products of all cosines.
 
-    The matrix products include those for the gradients, and are a floor for the time that any
-    similarity of the steps can take.
+    The products include those for the gradients. Every similarity that looks
+    at each pair of steps needs at least their time.
     """
     from clipseq.cli.bench import bench as measure
 

@@ -20,14 +20,21 @@ from typing import Any
 
 import typer
 
-from clipseq.errors import ClipseqError, ConfigError, DataError, UnknownSimilarityError, origin
+from clipseq.errors import (
+    ClipseqError,
+    ConfigError,
+    DataError,
+    UnknownLossError,
+    UnknownSimilarityError,
+    origin,
+)
 
 FAILED, WRONG_REQUEST = 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, the status that a shell reports
 
 
 def report_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command so that its errors are printed as one line and become an exit status.
+    """Make a command print its errors as one line and exit with a status.
 
     ``clipseq --debug ...`` prints the traceback too. Any other exception is a defect of clipseq
     and keeps its traceback.
@@ -40,7 +47,7 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             error.args = ("interrupted",)
             raise _exit(error, INTERRUPTED) from None
-        except (ConfigError, DataError, UnknownSimilarityError) as error:
+        except (ConfigError, DataError, UnknownLossError, UnknownSimilarityError) as error:
             raise _exit(error, WRONG_REQUEST) from error
         except ClipseqError as error:
             from clipseq.training.launch.interruption import TrainingInterrupted

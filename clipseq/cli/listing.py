@@ -1,14 +1,21 @@
-"""Tables of the registered similarities, for people and as JSON."""
+"""Lists of the registered similarities and losses, as a table or as JSON."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 from rich.console import Console
 from rich.table import Table
 
-from clipseq.registry import available_similarities, disabled_plugins, failed_plugins
+from clipseq.registry import (
+    LossInfo,
+    SimilarityInfo,
+    available_losses,
+    available_similarities,
+    disabled_plugins,
+    failed_plugins,
+)
 
 
 @attrs.frozen
@@ -16,7 +23,7 @@ class Listing:
     """Everything of one kind that is registered, and the plugins that could not be loaded.
 
     Attributes:
-        kind: "similarities".
+        kind: "similarities" or "losses".
         entries: one mapping per registered name: name, distribution, version, summary and options.
         failed: one mapping per plugin that could not be loaded: name, distribution, version, cause.
         disabled: names of the plugins that CLIPSEQ_DISABLE leaves out.
@@ -67,22 +74,41 @@ def list_similarities() -> Listing:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the listing reports the failures with their causes
         infos = available_similarities()
-        failed = failed_plugins()
-    entries = tuple(
-        {
-            "name": info.name,
-            "distribution": info.distribution,
-            "version": info.version,
-            "summary": info.summary,
-            "options": dict(info.options),
-            "default_weight": None if info.composite else info.default_weight,
-            "composite": info.composite,
-        }
-        for info in infos.values()
-    )
-    return Listing(
-        "similarities", entries, tuple(map(attrs.asdict, failed)), tuple(disabled_plugins())
-    )
+        return _list("similarities", [_describe_similarity(info) for info in infos.values()])
+
+
+def list_losses() -> Listing:
+    """Return the registered losses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the listing reports the failures with their causes
+        return _list("losses", [_describe_loss(info) for info in available_losses().values()])
+
+
+def _list(kind: str, entries: Sequence[Mapping[str, Any]]) -> Listing:
+    failed = tuple(attrs.asdict(plugin) for plugin in failed_plugins())
+    return Listing(kind, tuple(entries), failed, tuple(disabled_plugins()))
+
+
+def _describe_similarity(info: SimilarityInfo) -> dict[str, Any]:
+    return {
+        **_describe(info),
+        "default_weight": None if info.composite else info.default_weight,
+        "composite": info.composite,
+    }
+
+
+def _describe_loss(info: LossInfo) -> dict[str, Any]:
+    return {**_describe(info), "starts_at_temperature": info.starts_at_temperature}
+
+
+def _describe(info: SimilarityInfo | LossInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "distribution": info.distribution,
+        "version": info.version,
+        "summary": info.summary,
+        "options": dict(info.options),
+    }
 
 
 def _cell(entry: Mapping[str, Any], column: str) -> str:

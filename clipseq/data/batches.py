@@ -36,8 +36,8 @@ def collate(
     paired = [clip for clip in clips if clip.paired]
     if len(paired) != (0 if paired_modality is None else len(clips)):
         raise ValueError(
-            "paired_modality must name the second signal of the clips, and be None if they have "
-            f"none, got {paired_modality!r} for {len(paired)} of {len(clips)} clips with a second "
+            "paired_modality must name the second signal of the clips, and be None without one, "
+            f"got {paired_modality!r} for {len(paired)} of {len(clips)} clips with a second "
             "signal; pass paired_modality=dataset.paired_modality"
         )
     batch = _padded(modality, [clip.signal for clip in clips])

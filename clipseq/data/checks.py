@@ -18,7 +18,7 @@ _BATCH_SUFFIXES = ("_lengths", "_mask")
 def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
     """Raise DataError if clips do not make a data set; its message begins with `where`."""
     if not clips:
-        raise DataError(f"{where}: clips must hold at least one clip, got no clips")
+        raise DataError(f"{where}: a data set must hold at least one clip, got no clips")
     first = clips[0]
     if not first.signal:
         raise DataError(f"{where}: clip {first.id!r} must have at least one map, got no map")

@@ -1,5 +1,6 @@
 """MapDataset: clips in memory, from a folder, a single .npz, or Python."""
 
+import copy
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -146,8 +147,7 @@ class MapDataset(Dataset[Clip]):
                 f"split must be one of {self.splits}, the splits of this data set, "
                 f"got {split!r}{nearest(split, self.splits)}"
             )
-        subset = type(self).__new__(type(self))
-        subset.__dict__ |= self.__dict__
+        subset = copy.copy(self)
         subset._clips = tuple(clip for clip in self._clips if clip.split == split)
         return subset
 

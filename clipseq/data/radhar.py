@@ -13,7 +13,7 @@ import numpy as np
 from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import Clip
 from clipseq.data.dataset import MapDataset
-from clipseq.data.simulation.captions import class_caption, tell_in_order
+from clipseq.data.simulation.captions import class_caption, describe_in_order
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")
@@ -125,7 +125,7 @@ def radhar_dataset(
                 sources.append(names[i])
                 clock += width
             phrases = [str(rng.choice(PHRASES[action])) for action in actions]
-            caption, permuted = tell_in_order(phrases, rng)
+            caption, permuted = describe_in_order(phrases, rng)
             made.append(
                 Clip(
                     id=f"{split}-{k:05d}",

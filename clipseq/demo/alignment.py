@@ -62,10 +62,10 @@ def align_clips(model: CLIP, clips: MapDataset, *, batch_size: int = 64) -> list
             "model must have the part 'temporal' of 'combined' and a tokenizer to align words; "
             "train one with sequence_similarity_type 'combined'"
         )
-    tower: Any = model.radar_encoder
+    tower: Any = model.x_encoder
     frame_rate = clips.frame_rate or 1.0
     seconds = tower.config.patch_frames / frame_rate
-    collate = collate_for(model)
+    collate = collate_for(model, clips)
     alignments = []
     for start in range(0, len(clips), batch_size):
         some = [clips[i] for i in range(start, min(start + batch_size, len(clips)))]

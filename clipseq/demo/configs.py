@@ -8,7 +8,10 @@ import attrs
 from clipseq.config import structure
 from clipseq.training import RunConfig
 
-PLAIN, COMBINED = "plain CLIP", "CLIP + combined"
+PLAIN = "plain CLIP"
+"""Name of the model that compares pooled features only."""
+COMBINED = "CLIP + combined"
+"""Name of the model that compares sequences with `combined`, too."""
 
 
 @attrs.frozen

@@ -1,5 +1,6 @@
-"""What a tower is built from. Widths and depths are the model's, so that both towers share them."""
+"""The configs of the towers. Widths and depths are the model's: both towers share them."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -46,6 +47,19 @@ def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> N
             )
 
 
+def check_name(name: object) -> None:
+    """Raise ConfigError unless `name` may name a side of a model."""
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(
+            f"name must be lower-case letters, digits and underscores that start with a letter, "
+            f"got {name!r}"
+        )
+
+
+def _name(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    check_name(value)
+
+
 def _own_dict(value: Any) -> Any:
     # a copy: a frozen config must not change because the caller's dictionary does
     return dict(value) if isinstance(value, Mapping) else value
@@ -56,10 +70,12 @@ def _default_views() -> dict[str, int]:
 
 
 @frozen
-class RadarConfig:
+class SignalConfig:
     """A tower over one or more time-frequency maps.
 
     Attributes:
+        name: the signal's name, such as "audio". Batches have it as a key (and ``<name>_lengths``
+            or ``<name>_mask``), metrics and error texts use it.
         views: name of a map -> its number of frequency (or range, or angle) bins F.
         patch_frames: frames per token; the last patch of a clip may be partly empty.
         fusion: how the views of one patch become one token. "concat": side by side, then one
@@ -69,6 +85,7 @@ class RadarConfig:
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
 
+    name: str = field(default="radar", validator=_name)
     views: dict[str, int] = field(factory=_default_views, converter=_own_dict, validator=_views)
     patch_frames: int = field(default=16, validator=_whole_number)
     fusion: Fusion = field(default="concat", validator=_fusion)
@@ -81,6 +98,7 @@ class TextConfig:
     """A tower over captions.
 
     Attributes:
+        name: the text's name, such as "caption"; see `SignalConfig`.
         pretrained: a local Hugging Face model directory to use as the tower, or None for a
             transformer of our own, trained from scratch.
         freeze: keep the pretrained model's weights (and its dropout off); only the projection to
@@ -93,6 +111,7 @@ class TextConfig:
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
 
+    name: str = field(default="text", validator=_name)
     pretrained: str | None = field(
         default=None, converter=lambda path: None if path is None else str(path)
     )

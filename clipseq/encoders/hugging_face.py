@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipseq.encoders.config import TextConfig
+from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.text import (
     Text,
     check_captions,
     check_ids,
-    check_lengths,
+    check_no_lengths,
+    check_token_counts,
     pad,
     real_first,
+    trim_tokens,
 )
+from clipseq.encoders.tower import Tower
 from clipseq.sequences import Sequences
 
 
@@ -55,7 +59,7 @@ class HuggingFaceTokenizer:
         self.tokenizer.save_pretrained(directory)
 
 
-class HuggingFaceTextTower(nn.Module):
+class HuggingFaceTextTower(Tower):
     """A pretrained encoder, its last hidden states projected to D.
 
     The sequence holds the outputs at the words; [CLS], [SEP] and their like are left out of it.
@@ -74,7 +78,7 @@ class HuggingFaceTextTower(nn.Module):
     """
 
     def __init__(self, config: TextConfig, *, context_length: int, width: int):
-        super().__init__()
+        super().__init__(config.name)
         model, tokenizer = _load(config)
         self.config = config
         self.tokenizer = HuggingFaceTokenizer(tokenizer)
@@ -101,55 +105,71 @@ class HuggingFaceTextTower(nn.Module):
             self.language_model.eval()
         return self
 
-    def forward(
-        self, text: Text, mask: Tensor | None = None, *, sequences: bool = True
-    ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
-        """Encode a batch of captions.
+    def read(
+        self, values: Text | Any, *, lengths: Any = None, mask: Tensor | None = None
+    ) -> Inputs:
+        """Tokenize captions, or check token ids.
 
         Args:
-            text: a list of captions, or token ids (B, L) as the directory's tokenizer makes them,
-                special tokens included.
-            mask: (B, L) bool for token ids, True at a real token. None: every id but the
-                tokenizer's pad id is real; every id where it has none (GPT-2 say), so that padded
-                ids need a mask.
-            sequences: whether to return the tokens too.
+            values: a list of captions, or token ids (B, L) as the directory's tokenizer makes
+                them, special tokens included.
+            lengths: must be None; a mask marks the real tokens.
+            mask: (B, L) bool for token ids, True at a real token, special ones too. None: every
+                id except the pad token's; a tokenizer without a pad token has none to tell by, so
+                padded ids need a mask.
 
         Returns:
-            (B, D), and the outputs at the words, moved to the front and zero in padded steps; or
-            None for the latter.
+            the token ids with special ones, real ones first, and the mask of real ones.
 
         Raises:
-            TypeError, ValueError: as `TextTower.forward`.
+            TypeError, ValueError: as `TextTower.read`; and a caption of special tokens alone.
         """
-        ids, mask = self.tokenize(text, mask)
-        special_ids = sorted(self.tokenizer.special_ids)
-        special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
-        word = mask & ~torch.isin(ids, special)
-        check_lengths(word.sum(1), self.context_length)
+        check_no_lengths(lengths, self.name)
+        device, pad_id = self.projection.weight.device, self.tokenizer.pad_id
+        if isinstance(values, Tensor):
+            ids, real = check_ids(
+                values.to(device), mask, self.tokenizer.vocab_size, pad_id, name=self.name
+            )
+            counts = torch.stack([real.sum(1), self._words(ids, real).sum(1)]).tolist()
+            longest = check_token_counts(counts[0], self.context_length, self.name)
+            check_token_counts(counts[1], self.context_length, self.name)
+            return Inputs(*real_first(ids, real, longest))
+        captions = check_captions(values, mask, name=self.name)
+        rows = [self.tokenizer.with_special(caption) for caption in captions]
+        check_token_counts([len(row) for row in rows], self.context_length, self.name)
+        words = [sum(i not in self.tokenizer.special_ids for i in row) for row in rows]
+        check_token_counts(words, self.context_length, self.name)
+        ids, real = pad(rows, pad_id)
+        return Inputs(ids.to(device), real.to(device))
+
+    def encode(
+        self, inputs: Inputs, *, sequences: bool
+    ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
+        """Encode token ids.
+
+        Returns:
+            (B, D), and the outputs at the words, moved to the front and zero in padded steps;
+            None for the latter without `sequences`.
+        """
+        ids, mask = inputs
+        assert mask is not None
+        word = self._words(ids, mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
             hidden = self.language_model(input_ids=ids, attention_mask=mask.long())
         states = hidden.last_hidden_state.to(self.projection.weight.dtype)
-        values, word = real_first(self.projection(states), word)
+        values, word = real_first(self.projection(states), word, int(word.sum(1).max()))
         tokens = Sequences.from_tensor(values, word)
         pooled = tokens.values.sum(1) / tokens.lengths[:, None]
         return pooled, (tokens if sequences else None)
 
-    def tokenize(
-        self, text: Text, mask: Tensor | None = None
-    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """The token ids with special ones, real ones first, and which they are."""
-        device = self.projection.weight.device
-        pad_id = self.tokenizer.pad_id
-        if isinstance(text, Tensor):
-            ids, mask = check_ids(text.to(device), mask, self.tokenizer.vocab_size, pad_id)
-        else:
-            if mask is not None:
-                raise ValueError("text_mask goes with token ids; captions need none")
-            captions = check_captions(text)
-            ids, mask = pad([self.tokenizer.with_special(c) for c in captions], pad_id)
-            ids, mask = ids.to(device), mask.to(device)
-        check_lengths(mask.sum(1), self.context_length)
-        return real_first(ids, mask)
+    def trim(self, inputs: Inputs) -> Inputs:
+        """Cut off the columns in which every token is padding."""
+        return trim_tokens(inputs)
+
+    def _words(self, ids: Tensor, mask: Tensor) -> Bool[Tensor, "B L"]:
+        special_ids = sorted(self.tokenizer.special_ids)
+        special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
+        return mask & ~torch.isin(ids, special)
 
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Write model and tokenizer into `directory`, as transformers does (safetensors).

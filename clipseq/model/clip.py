@@ -14,19 +14,22 @@ from clipseq.config import of_type, structure
 from clipseq.distributed.sharding import GathersWeights, gathers_weights
 from clipseq.encoders import (
     HuggingFaceTextTower,
+    Inputs,
     ModuleTower,
-    RadarConfig,
-    RadarTower,
+    SignalConfig,
+    SignalTower,
     TextConfig,
     TextTower,
+    Tower,
 )
-from clipseq.encoders.micro_batches import batch_size, encode_in_micro_batches
-from clipseq.encoders.radar import Radar, first_not_finite, frame_mask
-from clipseq.encoders.text import Text, check_captions
+from clipseq.encoders.inputs import batch_size
+from clipseq.encoders.micro_batches import encode_in_micro_batches
+from clipseq.encoders.text import check_captions
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer
 from clipseq.engine.unit_vectors import cosines
-from clipseq.errors import closest
+from clipseq.errors import ConfigError, nearest
 from clipseq.losses import ClipLoss, PairLoss, SigLipLoss
+from clipseq.model.batches import read_batch
 from clipseq.registry import get_similarity
 from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
@@ -38,7 +41,7 @@ Pooled = Float[Tensor, "B D"]
 class CLIP(GathersWeights):
     """Two towers and a contrastive loss, over pooled features and over sequences.
 
-    >>> model = CLIP(RadarConfig(views={"doppler_time": 64}, patch_frames=4), transformer_width=64)
+    >>> model = CLIP(SignalConfig(views={"doppler_time": 64}, patch_frames=4), transformer_width=64)
     >>> loss = model.training_step({"radar": torch.randn(2, 64, 40), "text": ["walks", "waves"]})
     >>> loss.backward()
 
@@ -47,7 +50,7 @@ class CLIP(GathersWeights):
     With w = 1 loss_clip is reported and trains nothing.
 
     Args:
-        encoder_cfg: the radar tower: a `RadarConfig`, a dictionary of its fields, or a module that
+        encoder_cfg: the radar tower: a `SignalConfig`, a dictionary of its fields, or a module that
             returns `Sequences` (see `ModuleTower`).
         text_cfg: the text tower, likewise with `TextConfig`.
         context_length: most tokens of a caption.
@@ -85,7 +88,7 @@ class CLIP(GathersWeights):
 
     def __init__(
         self,
-        encoder_cfg: RadarConfig | Mapping[str, Any] | nn.Module | None = None,
+        encoder_cfg: SignalConfig | Mapping[str, Any] | nn.Module | None = None,
         text_cfg: TextConfig | Mapping[str, Any] | nn.Module | None = None,
         *,
         context_length: int = 512,
@@ -130,8 +133,17 @@ class CLIP(GathersWeights):
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
 
-        self.radar_encoder = self._radar_tower(encoder_cfg)
-        self.text_encoder = self._text_tower(text_cfg, tokenizer)
+        self.x_encoder = self._tower(encoder_cfg, "signal", "encoder_cfg", tokenizer)
+        self.y_encoder = self._tower(text_cfg, "text", "text_cfg", tokenizer)
+        if self.x_encoder.name == self.y_encoder.name:
+            raise ConfigError(
+                f"the names of the two sides must differ, got {self.x_encoder.name!r} twice; "
+                f"set name in encoder_cfg or text_cfg"
+            )
+        if tokenizer is not None and all(t.tokenizer is not tokenizer for t in self.towers):
+            raise ValueError(
+                "tokenizer must be None: no tower of this model needs one; leave it out"
+            )
         self.clip_loss_fn: PairLoss
         if self.use_siglip:
             self.clip_loss_fn = SigLipLoss()
@@ -152,36 +164,35 @@ class CLIP(GathersWeights):
                         similarity, init_scale=1 / self.temperature
                     )
 
-    def _radar_tower(self, config: Any) -> RadarTower | ModuleTower:
+    def _tower(self, config: Any, kind: str, argument: str, tokenizer: Tokenizer | None) -> Tower:
+        width = self.transformer_width
         if isinstance(config, nn.Module):
-            return ModuleTower(config, width=self.transformer_width, side="radar")
-        return RadarTower(
-            structure(RadarConfig, {} if config is None else config, where="encoder_cfg"),
-            width=self.transformer_width,
-            layers=self.transformer_layers,
-            heads=self.transformer_heads,
-        )
-
-    def _text_tower(
-        self, config: Any, tokenizer: Tokenizer | None
-    ) -> TextTower | HuggingFaceTextTower | ModuleTower:
-        own = None if isinstance(config, nn.Module) else _text_config(config)
-        if tokenizer is not None and (own is None or own.pretrained is not None):
-            raise ValueError("this text tower brings its own tokenizer: leave out tokenizer=")
-        if own is None:
-            return ModuleTower(config, width=self.transformer_width, side="text")
-        if own.pretrained is not None:
-            return HuggingFaceTextTower(
-                own, context_length=self.context_length, width=self.transformer_width
-            )
+            name = getattr(config, "name", None)
+            name = name if isinstance(name, str) else _DEFAULT_NAMES[kind]
+            signal = kind == "signal" or name != _DEFAULT_NAMES[kind]
+            return ModuleTower(config, width=width, name=name, signal=signal)
+        config = tower_config(config, kind, argument)
+        size = {"width": width, "layers": self.transformer_layers, "heads": self.transformer_heads}
+        if isinstance(config, SignalConfig):
+            return SignalTower(config, **size)
+        if config.pretrained is not None:
+            return HuggingFaceTextTower(config, context_length=self.context_length, width=width)
         return TextTower(
-            own,
+            config,
             tokenizer=tokenizer or ByteTokenizer(),
             context_length=self.context_length,
-            width=self.transformer_width,
-            layers=self.transformer_layers,
-            heads=self.transformer_heads,
+            **size,
         )
+
+    @property
+    def towers(self) -> tuple[Tower, Tower]:
+        """The towers of x and of y."""
+        return self.x_encoder, self.y_encoder
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of x and of y."""
+        return self.x_encoder.name, self.y_encoder.name
 
     @property
     def sequence_similarity_weight(self) -> float:
@@ -212,8 +223,8 @@ class CLIP(GathersWeights):
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The text tower's tokenizer; None where the tower is a module of the user's own."""
-        return getattr(self.text_encoder, "tokenizer", None)
+        """The tokenizer of the text tower (of y, if both are); None if no tower has one."""
+        return self.y_encoder.tokenizer or self.x_encoder.tokenizer
 
     @gathers_weights
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
@@ -236,109 +247,73 @@ class CLIP(GathersWeights):
                 and batch); and what `forward` raises.
             TypeError: the batch is no mapping; and what `forward` raises.
         """
-        radar, text = _read_batch(batch, batch_idx)
-        lengths, mask = batch.get("radar_lengths"), batch.get("radar_mask")
-        text_mask = batch.get("text_mask")
-        self._check_finite(radar, lengths, mask, batch_idx)
-
-        radar_pooled, radar_seq = self._encode(
-            self.radar_encoder, radar, lengths=lengths, mask=mask
-        )
-        text, text_mask = self._read(text, text_mask)
-        text_pooled, text_seq = self._encode(self.text_encoder, text, mask=text_mask)
-        groups = caption_groups(text, text_mask)
+        x, y = read_batch(batch, batch_idx, *self.towers, micro_batch=self.micro_batch)
+        x_pooled, x_seq = self._encode(self.x_encoder, x)
+        y_pooled, y_seq = self._encode(self.y_encoder, y)
+        groups = self._groups(x, y)
         if groups is not None:
-            groups = groups.to(radar_pooled.device)
+            groups = groups.to(x_pooled.device)
 
-        loss = loss_clip = self.clip_loss_fn(radar_pooled, text_pooled, groups)
-        metrics = {"loss_clip": loss_clip, **_pair_metrics("", self.clip_loss_fn, len(text_pooled))}
-        if self.sequence_loss_fn is not None and radar_seq is not None and text_seq is not None:
+        loss = loss_clip = self.clip_loss_fn(x_pooled, y_pooled, groups)
+        metrics = {"loss_clip": loss_clip, **_pair_metrics("", self.clip_loss_fn, len(y_pooled))}
+        if self.sequence_loss_fn is not None and x_seq is not None and y_seq is not None:
             loss_seq = self.sequence_loss_fn(
-                radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask, groups
+                x_seq.values, y_seq.values, x_seq.mask, y_seq.mask, groups
             )
             weight = self.sequence_similarity_weight
             loss = (1 - weight) * loss_clip + weight * loss_seq
             metrics["loss_seq"] = loss_seq
-            metrics |= _pair_metrics("seq_", self.sequence_loss_fn.pair_loss, len(text_pooled))
+            metrics |= _pair_metrics("seq_", self.sequence_loss_fn.pair_loss, len(y_pooled))
             metrics |= _part_weights(self.sequence_loss_fn.similarity_fn)
         metrics["loss_total"] = loss
         if self._log_norm_stats:
-            metrics |= _norms("radar", radar_pooled, radar_seq)
-            metrics |= _norms("text", text_pooled, text_seq)
+            metrics |= _norms(self.x_encoder.name, x_pooled, x_seq)
+            metrics |= _norms(self.y_encoder.name, y_pooled, y_seq)
         self.metrics = {name: value.detach() for name, value in metrics.items()}
         return loss
 
-    def text_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
-        """One integer for each caption, equal where they are one text to the model.
+    def caption_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
+        """Return one integer for each caption, equal where they are one text to the model.
 
-        That is where its tokenizer makes the same ids of them, whatever case and white space it
+        They are where its tokenizer makes the same ids of them, whatever case and white space it
         folds; in a text tower without a tokenizer, where they are the same.
 
         Raises:
-            TypeError, ValueError: see `TextTower.forward`.
+            TypeError, ValueError: see `TextTower.read`.
         """
-        # None is for what are no captions.
-        return cast(Tensor, caption_groups(*self._read(check_captions(captions))))
+        captions = check_captions(captions)
+        tower = self._text_tower
+        return cast(Tensor, caption_groups(*tower.read(captions)))  # None for non-captions
 
-    def _read(self, text: Any, mask: Tensor | None = None) -> tuple[Any, Tensor | None]:
-        """The token ids of a whole batch, and which are real; a tower without tokenizer: as it is.
+    @property
+    def _text_tower(self) -> Tower:
+        """The tower whose captions say which items are positives of one another."""
+        return self.x_encoder if self.y_encoder.is_signal else self.y_encoder
 
-        Once and for all items, so that an error counts them from the start of the batch.
-        """
-        if self.tokenizer is None:
-            return text, mask
-        tower: Any = self.text_encoder
-        return tower.tokenize(text, mask)
+    def _groups(self, x: Inputs, y: Inputs) -> Int[Tensor, "B"] | None:
+        if self._text_tower.is_signal:  # two signals
+            return None
+        return caption_groups(*(y if self._text_tower is self.y_encoder else x))
 
-    def _encode(
-        self, tower: nn.Module, values: Any, mask: Any = None, **along: Any
-    ) -> tuple[Pooled, Sequences | None]:
-        """What `tower` makes of a batch, `micro_batch` items at a time."""
-        sequences, size, batch = self.compares_sequences, self.micro_batch, batch_size(values)
+    def _encode(self, tower: Tower, inputs: Inputs) -> tuple[Pooled, Sequences | None]:
+        """Encode a batch, `micro_batch` items at a time."""
+        sequences, size, batch = self.compares_sequences, self.micro_batch, batch_size(inputs)
         if size is None or (batch is not None and batch <= size):
-            return tower(values, mask=mask, sequences=sequences, **along)
-        return encode_in_micro_batches(tower, values, size, sequences=sequences, mask=mask, **along)
-
-    def _check_finite(self, radar: Any, lengths: Any, mask: Any, batch_idx: int) -> None:
-        """Raise ValueError naming the first view and item with NaN or infinity in a real frame."""
-        views = self.radar_encoder.views(radar)
-        if not views:
-            return
-        if lengths is not None or mask is not None:
-            mask = frame_mask(views, lengths, mask)
-        # A few items at a time: looking at them takes as much memory as they do.
-        batch = max(len(values) for values in views.values())
-        size = self.micro_batch or batch
-        for start in range(0, batch, size):
-            some = {view: values[start : start + size] for view, values in views.items()}
-            found = first_not_finite(some, None if mask is None else mask[start : start + size])
-            if found is not None:
-                view, item = found
-                raise ValueError(
-                    f"batch {batch_idx}: radar view {view!r} has NaN or infinity in a real frame "
-                    f"of item {start + item}: mend or leave out that recording (padded frames may "
-                    f"hold anything)"
-                )
+            return tower(inputs, sequences=sequences)
+        return encode_in_micro_batches(tower, inputs, size, sequences=sequences)
 
     def forward(
-        self,
-        radar: Radar | Any,
-        text: Text | Any,
-        *,
-        radar_lengths: Tensor | None = None,
-        radar_mask: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        return_sequences: bool = False,
+        self, x: Any, y: Any, /, *, return_sequences: bool = False, **along: Any
     ) -> tuple[Tensor, ...]:
-        """Pooled features of both sides, and with `return_sequences` the sequences too.
+        """Return the pooled features of both sides, and with `return_sequences` the sequences too.
 
         Args:
-            radar: a dictionary of maps (B, F, T), or one; see `RadarTower.forward`.
-            text: captions or token ids (C, L); see `TextTower.forward`.
-            radar_lengths: (B,) real frames of each recording.
-            radar_mask: (B, T) bool, instead of lengths.
-            text_mask: (C, L) bool, for token ids.
+            x: a dictionary of maps (B, F, T), or one; see `SignalTower.read`.
+            y: captions or token ids (C, L); see `TextTower.read`.
             return_sequences: whether to return the sequences.
+            along: ``<name>_lengths`` (B,), the real frames of each item of a signal;
+                ``<name>_mask`` (B, T) or (C, L) bool, for a signal instead of lengths, for a text
+                with token ids. With the default names: radar_lengths, radar_mask, text_mask.
 
         Returns:
             (B, D), (C, D), not normalised; then (B, T', D), (C, L', D), whose padded steps are
@@ -347,81 +322,82 @@ class CLIP(GathersWeights):
         Raises:
             TypeError, ValueError: see the towers.
         """
-        radar_pooled, radar_seq = self.radar_encoder(
-            radar, lengths=radar_lengths, mask=radar_mask, sequences=return_sequences
-        )
-        text_pooled, text_seq = self.text_encoder(text, mask=text_mask, sequences=return_sequences)
-        if return_sequences:
-            return radar_pooled, text_pooled, radar_seq.values, text_seq.values
-        return radar_pooled, text_pooled
+        sides = self._both(x, y, along, sequences=return_sequences)
+        (x_pooled, x_seq), (y_pooled, y_seq) = sides
+        if x_seq is None or y_seq is None:
+            return x_pooled, y_pooled
+        return x_pooled, y_pooled, x_seq.values, y_seq.values
 
     @gathers_weights
     def encode_sequences(
-        self,
-        radar: Radar | Any,
-        text: Text | Any,
-        *,
-        radar_lengths: Tensor | None = None,
-        radar_mask: Tensor | None = None,
-        text_mask: Tensor | None = None,
-        return_masks: bool = False,
+        self, x: Any, y: Any, /, *, return_masks: bool = False, **along: Any
     ) -> tuple[Tensor, ...]:
-        """The sequences of both sides; arguments and errors as in `forward`.
+        """Return the sequences of both sides; arguments and errors as in `forward`.
 
         Returns:
             (B, T', D), (C, L', D), whose padded steps are zero; with `return_masks` also (B, T')
             and (C, L'), True at a real step.
         """
-        _, radar_seq = self.radar_encoder(radar, lengths=radar_lengths, mask=radar_mask)
-        _, text_seq = self.text_encoder(text, mask=text_mask)
+        (_, x_seq), (_, y_seq) = self._both(x, y, along, sequences=True)
         if return_masks:
-            return radar_seq.values, text_seq.values, radar_seq.mask, text_seq.mask
-        return radar_seq.values, text_seq.values
+            return x_seq.values, y_seq.values, x_seq.mask, y_seq.mask
+        return x_seq.values, y_seq.values
 
     @gathers_weights
-    def encode_radar(
-        self,
-        radar: Radar | Any,
-        *,
-        radar_lengths: Tensor | None = None,
-        radar_mask: Tensor | None = None,
+    def encode_batch(
+        self, name: str, values: Any, *, lengths: Any = None, mask: Tensor | None = None
     ) -> tuple[Pooled, Sequences | None]:
-        """Pooled features (B, D), and the sequences unless the model does not compare any."""
-        return self.radar_encoder(
-            radar, lengths=radar_lengths, mask=radar_mask, sequences=self.compares_sequences
-        )
+        """Return one side's pooled features (B, D), and its sequences if the model compares any.
+
+        Args:
+            name: one of `names`.
+            values: the side's batch; see `SignalTower.read` and `TextTower.read`.
+            lengths: (B,) the real frames of each item of a signal.
+            mask: bool, True at a real frame or token id.
+
+        Raises:
+            ValueError: another name; and what the tower raises.
+            TypeError: see the towers.
+        """
+        if name not in self.names:
+            raise ValueError(
+                f"name must be one of {', '.join(self.names)}, got {name!r}"
+                f"{nearest(name, self.names)}"
+            )
+        tower = self.towers[self.names.index(name)]
+        return tower(values, lengths=lengths, mask=mask, sequences=self.compares_sequences)
 
     @gathers_weights
-    def encode_text(
-        self, text: Text | Any, *, text_mask: Tensor | None = None
-    ) -> tuple[Pooled, Sequences | None]:
-        """Pooled features (C, D), and the sequences unless the model does not compare any."""
-        return self.text_encoder(text, mask=text_mask, sequences=self.compares_sequences)
-
-    @gathers_weights
-    def similarity(
-        self,
-        radar: Radar | Any,
-        text: Text | Any,
-        *,
-        radar_lengths: Tensor | None = None,
-        radar_mask: Tensor | None = None,
-        text_mask: Tensor | None = None,
-    ) -> Float[Tensor, "B C"]:
-        """Every recording with every caption, in [-1, 1]; arguments and errors as in `forward`.
+    def similarity(self, x: Any, y: Any, /, **along: Any) -> Float[Tensor, "B C"]:
+        """Return the similarity of every x with every y, in [-1, 1]; arguments as in `forward`.
 
         The sequence similarity, masks honoured; in a model that compares no sequences (see
         `compares_sequences`) the cosine of the pooled features. In float32 or better, also under
         autocast and in a model of half precision.
         """
-        sequences = self.compares_sequences
-        radar_pooled, x = self.radar_encoder(
-            radar, lengths=radar_lengths, mask=radar_mask, sequences=sequences
-        )
-        text_pooled, y = self.text_encoder(text, mask=text_mask, sequences=sequences)
-        if self.sequence_loss_fn is None or x is None or y is None:
-            return cosines(radar_pooled, text_pooled)
-        return self.sequence_loss_fn.scores(x.values, y.values, x.mask, y.mask)
+        sides = self._both(x, y, along, sequences=self.compares_sequences)
+        (x_pooled, x_seq), (y_pooled, y_seq) = sides
+        if self.sequence_loss_fn is None or x_seq is None or y_seq is None:
+            return cosines(x_pooled, y_pooled)
+        return self.sequence_loss_fn.scores(x_seq.values, y_seq.values, x_seq.mask, y_seq.mask)
+
+    def _both(self, x: Any, y: Any, along: Mapping[str, Any], *, sequences: bool) -> Any:
+        known = [key for tower in self.towers for key in tower.optional_keys]
+        for key in along:
+            if key not in known:
+                raise TypeError(
+                    f"keyword arguments must be among {', '.join(known)}, got {key!r}"
+                    f"{nearest(key, known)}"
+                )
+        return [
+            tower(
+                values,
+                lengths=along.get(f"{tower.name}_lengths"),
+                mask=along.get(f"{tower.name}_mask"),
+                sequences=sequences,
+            )
+            for tower, values in zip(self.towers, (x, y), strict=True)
+        ]
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write the model into `directory`; see `clipseq.model.pretrained.save`."""
@@ -482,69 +458,21 @@ def lists_to_tuples(value: Any) -> Any:
     return value
 
 
-def _text_config(config: Any) -> TextConfig:
-    return structure(TextConfig, {} if config is None else config, where="text_cfg")
+_DEFAULT_NAMES = {"signal": "radar", "text": "text"}
+_CONFIGS = {"signal": SignalConfig, "text": TextConfig}
 
 
-def _read_batch(batch: Any, batch_idx: int) -> tuple[Any, Any]:
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"batch {batch_idx} must be a dictionary with 'radar' and 'text', "
-            f"got {type(batch).__name__}"
-        )
-    for key in ("radar", "text"):
-        if key not in batch:
-            raise ValueError(f"batch {batch_idx} has no {key!r}: it has {', '.join(batch)}")
-    radar, text = batch["radar"], batch["text"]
-    sizes = {"radar": batch_size(radar), "text": batch_size(text)}
-    _check_keys(batch, batch_idx)
-    for key, size in sizes.items():
-        if size == 0:
-            raise ValueError(f"batch {batch_idx} is empty: {key!r} holds no item")
-    if None not in sizes.values() and sizes["radar"] != sizes["text"]:
-        raise ValueError(
-            f"batch {batch_idx}: radar[i] belongs to text[i], but 'radar' holds "
-            f"{sizes['radar']} items and 'text' {sizes['text']}"
-        )
-    return radar, text
-
-
-_OPTIONAL = ("radar_lengths", "radar_mask", "text_mask")
-_MISNAMED = {
-    "length": "radar_lengths",
-    "lengths": "radar_lengths",
-    "radar_len": "radar_lengths",
-    "mask": "radar_mask",
-    "masks": "radar_mask",
-    "attention_mask": "text_mask",
-}
-
-
-def _check_keys(batch: Mapping[str, Any], batch_idx: int) -> None:
-    # A slip of the pen would have padding trained on. Only that is refused: "radar_path" and
-    # "text_id" are the caller's own, and so is "lengths" of who gives a mask, or of captions.
-    for key, value in batch.items():
-        if not isinstance(key, str) or key in _OPTIONAL:
-            continue
-        meant = _MISNAMED.get(key) or closest(key, _OPTIONAL, cutoff=0.88)
-        if meant is None or not _may_be(meant, value):
-            continue
-        side = meant.partition("_")[0]
-        if any(known in batch for known in _OPTIONAL if known.startswith(side)):
-            continue
-        if side == "text" and not isinstance(batch["text"], Tensor):
-            continue  # captions need no mask
-        raise ValueError(
-            f"batch {batch_idx} has the unknown key {key!r}: did you mean {meant!r}? "
-            f"(optional keys: {', '.join(_OPTIONAL)}); rename it, or leave it out"
-        )
-
-
-def _may_be(key: str, value: object) -> bool:
-    """Whether lengths, or a mask, could look like this."""
-    if isinstance(value, Tensor):
-        return value.ndim == (1 if key == "radar_lengths" else 2) and not value.is_floating_point()
-    return isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)
+def tower_config(given: Any, kind: str, argument: str) -> SignalConfig | TextConfig:
+    """Return the config that a mapping describes; its key `tower` names another kind."""
+    if isinstance(given, SignalConfig | TextConfig):
+        return given
+    table = {} if given is None else given
+    if isinstance(table, Mapping) and "tower" in table:
+        kind = table["tower"]
+        if kind not in _CONFIGS:
+            raise ConfigError(f"{argument}.tower must be 'signal' or 'text', got {kind!r}")
+        table = {key: value for key, value in table.items() if key != "tower"}
+    return structure(_CONFIGS[kind], table, where=argument)
 
 
 def _pair_metrics(prefix: str, loss: PairLoss, batch: int) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ config.json          how the model was built, and what it needs to be built agai
                      similarity of which distribution and version
 model.safetensors    every weight (of a Hugging Face text tower only the projection)
 tokenizer.json       a trained tokenizer
-text_encoder/        a Hugging Face text tower: config, weights (safetensors) and tokenizer
+y_encoder/           a Hugging Face text tower: config, weights (safetensors) and tokenizer
 """
 
 import importlib.util
@@ -29,8 +29,8 @@ from clipseq.distributed.sharding import by_the_first_process, unsharded_class, 
 from clipseq.encoders import (
     HuggingFaceTextTower,
     ModuleTower,
-    RadarConfig,
-    RadarTower,
+    SignalConfig,
+    SignalTower,
     TextConfig,
 )
 from clipseq.encoders.tokenizer import FILE_NAME, load_tokenizer
@@ -41,11 +41,11 @@ from clipseq.similarity import Similarity
 
 Model = TypeVar("Model", bound=CLIP)
 
-CONFIG, WEIGHTS, LANGUAGE_MODEL = "config.json", "model.safetensors", "text_encoder"
+CONFIG, WEIGHTS, LANGUAGE_MODEL = "config.json", "model.safetensors", "y_encoder"
 PREVIOUS = "previous"
 _FILES = (WEIGHTS, FILE_NAME, LANGUAGE_MODEL, CONFIG)
-# What these weights are called in the model; they are in text_encoder/ and not in the weights file.
-_LANGUAGE_MODEL_KEYS = "text_encoder.language_model."
+# What these weights are called in the model; they are in y_encoder/ and not in the weights file.
+_LANGUAGE_MODEL_KEYS = "y_encoder.language_model."
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class SavedModel:
     """What config.json holds. A tower is a config, or the name of the module that it was."""
 
     clipseq_version: str
-    encoder_cfg: RadarConfig | None
+    encoder_cfg: SignalConfig | None
     encoder_module: str | None
     text_cfg: TextConfig | None
     text_module: str | None
@@ -205,10 +205,10 @@ def push(model: CLIP, repo_id: str, **options: Any) -> str:
 
 
 def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
-    text = model.text_encoder
+    text = model.y_encoder
     hugging_face = isinstance(text, HuggingFaceTextTower)
-    radar_cfg = model.radar_encoder.config if isinstance(model.radar_encoder, RadarTower) else None
-    text_cfg = None if isinstance(text, ModuleTower) else text.config
+    radar_cfg = model.x_encoder.config if isinstance(model.x_encoder, SignalTower) else None
+    text_cfg: Any = None if isinstance(text, ModuleTower) else text.config
     if hugging_face and text_cfg is not None:
         text_cfg = attrs.evolve(text_cfg, pretrained=LANGUAGE_MODEL)
     options: dict[str, Any] = dict(model.sequence_similarity_options)
@@ -220,7 +220,7 @@ def _write(model: CLIP, state: Mapping[str, Tensor], directory: Path) -> None:
     saved = SavedModel(
         clipseq_version=clipseq.__version__,
         encoder_cfg=radar_cfg,
-        encoder_module=_module_name(model.radar_encoder),
+        encoder_module=_module_name(model.x_encoder),
         text_cfg=text_cfg,
         text_module=_module_name(text),
         tokenizer=None if model.tokenizer is None else model.tokenizer.kind,
@@ -334,7 +334,7 @@ def _module_name(tower: nn.Module) -> str | None:
 
 def _own_weights(model: CLIP, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of the model's weights that go into the weights file."""
-    if isinstance(model.text_encoder, HuggingFaceTextTower):
+    if isinstance(model.y_encoder, HuggingFaceTextTower):
         return {k: v for k, v in state.items() if not k.startswith(_LANGUAGE_MODEL_KEYS)}
     return dict(state)
 
@@ -441,6 +441,6 @@ def _load_weights(model: CLIP, directory: Path) -> None:
     for name, value in weights.items():
         tensors[name].data = tensors[name].data.to(value.dtype)
     model.load_state_dict(weights, strict=False)
-    if isinstance(model.text_encoder, HuggingFaceTextTower):
-        text = model.text_encoder
+    if isinstance(model.y_encoder, HuggingFaceTextTower):
+        text = model.y_encoder
         text.language_model.to(text.projection.weight.dtype)

@@ -1,4 +1,4 @@
-"""From [data] of a run's configuration to clips."""
+"""Data sets of a run: the clips that [data] of its configuration describes."""
 
 import zipfile
 from collections.abc import Callable
@@ -15,13 +15,18 @@ def open_dataset(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> MapDataset:
-    """The clips that `config` describes; `progress` is told of simulated clips as they are done.
+    """Return the clips that `config` describes.
 
-    A simulated set is written into the run folder, and read from there when it is complete
-    already, as it is on resume.
+    A simulated set is written into the run folder, and read from there if it is complete already,
+    as it is on resume.
+
+    Args:
+        config: [data] of the run.
+        folder: folder of the run.
+        progress: called as progress(done, clips) while clips are simulated.
 
     Raises:
-        DataError: a missing or corrupt file, named.
+        DataError: a file is missing or corrupt; the error names it.
     """
     if config.path is not None:
         return MapDataset(config.path)
@@ -39,7 +44,7 @@ def open_dataset(
 
 
 def open_path(path: Path) -> MapDataset:
-    """A data set on disk; an .npz of real radar maps (`radhar_maps`) is spliced into sequences."""
+    """Return a data set on disk; splice an .npz of recordings (`radhar_maps`) into sequences."""
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if f"{radhar.VIEWS[0]}.npy" in archive.namelist():

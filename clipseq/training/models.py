@@ -10,7 +10,7 @@ import torch
 
 from clipseq.config import structure
 from clipseq.data import MapDataset
-from clipseq.encoders import RadarConfig, TextConfig
+from clipseq.encoders import SignalConfig, TextConfig
 from clipseq.encoders.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -29,7 +29,7 @@ from clipseq.training.folder import RunFolder
 def check_model_config(table: Mapping[str, Any]) -> None:
     """Raise ConfigError for an unknown or ill-typed key of [model], before any work is done."""
     structure(_model_class(), table, where="model")
-    structure(RadarConfig, table.get("encoder_cfg", {}), where="model.encoder_cfg")
+    structure(SignalConfig, table.get("encoder_cfg", {}), where="model.encoder_cfg")
     structure(TextConfig, table.get("text_cfg", {}), where="model.text_cfg")
 
 
@@ -92,9 +92,9 @@ def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None
 
 
 def _check_captions(model: CLIP, captions: Sequence[str], where: str) -> None:
-    tower: Any = model.text_encoder
+    tower: Any = model.y_encoder
     try:
-        tower.tokenize(captions)
+        tower.read(captions)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -28,8 +28,11 @@ PACKAGE = Path(clipseq.__file__).parent
 FACE = {"__init__", "__main__"}
 """Modules that are the entrance of the house and no room in it."""
 
-WIDTH, HEIGHT, GAP, MARGIN = 660, 42, 22, 90
-"""Sizes in pixels: a row of boxes, the space between two rows, and that for arrows on a side."""
+WIDTH, HEIGHT, GAP, MARGIN, LANE = 660, 42, 22, 80, 12
+"""Sizes in pixels: width and height of a row, space between two, at the sides, between arrows."""
+
+EVERYWHERE = "errors"
+"""A room that nearly all others import, so that arrows to it would show nothing."""
 
 
 @attrs.frozen
@@ -144,6 +147,16 @@ def problems(boxes: list[Box], graph: Mapping[str, set[str]]) -> Iterator[str]:
                 yield f"{room} imports {other}, which is not below it in the drawing"
 
 
+def _side(upper: Box, lower: Box, lanes: Mapping[str, int]) -> str:
+    """Return the side on which an arrow passes the rows between two boxes."""
+    for box in (lower, upper):
+        if box.left > MARGIN:
+            return "right"
+        if box.left + box.width < MARGIN + WIDTH - 1:
+            return "left"
+    return min(lanes, key=lambda side: lanes[side])
+
+
 def svg(boxes: list[Box], edges: list[tuple[str, str]]) -> str:
     """Return the drawing as SVG."""
     by_name = {box.name: box for box in boxes}
@@ -154,24 +167,23 @@ def svg(boxes: list[Box], edges: list[tuple[str, str]]) -> str:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto-start-reverse"><path d="M0 0 8 4 0 8Z"/></marker></defs>'
     ]
-    sides = {"left": 0, "right": 0}
-    for start, end in edges:
+    lanes = {"left": 0, "right": 0}
+    # The shortest arrow takes the lane next to the boxes.
+    for start, end in sorted(edges, key=lambda e: by_name[e[1]].row - by_name[e[0]].row):
         upper, lower = by_name[start], by_name[end]
         if lower.row == upper.row + 1:
             # Straight down, from the middle of the narrower box.
             x = min(upper, lower, key=lambda box: box.width).middle
             path = f"M{x:.0f} {upper.top + HEIGHT}V{lower.top}"
         else:
-            side = "left" if sides["left"] <= sides["right"] else "right"
-            if upper.left > MARGIN or lower.left > MARGIN:
-                side = "right"  # from the outer edge of a box in the right half
-            sides[side] += 1
-            out = 12 + 13 * sides[side]
-            sign = 1 if side == "right" else -1
-            x1, x2 = (box.left + (box.width if side == "right" else 0) for box in (upper, lower))
-            edge = MARGIN + WIDTH if side == "right" else MARGIN
-            y1, y2 = upper.top + HEIGHT * 0.6, lower.top + HEIGHT * 0.4
-            path = f"M{x1:.0f} {y1:.0f}H{edge + sign * out}V{y2:.0f}H{x2:.0f}"
+            side = _side(upper, lower, lanes)
+            lanes[side] += 1
+            out = 4 + LANE * lanes[side]
+            edge, sign = (MARGIN + WIDTH, 1) if side == "right" else (MARGIN, -1)
+            x1, x2 = (box.left + (box.width if sign > 0 else 0) for box in (upper, lower))
+            y1 = upper.top + HEIGHT - 5 - 4 * (lanes[side] % 4)
+            y2 = lower.top + 5 + 4 * (lanes[side] % 4)
+            path = f"M{x1:.0f} {y1}H{edge + sign * out}V{y2}H{x2:.0f}"
         parts.append(f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>')
     for box in boxes:
         label = box.name if (PACKAGE / box.name).is_dir() else f"{box.name}.py"
@@ -191,11 +203,16 @@ class House(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the SVG, and warn of what is not so in the code."""
+        self.env.note_reread()  # the imports may have changed although the page has not
         boxes, graph = read(list(self.content)), imports()
         found = list(problems(boxes, graph))
         for problem in found:
             logger.warning("%s", problem, location=self.get_location())
-        drawn = "" if found else svg(boxes, essential(graph))
+        drawn = (
+            ""
+            if found
+            else svg(boxes, [edge for edge in essential(graph) if edge[1] != EVERYWHERE])
+        )
         return [nodes.raw("", drawn, format="html")]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from clipseq import PairLoss, register_loss
 from clipseq import __main__ as entry
 
 CONFIG = """
@@ -145,7 +146,7 @@ def test_a_folder_in_the_place_of_a_config_is_explained(clipseq, data, tmp_path)
         (["train"], 2, "give either a CONFIG or --resume RUN"),
         (["train", "none.toml"], 2, "there is no config file none.toml"),
         (["train", "--resume", "none"], 2, "nothing to resume"),
-        (["evaluate", "none"], 2, "none is neither a run folder nor a saved model"),
+        (["evaluate", "none"], 2, "run must be a run folder or a saved model, got none"),
         (["simulate", "--out", "x", "--clips", "0"], 2, "--clips"),
         (["trian"], 2, "trian"),
         (["bench", "locl"], 2, "did you mean 'local'?"),
@@ -220,6 +221,32 @@ def test_similarities_lists_the_five(clipseq):
     assert status == 0
     assert "temporal" in out
     assert "gamma=0.1" in out
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_losses_lists_the_built_in_and_the_registered(clipseq):
+    class MarginLoss(PairLoss):
+        """A margin between positives and negatives."""
+
+        def __init__(self, margin: float = 0.25, init_scale: float = 1.0) -> None:
+            super().__init__(init_scale=init_scale)
+
+        def loss(self, scores, positives):
+            return scores.mean()
+
+    register_loss("margin", MarginLoss)
+    status, out, _ = clipseq("losses", "--json")
+    assert status == 0
+    listed = {loss["name"]: loss for loss in json.loads(out)["losses"]}
+    assert {"clip", "siglip", "margin"} == listed.keys()
+    assert listed["margin"]["options"] == {"margin": 0.25, "init_scale": 1.0}
+    assert listed["margin"]["distribution"] == "this process"
+    assert listed["margin"]["summary"] == "A margin between positives and negatives."
+    assert listed["clip"]["starts_at_temperature"] is True
+    assert listed["siglip"]["starts_at_temperature"] is False
+    status, out, _ = clipseq("losses")
+    assert status == 0
+    assert "margin=0.25" in out
 
 
 @pytest.mark.usefixtures("fresh_registry")

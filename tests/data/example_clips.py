@@ -8,7 +8,7 @@ FIELDS = ("id", "caption", "actions", "spans", "permuted", "sources", "split", "
 
 
 def clip(id="a", frames=5, **fields):
-    """A clip of two views, one of them in float16."""
+    """Make a clip of two views, one of them in float16."""
     rng = np.random.default_rng(len(id) + frames)
     signal = {
         "range_time": rng.normal(size=(4, frames)).astype(np.float32),
@@ -18,7 +18,7 @@ def clip(id="a", frames=5, **fields):
 
 
 def pair(id="a", frames=5, paired_frames=8, **fields):
-    """A clip with a second signal, one of whose views has a name of the first signal's."""
+    """Make a clip with a second signal, which has a view of the same name as the first."""
     rng = np.random.default_rng(len(id) + paired_frames)
     paired = {
         "joints": rng.normal(size=(6, paired_frames)).astype(np.float32),
@@ -28,7 +28,7 @@ def pair(id="a", frames=5, paired_frames=8, **fields):
 
 
 def assert_same(one, two):
-    """Two clips agree in every field; the maps of `two` may have become float32."""
+    """Assert that two clips agree in every field; the maps of `two` may have become float32."""
     for name in FIELDS:
         assert getattr(one, name) == getattr(two, name)
     for mine, read in ((one.signal, two.signal), (one.paired, two.paired)):

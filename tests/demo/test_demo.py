@@ -186,7 +186,7 @@ def test_ctrl_c_names_the_command_that_resumes_and_finishes(finished, tmp_path, 
     assert got["models"] == expected["models"]
 
 
-@pytest.mark.parametrize("wording", WORDINGS, ids=lambda w: w.tell(["a", "b", "c"]))
+@pytest.mark.parametrize("wording", WORDINGS, ids=lambda w: w.describe(["a", "b", "c"]))
 def test_the_words_of_every_phrase_are_found(wording):
     from clipseq.encoders.tokenizer import train_tokenizer
 
@@ -195,7 +195,7 @@ def test_the_words_of_every_phrase_are_found(wording):
     for _ in range(12):
         actions = [str(name) for name in rng.choice(names, 3, replace=False)]
         phrases = [str(rng.choice(PHRASES[action])) for action in actions]
-        caption = wording.tell(phrases)
+        caption = wording.describe(phrases)
         tokens = train_tokenizer([caption], kind="word").tokens(caption)
         words = [token for token in tokens if any(char.isalnum() for char in token)]
         found = find_action_words(words, actions)

@@ -15,8 +15,8 @@ from torch import nn
 from clipseq import (
     CLIP,
     CheckpointError,
-    RadarConfig,
     Sequences,
+    SignalConfig,
     TextConfig,
     get_similarity,
     register_similarity,
@@ -40,7 +40,9 @@ def make(seed=0, **options):
         "sequence_similarity_type": "global",
         **options,
     }
-    radar = options.pop("encoder_cfg", RadarConfig(VIEWS, patch_frames=4, fusion="attention"))
+    radar = options.pop(
+        "encoder_cfg", SignalConfig(views=VIEWS, patch_frames=4, fusion="attention")
+    )
     model = CLIP(radar, options.pop("text_cfg", TextConfig(causal=False)), **options)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,7 +68,7 @@ def assert_same(one, other):
         {"use_siglip": True, "temperature": 0.5},
         {"tokenizer": train_tokenizer(CAPTIONS, 300)},
         {"tokenizer": train_tokenizer(CAPTIONS, 300, kind="word")},
-        {"encoder_cfg": RadarConfig(VIEWS, patch_frames=3, dropout=0.1)},
+        {"encoder_cfg": SignalConfig(views=VIEWS, patch_frames=3, dropout=0.1)},
     ],
 )
 def test_it_comes_back_bit_by_bit(options, tmp_path):
@@ -77,8 +79,8 @@ def test_it_comes_back_bit_by_bit(options, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(model, again)
     assert not again.training
-    assert again.radar_encoder.config == model.radar_encoder.config
-    assert again.text_encoder.config == model.text_encoder.config
+    assert again.x_encoder.config == model.x_encoder.config
+    assert again.y_encoder.config == model.y_encoder.config
     for name in ("temperature", "use_siglip", "sequence_similarity_weight", "context_length"):
         assert getattr(again, name) == getattr(model, name)
     batch = {"radar": RADAR, "text": CAPTIONS}
@@ -177,17 +179,17 @@ def test_weights_that_do_not_fit_are_listed(tmp_path):
     make().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     weights = load_file(path)
-    weights.pop("text_encoder.eot")
+    weights.pop("y_encoder.eot")
     weights["more"] = torch.zeros(1)
-    weights["radar_encoder.eot"] = torch.zeros(8)
+    weights["x_encoder.eot"] = torch.zeros(8)
     save_file(weights, path)
     with pytest.raises(CheckpointError) as caught:
         CLIP.from_pretrained(tmp_path)
     for part in (
         "model.safetensors do not fit",
-        "missing: text_encoder.eot",
+        "missing: y_encoder.eot",
         "unexpected: more",
-        "radar_encoder.eot (wanted (16,), got (8,))",
+        "x_encoder.eot (wanted (16,), got (8,))",
     ):
         assert part in str(caught.value)
 
@@ -336,7 +338,7 @@ def test_a_module_as_tower_is_asked_for(tmp_path):
     again = CLIP.from_pretrained(tmp_path, encoder_cfg=Own())
     radar = torch.randn(2, 5, 9)
     assert torch.equal(again(radar, CAPTIONS)[0], model(radar, CAPTIONS)[0])
-    assert again.radar_encoder.module.tied.weight is again.radar_encoder.module.linear.weight
+    assert again.x_encoder.module.tied.weight is again.x_encoder.module.linear.weight
     with pytest.raises(ValueError, match=r"text_cfg was given.*leave it out"):
         CLIP.from_pretrained(tmp_path, encoder_cfg=Own(), text_cfg=Own())
 

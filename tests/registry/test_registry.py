@@ -1,4 +1,7 @@
-"""The registry, against distributions that are on the path but were never installed by pip."""
+"""The registry, against distributions that are on the path but were never installed by pip.
+
+Here they offer similarities; test_losses.py has the losses.
+"""
 
 import copy
 import os
@@ -36,26 +39,6 @@ WORKING = """
     def clipseq_similarities():
         return {"foo": FooSimilarity}
 """
-
-
-@pytest.fixture
-def distribution(tmp_path, monkeypatch, fresh_registry):
-    """Put a distribution on the path: its metadata, its entry point, its module."""
-    monkeypatch.syspath_prepend(tmp_path)
-    made = []
-
-    def make(source, name="foo", version="1.2"):
-        module = f"clipseq_{name}_{len(made)}_{tmp_path.name.replace('-', '_')}"
-        made.append(module)
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        info = tmp_path / f"clipseq_{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Name: clipseq-{name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[clipseq]\n{name} = {module}\n")
-
-    yield make
-    for module in made:
-        sys.modules.pop(module, None)
 
 
 BUILT_IN = {"attention", "combined", "global", "local", "temporal"}
@@ -259,7 +242,7 @@ def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_pa
         clipseq.get_similarity("combined", parts={"global": {}}).load_state_dict(
             combined.state_dict()
         )
-    # What could be meant is offered, if not to be had.
+    # The name in doubt is still suggested.
     with pytest.raises(clipseq.UnknownSimilarityError, match="did you mean 'local'"):
         clipseq.get_similarity("locl")
 

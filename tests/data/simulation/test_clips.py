@@ -1,3 +1,5 @@
+"""A simulated data set has the promised clips, is reproducible, and survives interruptions."""
+
 import json
 import time
 
@@ -62,7 +64,7 @@ def test_the_maps_have_about_zero_mean_and_unit_scale(dataset):
 
 
 def test_spans_are_where_the_actions_are(dataset):
-    """The Doppler map is busier within moving actions than while somebody stands still."""
+    """The Doppler map is busier within moving actions than while the person stands still."""
     busy, still = [], []
     for clip in dataset:
         off_zero = np.delete(clip.signal["doppler_time"], slice(28, 37), axis=0).max(axis=0)
@@ -124,7 +126,7 @@ def test_an_interrupted_simulation_is_completed(tmp_path, small_files):
         whole,
     )
     assert seen == [(4, 10), (8, 10), (10, 10)]
-    assert kept.stat().st_mtime_ns == before, "what was written is kept"
+    assert kept.stat().st_mtime_ns == before, "finished files are kept"
     same(MapDataset(out), whole)
     assert sorted(p.name for p in out.iterdir()) == ["clips.jsonl", "dataset.json", "maps"]
 
@@ -137,7 +139,7 @@ def test_a_complete_simulation_is_only_opened(tmp_path):
         one,
     )
     assert not calls
-    with pytest.raises(DataError, match="another dataset"):
+    with pytest.raises(DataError, match="another data set"):
         simulate(tmp_path / "set", 5, seed=1, radar=LITTLE)
     head = json.loads((tmp_path / "set/dataset.json").read_text())
     assert head["simulated"]["seed"] == 1
@@ -170,4 +172,4 @@ def test_bad_arguments_are_refused_and_nothing_is_made(tmp_path, wrong):
 def test_it_is_fast_enough(tmp_path):
     began = time.perf_counter()
     simulate(tmp_path / "set", 24, seed=9)
-    assert 24 / (time.perf_counter() - began) > 4, "clips of 10 s a second"
+    assert 24 / (time.perf_counter() - began) > 4, "clips of 10 s per second"
