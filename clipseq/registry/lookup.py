@@ -332,16 +332,22 @@ def _info(name: str, cls: type[Similarity], distribution: str, version: str) -> 
 _registry = _Registry()
 
 
-def available_similarities() -> Mapping[str, SimilarityInfo]:
-    """Every registered similarity, by name, in alphabetical order.
+def available_similarities(names: Iterable[str] | None = None) -> Mapping[str, SimilarityInfo]:
+    """Return the registered similarities, by name, in alphabetical order.
 
-    Loads the plugins at the first call: a plugin that fails gives one `PluginWarning`.
+    The first call loads the plugins: one that fails gives one `PluginWarning`.
+
+    Args:
+        names: the names to look up; those that are not registered are left out. None: all.
 
     Raises:
-        PluginError: a name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
+        PluginError: one of these names is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin
+            fails.
     """
-    _registry.find()
-    return MappingProxyType(dict(sorted(_registry.infos.items())))
+    wanted = None if names is None else set(names)
+    _registry.find(wanted)
+    infos = sorted(_registry.infos.items())
+    return MappingProxyType({n: info for n, info in infos if wanted is None or n in wanted})
 
 
 def registered(names: Iterable[str]) -> Mapping[str, SimilarityInfo]:
