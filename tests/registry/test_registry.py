@@ -410,3 +410,10 @@ def test_plugins_load_at_the_first_look_up():
     )
     assert "clipseq_local" in loaded
     assert "clipseq_temporal" in loaded
+
+
+def test_some_names_can_be_looked_up_alone(fresh_registry):
+    assert list(clipseq.available_similarities(["temporal", "no_such", "local"])) == [
+        "local",
+        "temporal",
+    ]
