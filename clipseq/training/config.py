@@ -230,11 +230,13 @@ def absolute(config: RunConfig) -> RunConfig:
     def at(path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
-    model, text = config.model, config.model.get("text_cfg")
-    # `check_model_config` names a wrong type here.
-    pretrained = text.get("pretrained") if isinstance(text, Mapping) else None
-    if isinstance(text, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
-        model = model | {"text_cfg": {**text, "pretrained": str(at(Path(pretrained)))}}
+    model = dict(config.model)
+    for side in ("encoder_cfg", "text_cfg"):
+        tower = model.get(side)
+        # `pinned` names a wrong type here.
+        pretrained = tower.get("pretrained") if isinstance(tower, Mapping) else None
+        if isinstance(tower, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
+            model[side] = {**tower, "pretrained": str(at(Path(pretrained)))}
     simulated = config.data.simulated
     if simulated is not None:
         simulated = attrs.evolve(simulated, motion=at(simulated.motion))
