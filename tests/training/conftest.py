@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipseq.config import structure
 from clipseq.data import MapDataset, simulate
@@ -59,3 +60,16 @@ def small_run(tmp_path: Path):
 def small_run_in():
     """`small_run_in(folder, max_steps=4)`: the same in a folder of the caller's."""
     return small_config
+
+
+@pytest.fixture
+def in_float64():
+    """Compute in float64 by default.
+
+    In float32, AdamW makes steps even of a gradient that is mere rounding, as that of the bias of
+    a softmax's keys.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

@@ -118,16 +118,6 @@ def test_a_batch_larger_than_the_training_split_is_cut_with_a_word(dataset, smal
     train(small_run("whole", batch_size=clips, max_steps=1), dataset=dataset)
 
 
-@pytest.fixture
-def in_float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
-# In float64: a softmax does not see the bias of its keys, whose gradient is nothing but rounding,
-# and in float32 Adam makes steps of it.
 @pytest.mark.usefixtures("in_float64")
 def test_losses_are_those_of_a_plain_loop(dataset, small_run):
     """The same steps by hand: AdamW, clipping, accumulation, warm-up and cosine."""
@@ -485,7 +475,7 @@ def test_a_plain_model_trains_without_validation_and_on_some_views(dataset, smal
         ({"encoder_cfg": {"views": {"dopler_time": 64}}}, "did you mean 'doppler_time'?"),
         (
             {"encoder_cfg": {"views": {"doppler_time": 60}}},
-            "64 bins that it has.*, got 60",
+            "64 bins that it has in the data, got 60",
         ),
     ],
 )

@@ -69,18 +69,6 @@ def config(data, tmp_path):
     return write
 
 
-@pytest.fixture
-def in_float64():
-    """float64 in this process; others are started with `IN_FLOAT64`.
-
-    In float32, AdamW makes steps even of a gradient that is mere rounding, as that of a key's bias.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
-
-
 IN_FLOAT64 = """
 import torch
 torch.set_default_dtype(torch.float64)
