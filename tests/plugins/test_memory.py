@@ -42,9 +42,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# glibc returns large blocks to the system when they are freed, but it adapts what counts as large, and
-# what it keeps may lie where nothing fits: 3 MiB in one run, 17 in another. With a fixed threshold
-# the measurement is what was allocated and touched.
+# glibc returns large blocks to the system when they are freed, but it adapts what counts as large,
+# and what it keeps may lie where nothing fits: 3 MiB in one run, 17 in another. With a fixed
+# threshold the measurement is what was allocated and touched.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
@@ -97,8 +97,8 @@ def test_a_larger_batch_adds_but_its_scores_and_what_grows_as_its_inputs(name, o
     inputs = [4 * batch * (62 + 20) * features for batch in batches]
     measured = added(name, *sizes, options=options, environment=GIVEN_BACK)
     small, large = (total - 8 * own for total, own in zip(measured, inputs, strict=True))
-    # 32 bytes per pair: scores, their gradients, counts in float64; a pair has 1240 cells. And 2 MiB
-    # for tiles, which few sequences do not fill: between these sizes, 9 more bytes per pair.
+    # 32 bytes per pair: scores, their gradients, counts in float64; a pair has 1240 cells. And
+    # 2 MiB for tiles, which few sequences do not fill: here, 9 more bytes per pair.
     assert large - small <= 32 * (512**2 - 128**2) + 2**21
 
 
