@@ -17,6 +17,15 @@ except ModuleNotFoundError as error:
 
 from clipseq.testing.checks import CHECKS
 from clipseq.testing.conformance import Check, ConformanceError, Make, Subject
+from clipseq.testing.kernels import (
+    CompiledKernel,
+    KernelCase,
+    check_kernels,
+    check_similarity_with_kernels,
+    compile_kernels,
+    peak_of_kernels,
+    run_kernels,
+)
 from clipseq.testing.parametrize import parametrize_with_checks
 from clipseq.testing.run import check_similarity
 from clipseq.testing.strategies import sequence_pairs, sequences
@@ -24,11 +33,18 @@ from clipseq.testing.strategies import sequence_pairs, sequences
 __all__ = [
     "CHECKS",
     "Check",
+    "CompiledKernel",
     "ConformanceError",
+    "KernelCase",
     "Make",
     "Subject",
+    "check_kernels",
     "check_similarity",
+    "check_similarity_with_kernels",
+    "compile_kernels",
     "parametrize_with_checks",
+    "peak_of_kernels",
+    "run_kernels",
     "sequence_pairs",
     "sequences",
 ]

@@ -19,12 +19,22 @@ WITHOUT_WARNING = "api"
 _GOOGLE = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
 
 
+class _Docstring(GoogleDocstring):
+    """A docstring whose section Returns is plain text, even if it contains a colon."""
+
+    def _consume_returns_section(
+        self, preprocess_types: bool = False
+    ) -> list[tuple[str, str, list[str]]]:
+        lines = self._dedent(self._consume_to_next_section())
+        return [("", "", lines)] if lines else []
+
+
 def _read_sections(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     # In a property, napoleon would read "Before: after" as a type and its meaning.
     what = "method" if what in ("property", "attribute", "data") else what
-    lines[:] = GoogleDocstring(lines, _GOOGLE, app, what, name, obj, options).lines()
+    lines[:] = _Docstring(lines, _GOOGLE, app, what, name, obj, options).lines()
 
 
 def _name(

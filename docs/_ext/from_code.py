@@ -192,7 +192,7 @@ class Cost(_Generated):
         from clipseq import available_similarities
 
         docstring = inspect.getdoc(available_similarities()[self.arguments[0]].cls) or ""
-        found = re.search(r"\bCost: (.*?)(?=\n\n|\Z)", docstring, re.DOTALL)
+        found = re.search(r"\bCost:\s+(.*?)(?=\n\n|\Z)", docstring, re.DOTALL)
         if found is None:
             logger.warning("no cost in the docstring", location=self.get_location())
             return ""
@@ -305,6 +305,10 @@ def _data(module: ModuleType, name: str) -> str:
     value = getattr(module, name)
     if inspect.isclass(value) or inspect.isroutine(value):
         return ""
+    if inspect.isroutine(function := getattr(value, "fn", None)):  # compiled by Triton
+        arguments = ", ".join(inspect.signature(function).parameters)
+        text = textwrap.indent(inspect.getdoc(function) or "", "   ")
+        return f"\n.. py:function:: {name}({arguments})\n   :module: {module.__name__}\n\n{text}\n"
     for other, defining in list(sys.modules.items()):
         if other.startswith(module.__name__) and getattr(defining, name, None) is value:
             meaning = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", name))
