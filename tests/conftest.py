@@ -50,7 +50,7 @@ SLOW = (
     "training/test_fit.py",
     "training/test_gradient_caching.py",
 )
-"""Patterns of folders and modules with slow tests, which `make test` runs and `make check` leaves out."""
+"""Patterns of the slow folders and modules, which `make test` runs and `make check` leaves out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
