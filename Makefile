@@ -2,22 +2,32 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+CREATED := $(VENV)/.created
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Options of `clipseq demo`, as in make demo DEMO="--small --out runs/small".
+DEMO ?=
 # Options of `make bench` and `make performance`: see benchmarks/README.md.
 BENCH ?=
 
-.PHONY: demo test lint types docs bench performance clean
+.PHONY: demo test check lint types docs bench performance clean
 
-demo: $(STAMP)
-	$(BIN)/clipseq demo
+demo: $(DEMO_STAMP)
+	$(BIN)/clipseq demo $(DEMO)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto
 
+# For every commit: under 90 seconds on two cores. `make test` is for every push.
+check: lint types
+	$(BIN)/python -m pytest --numprocesses auto --quiet -m "not slow"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/towncrier build --draft --version next > $(VENV)/changes.md
 
 types: $(STAMP)
 	$(BIN)/mypy
@@ -28,21 +38,34 @@ docs: $(STAMP)
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns median,rounds $(BENCH)
 
-# What was measured is reported even where a bound was not kept.
+# The report is written even if a bound is broken.
 performance: $(BENCH_STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns median,rounds $(BENCH); status=$$?; \
 		$(BIN)/python benchmarks/report.py && exit $$status
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"clipseq needs Python 3.11 or later, this is {sys.version}: try make PYTHON=python3.12"'
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(f"clipseq needs Python 3.11 or later, this is {sys.version}: try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@touch $@
+
+$(DEMO_STAMP): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing clipseq with PyTorch, lightning and matplotlib into $(VENV): 1.3 GB, or more with"
+	@echo "the CUDA build of PyTorch. This happens once and takes 2 to 10 minutes, most of it download."
+	@echo "The demo itself then takes about 5 minutes on two cores."
+	$(INSTALL) --editable '.[train,plot]'
+	@touch $@
+
+$(STAMP): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing clipseq and all tools of its development into $(VENV): 2 GB, or more with the CUDA"
+	@echo "build of PyTorch. This happens once and takes 2 to 10 minutes, most of it download."
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(DEMO_STAMP)
 
 $(BENCH_STAMP): $(STAMP) benchmarks/peers.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
-	touch $@
+	@echo "Installing the libraries that clipseq is measured against into $(VENV)."
+	$(INSTALL) --editable '.[dev,bench]'
+	$(INSTALL) --no-deps --requirement benchmarks/peers.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist docs/_build

@@ -24,19 +24,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--sizes",
         default="S1,S2,S3,M",
-        help=f"which of {', '.join(SIZES)}, with commas; M for all M's (default: %(default)s)",
+        help=f"names among {', '.join(SIZES)}, with commas; M for all M's (default: %(default)s)",
     )
-    group.addoption("--threads", type=int, default=2, help="of torch (default: %(default)s)")
+    group.addoption("--threads", type=int, default=2, help="torch's threads (default: %(default)s)")
     group.addoption(
         "--results",
         type=Path,
         default=Path("benchmarks.json"),
-        help="written after every measurement; what it has of the same machine and versions stays "
-        "(default: %(default)s)",
+        help="file that is written after every measurement, and keeps those from the same machine "
+        "and versions (default: %(default)s)",
     )
-    group.addoption("--resume", action="store_true", help="leave out what --results has already")
+    group.addoption("--resume", action="store_true", help="skip what --results has already")
     group.addoption(
-        "--budget", type=float, default=60.0, help="seconds for a peer's rounds (default: 60)"
+        "--budget", type=float, default=60.0, help="seconds for all rounds of a peer (default: 60)"
     )
     group.addoption(
         "--peer-memory", type=float, default=8.0, help="GiB that a peer may add (default: 8)"
@@ -69,14 +69,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _id(label: str, size: str, padding: str) -> str:
-    """With the similarity that a peer is against, so that -k finds both by its name."""
+    """Return an id with the similarity that a peer competes with, so that -k finds both."""
     against = CONTENDERS[label].against
     parts = (size, against, label, padding) if against else (size, label, padding)
     return "-".join(parts).replace(" ", "_")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Small sizes first, so that something is there early.
+    # Small sizes come first, so that there are results early.
     order = list(SIZES)
 
     def place(item: pytest.Item) -> int:
@@ -102,7 +102,7 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Each figure as soon as it is there."""
+    """Print each figure as soon as it is measured."""
     for name, entry in report.user_properties:
         if name == "entry" and report.when == "call" and _terminal is not None:
             _terminal.write_line(f"  {line(entry)}")
@@ -116,9 +116,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     _terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     put_aside = session.config.stash[RESULTS].put_aside
     if put_aside and _terminal:
-        _terminal.write_line(
-            f"results of another machine, versions or threads: {put_aside} with the first new one"
-        )
+        _terminal.write_line(f"the first new result moves those of other conditions to {put_aside}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,7 +1,7 @@
-"""What is measured, ours and others', behind one call: (x, y, x_mask, y_mask) -> scores or a loss.
+"""Our similarities and their peers behind one call: (x, y, x_mask, y_mask) -> scores or a loss.
 
-A peer is used in the way that serves it best. Where what it computes is not the same as ours, its
-label says what is not.
+Each peer is used in the way that serves it best. Where it computes something else than we do, its
+note says what.
 """
 
 import importlib
@@ -38,16 +38,16 @@ Scores = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 @attrs.frozen
 class Contender:
-    """Something to measure.
+    """A similarity or loss to measure.
 
     Attributes:
-        label: what it is called in the tables.
-        make: makes the call; ImportError where what it needs is not installed.
-        against: of a peer: the label of ours that does the same job.
-        parts: labels of ours whose times are added up beside it.
+        label: its name in the tables.
+        make: creates the call; raises ImportError if a library is not installed.
+        against: for a peer, the label of the similarity of ours that does the same job.
+        parts: labels of ours whose times are added up for comparison.
         masks: whether it takes masks.
-        same: of a peer: whether it gives the very scores of ours.
-        note: what is not the same.
+        same: for a peer, whether it gives the same scores as ours.
+        note: how it differs from ours.
     """
 
     label: str
@@ -68,7 +68,7 @@ def _loss(kind: str) -> Scores:
 
 
 def _combined_loop() -> Scores:
-    """The mean of the four by the weights that `combined` starts with."""
+    """Return the weighted mean of the four, with the weights that `combined` starts with."""
     weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
     loops = {
         "global": global_pair,
@@ -85,13 +85,13 @@ def _combined_loop() -> Scores:
 
 
 def _without_init(*packages: str) -> None:
-    """Let modules of a package be imported without what its ``__init__`` wants installed."""
+    """Make modules of a package importable without running its ``__init__``."""
     for package in packages:
         if package in sys.modules:
             continue
         spec = importlib.util.find_spec(package)
         if spec is None or spec.submodule_search_locations is None:
-            raise ImportError(f"no package {package}")
+            raise ImportError(f"{package} must be installed, got no such package")
         bare = ModuleType(package)
         bare.__path__ = list(spec.submodule_search_locations)
         bare.__spec__ = spec
@@ -101,7 +101,7 @@ def _without_init(*packages: str) -> None:
 def _with_numba(name: str) -> ModuleType:
     """Import a package that numba compiles, with as many threads as torch has.
 
-    And not with OpenMP: it is torch's too, and using it sets torch's number of threads anew.
+    Numba must not use OpenMP, which torch uses too: that would change torch's number of threads.
     """
     os.environ["NUMBA_THREADING_LAYER"] = "workqueue"
     os.environ["NUMBA_NUM_THREADS"] = str(torch.get_num_threads())
@@ -114,7 +114,7 @@ def _tslearn() -> Scores:
     def scores(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> Tensor:
         costs = all_costs(x, y)
         loss = module.SoftDTWLossPyTorch(gamma=0.1, dist_func=lambda a, b: costs)
-        # It looks at the shapes only: the costs are there.
+        # The costs are computed already, so that only the shapes matter.
         shapes = (x.new_empty(len(costs), side.shape[1], 1) for side in (x, y))
         return loss(*shapes).view(len(x), len(y))
 
@@ -152,14 +152,14 @@ def _pylate() -> Scores:
 
 
 def _x_clip() -> Scores:
-    # The part of it that needs torchvision, which no similarity uses.
+    # This module needs torchvision, and no similarity uses it.
     absent = ModuleType("x_clip.visual_ssl")
     absent.SimSiam = absent.SimCLR = None
     sys.modules.setdefault("x_clip.visual_ssl", absent)
     module = importlib.import_module("x_clip.x_clip")
 
     class Given(torch.nn.Module):
-        """An encoder that has encoded already."""
+        """An encoder that returns given steps."""
 
         def forward(self, *_: Any) -> Tensor:
             return self.steps
@@ -216,7 +216,7 @@ OURS = {
     )
 }
 
-_SOFT_DTW = "plain soft-DTW, one weight a step and paths not counted; costs handed to it"
+_SOFT_DTW = "plain soft-DTW: one weight per step, paths not counted; the costs are given to it"
 
 PEERS = {
     peer.label: peer
@@ -253,7 +253,7 @@ PEERS = {
             "local window=1",
             masks=False,
             same=False,
-            note="with its contrastive loss, which is not to be had apart; "
+            note="with its contrastive loss, which cannot be separated; "
             "no mask for the images; loaded without its torchvision part",
         ),
         Contender(

@@ -1,9 +1,9 @@
-"""What a contender adds to a fresh process, forward and backward.
+"""Memory that a contender adds to a fresh process, forward and backward.
 
     python benchmarks/memory.py LABEL SIZE PADDING THREADS [SECONDS GIB]
 
-prints JSON: {"added_bytes": ..., "seconds": ...}, of one call; or, with limits, {"skipped": why}
-where a call is expected to take longer or more, from calls with few sequences of the same lengths.
+prints {"added_bytes": ..., "seconds": ...} for one call as JSON. With limits, it prints
+{"skipped": why} if the call would exceed one, as calls with few sequences of the same lengths show.
 """
 
 import ctypes
@@ -19,23 +19,23 @@ import torch
 from clipseq.cli.bench import added_bytes, seconds
 
 PROBES = (4, 12)
-"""Sequences a side of the calls that the size's cost is expected from."""
+"""Sequences per side in the small calls, from which the cost of the whole size is estimated."""
 
 IN_EVERY_CHILD = 240
-"""Seconds that importing, compiling and small calls may take, beside what is measured."""
+"""Seconds allowed for importing, compiling and small calls, on top of the measurement."""
 
 
 def measured(
     label: str, size: str, padding: str, threads: int, limits: tuple[float, float] | None
 ) -> dict[str, Any]:
-    """What `main` prints, of a process of its own.
+    """Run `main` in a process of its own, and return what it prints.
 
     Args:
-        label: of a contender.
-        size: its name.
+        label: label of a contender.
+        size: name of a size.
         padding: "full" or "ragged".
-        threads: of torch.
-        limits: seconds and GiB that a call may take; None: whatever it takes.
+        threads: number of threads of torch.
+        limits: seconds and GiB that a call may take; None for no limits.
     """
     arguments = [label, size, padding, str(threads), *map(str, limits or ())]
     try:
@@ -72,11 +72,11 @@ def main() -> None:
             nonlocal took
             took = seconds(lambda: contender(*inputs).square().sum().backward())
 
-        # In this order: the time is that of the call which was weighed.
+        # `run` sets the time, so it must be called first.
         added = added_bytes(run)
         return took, added
 
-    # What is loaded or compiled at the first call is not the contender's.
+    # Loading and compiling happen at the first call and do not count.
     cost(Size(2, 2, min(size.t, 8), min(size.length, 8)))
     if limits:
         most_seconds, most_gib = map(float, limits)
@@ -95,7 +95,7 @@ def main() -> None:
         if gib > most_gib:
             print(json.dumps({"skipped": f"a call would take about {_about(gib)} GiB"}))
             return
-        # What grows faster than the number of pairs fails here, and not by filling the machine.
+        # A cost that grows faster than the number of pairs fails here, before it fills the machine.
         most = int((most_gib + 4) * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:
@@ -113,7 +113,7 @@ def _about(number: float) -> str:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, so that it is counted again when it is taken again."""
+    """Return freed memory to the system, so that it counts when it is allocated again."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

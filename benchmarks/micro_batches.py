@@ -2,10 +2,10 @@
 
     python benchmarks/micro_batches.py [SIMILARITY ...]
 
-Each step runs in a process of its own, on maps and captions as long as the demo's. Counted is the
-most that torch's allocator holds at one time during forward and backward, beyond the model, its
-gradients and the batch: what the towers, the losses and the similarity take. "plain" is CLIP
-without sequences. The first row of each similarity is the batch that fits.
+Each step runs in a process of its own, on maps and captions as long as the demo's. It counts the
+most that torch's allocator holds at one time during forward and backward, without the model, its
+gradients and the batch. The rest is what the towers, the losses and the similarity take. "plain" is
+CLIP without sequences. The first row of each similarity is the batch that fits.
 """
 
 import subprocess
@@ -20,7 +20,7 @@ CAPTION = "a person walks {} steps , then waves with both hands , and then sits 
 
 
 def measure(similarity: str, items: int, micro_batch: int) -> tuple[float, float]:
-    """MiB of the batch, and of the step."""
+    """Return the MiB of the batch, and of the step."""
     from clipseq.demo import COMBINED, FULL, demo_configs
     from clipseq.encoders import train_tokenizer
     from clipseq.testing.checks.memory import peak_bytes
@@ -41,7 +41,7 @@ def measure(similarity: str, items: int, micro_batch: int) -> tuple[float, float
         radar = {name: torch.randn(size, bins, 160) for name, bins in views.items()}
         return {"radar": radar, "text": captions[:size]}
 
-    model.training_step(batch(2)).backward()  # the gradients are there before
+    model.training_step(batch(2)).backward()  # allocates the gradients
     model.micro_batch = micro_batch or None
     whole = batch(items)
     peak = peak_bytes(lambda: model.training_step(whole).backward())

@@ -1,7 +1,7 @@
-"""The similarities as they are usually written: autograd through plain torch, from the formulas.
+"""The similarities in the usual way: autograd through plain torch, from the formulas.
 
-Once for all pairs, with the whole (B, C, T, L) tensor, and once in a loop over pairs. They share
-no code with the plugins, and give the same scores.
+Each is written once for all pairs, with the whole (B, C, T, L) tensor, and once as a loop over
+pairs. They share no code with the plugins and give the same scores.
 """
 
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, pad
 
 FAR = 1e6
-"""A cost beyond any path's: finite, so that no gradient is NaN."""
+"""Cost that is larger than any path's, and finite, so that no gradient is NaN."""
 
 
 def lengths(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(B,) real steps; masks here have the real steps in front."""
+    """Return the numbers of real steps (B,); in these masks the real steps come first."""
     return torch.full((len(values),), values.shape[1]) if mask is None else mask.sum(1)
 
 
 def real(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, T), True at a real step."""
+    """Return a mask (B, T) that is True at real steps."""
     return values.new_ones(values.shape[:2], dtype=torch.bool) if mask is None else mask
 
 
 def looped(pair: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    """A score of two sequences (t, D) and (l, D), called for each pair in turn."""
+    """Return a function that calls `pair` with (t, D) and (l, D) for each pair in turn."""
 
     def scores(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> Tensor:
         t, length = lengths(x, x_mask).tolist(), lengths(y, y_mask).tolist()
@@ -39,12 +39,12 @@ def looped(pair: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
 
 
 def global_pair(x: Tensor, y: Tensor) -> Tensor:
-    """Cosine of the means."""
+    """Return the cosine of the means."""
     return torch.cosine_similarity(x.mean(0), y.mean(0), dim=0)
 
 
 def local_pair(window: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """MaxSim of windows."""
+    """Return MaxSim over windows."""
 
     def windows(x: Tensor) -> Tensor:
         return normalize(x.unfold(0, min(window, len(x)), 1).mean(2), dim=1)
@@ -57,7 +57,7 @@ def local_pair(window: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def attention_pair(x: Tensor, y: Tensor, heads: int = 8, temperature: float = 0.1) -> Tensor:
-    """Attention of each over the other, head by head, and the cosines with what it found."""
+    """Attend from each side to the other, head by head; return the mean cosine with the result."""
     x, y = normalize(x, dim=1), normalize(y, dim=1)
     x_heads, y_heads = (v.unflatten(1, (heads, -1)).transpose(0, 1) for v in (x, y))
     logits = x_heads @ y_heads.mT * heads / temperature
@@ -68,7 +68,7 @@ def attention_pair(x: Tensor, y: Tensor, heads: int = 8, temperature: float = 0.
 
 
 def temporal_pair(gamma: float = 0.1) -> Callable[[Tensor, Tensor], Tensor]:
-    """Soft-DTW, an anti-diagonal at a time; the number of paths is found once for all lengths."""
+    """Return soft-DTW, one anti-diagonal at a time; paths are counted once per pair of lengths."""
     counts: dict[tuple[int, int], Tensor] = {}
 
     def pair(x: Tensor, y: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def temporal_pair(gamma: float = 0.1) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def soft_dtw(costs: Tensor, t: Tensor, length: Tensor, gamma: float) -> Tensor:
-    """(N,) soft-DTW of costs (N, T, L), at its own (t, l); a diagonal step counts twice."""
+    """Return soft-DTW (N,) of costs (N, T, L), each at its (t, l); diagonal steps count twice."""
     count, steps, others = costs.shape
     row = torch.arange(steps)
     far = costs.new_full((count, steps), FAR)
@@ -107,7 +107,7 @@ def soft_dtw(costs: Tensor, t: Tensor, length: Tensor, gamma: float) -> Tensor:
 
 
 def local_whole(window: int) -> Callable[..., Tensor]:
-    """MaxSim of windows, by one einsum."""
+    """Return MaxSim over windows, by one einsum."""
 
     def windows(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         t = lengths(x, mask)
@@ -130,7 +130,7 @@ def local_whole(window: int) -> Callable[..., Tensor]:
 
 
 def attention_whole(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> Tensor:
-    """All pairs at once: (B, C, H, T, L) weights, and (B, C, T, D) of what they found."""
+    """Score all pairs at once, with weights (B, C, H, T, L) and attended steps (B, C, T, D)."""
     heads, temperature = 8, 0.1
     x_real, y_real = real(x, x_mask), real(y, y_mask)
     x, y = normalize(x, dim=2), normalize(y, dim=2)
@@ -146,7 +146,7 @@ def attention_whole(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor 
 
 
 def all_costs(x: Tensor, y: Tensor) -> Tensor:
-    """(B·C, T, L) of one minus the cosine."""
+    """Return one minus the cosine of all steps, (B·C, T, L)."""
     cosines = torch.einsum("btd,cld->bctl", normalize(x, dim=2), normalize(y, dim=2))
     return 1 - cosines.flatten(0, 1)
 
@@ -154,7 +154,7 @@ def all_costs(x: Tensor, y: Tensor) -> Tensor:
 def temporal_whole(
     x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None, gamma: float = 0.1
 ) -> Tensor:
-    """Soft-DTW of all pairs at once, through autograd."""
+    """Score all pairs by soft-DTW at once, through autograd."""
     t = lengths(x, x_mask).repeat_interleave(len(y))
     length = lengths(y, y_mask).repeat(len(x))
     nothing = x.new_zeros(1, x.shape[1], y.shape[1]).expand(len(t), -1, -1)

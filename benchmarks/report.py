@@ -1,4 +1,4 @@
-"""docs/performance.md and its figures, from what was measured.
+"""Write docs/performance.md and its figures from the measurements.
 
 python benchmarks/report.py [RESULTS [DOCS]]
 """
@@ -19,7 +19,7 @@ from clipseq.demo.figures import save
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 COLOURS = {
     "global": "#4d4d4d",
     "local window=1": "#56b4e9",
@@ -34,46 +34,131 @@ MARKERS = "osD^vPX*<>h"
 TITLE = """\
 # Performance
 
-Time and memory of every similarity, forward and backward, and of what others offer for the same
-job. This page and its figures are written by `python benchmarks/report.py` from what `make bench`
-measured; `make performance` does both.
+## How much slower is a training step?
 
-**The floor** is the time of the three matrix products of 2·B·C·T·L·D operations that the cosines
-and their gradients to both sides take with torch, in the same run. Some are faster: `global` needs
-none of them, the backward of `local` the winning pairs of windows only, and a band its own cells
-only. **Memory** is the most that a fresh process held beyond what it held before the call, inputs
-and their gradients not counted. In every round the floor, then ours beside a peer (or the parts
-beside `combined`), then what is measured are timed one after the other; times are medians. Ragged
-batches have lengths drawn evenly from 1 to T, or L; their floor is still that of all steps, and the
-share of it that real steps need is {share}.
+The towers take the same time with any similarity; a similarity adds its own, forward and
+backward. In the demo (two layers of width 96, batches of 64 clips, 32 steps of radar against
+some 20 tokens, one thread), training with `combined` took 3.7 times as long as plain CLIP. With
+larger towers the same similarity weighs less. In milliseconds per training step, on {machine}:
 
-All of it is a CPU's. On a GPU other kernels compute, which have not been timed:
-`clipseq bench NAME --device cuda --dtype bfloat16 --batch 128 --steps 248 --others 77` does.
+{steps}
+D = 256, float32, all steps real. T counts the steps of x, L those of y.
+
+The last column compares the largest size with the matrix products of all steps with all others.
+Plain CLIP is the row global. The default `combined` costs the sum of its parts; naming fewer or
+cheaper parts makes it faster, as the demo does. To find out what a similarity adds to your
+model:
+
+1. Time your step with `use_sequence_similarity=False`.
+2. Add what `clipseq bench` prints for your sizes, on your machine:
+
+```sh
+clipseq bench local --batch 64 --steps 32 --others 20
+```
+
+On a GPU other kernels compute, which have not been timed yet;
+`clipseq bench combined --device cuda --dtype bfloat16` does that.
+
+If a similarity is too slow for you, [](troubleshooting.md#slow) says what to change first.
 """
+
+GROWTH = """\
+## How do time and memory grow?
+
+Time grows in proportion to the number of cells, B·C·T·L, except for `global`. A cell is one step
+of x with one step of y in one pair. Memory grows with the inputs and the scores, because pairs are
+scored in tiles.
+
+![Time and memory of each similarity against B·C·T·L](figures/performance.png)
+
+Thin lines are in proportion to B·C·T·L. The table has T=62, L=20 and more and more pairs. Where
+time is in proportion, the first number stays the same; the second is the memory added.
+
+{growth}"""
+
+PEERS_TITLE = """\
+## How does it compare with other libraries?
+
+![Time and memory of each similarity and its peers](figures/performance-peers.png)
+
+The [last table](#other-libraries) has the numbers.
+"""
+
+METHOD = """\
+## Appendix: every figure
+
+`make bench` measures, and `python benchmarks/report.py` writes this page and its figures; `make
+performance` does both.
+
+{conditions}
+**Time** is the median over rounds of one forward and backward pass. In each round, the floor,
+then ours next to a peer (or the parts next to `combined`), then the similarity itself are timed
+one after the other.
+
+**The floor** is the time that torch takes, in the same run, for the three matrix products of
+2·B·C·T·L·D operations that give the cosines and their gradients to both sides. Some
+similarities are faster: `global` needs none of the products, the backward pass of `local` only
+the winning pairs of windows, and a band only its own cells.
+
+**Memory** is the largest amount that a fresh process held beyond what it held before the call,
+without the inputs and their gradients.
+
+**Ragged** batches have lengths drawn evenly from 1 to T, or L. Their floor is that of all
+steps; the real steps need {share} of it.
+
+{sizes}
+### Every similarity
+
+{similarities}
+### Other libraries
+
+{peers}"""
 
 
 def page(conditions: dict[str, Any], entries: Sequence[Entry]) -> str:
-    """The page's text."""
+    """Return the text of the page."""
     measured = [entry for entry in entries if "skipped" not in entry]
     shares = [e["real_cells"] / e["cells"] for e in measured if e["padding"] == "ragged"]
     bounds = dict.fromkeys(f"{share:.0%}" for share in (min(shares), max(shares))) if shares else ()
-    share = " to ".join(bounds) or "not measured here"
-    parts = [TITLE.format(share=share), _conditions(conditions, measured)]
-    parts.append(
-        "## Against the size\n\n"
-        "![Time and memory of each similarity against B·C·T·L](figures/performance.png)\n\n"
-        "Thin lines: in proportion to B·C·T·L. The table has T=62 and L=20 and ever more pairs, "
-        "with the time for a cell (one step of x with one of y) and the memory: where time is in "
-        "proportion the first number stays; the second grows as the inputs and the scores do, if "
-        "at all.\n\n" + _growth(measured)
+    machine = conditions["machine"]
+    return "\n".join(
+        [
+            TITLE.format(
+                machine=f"{machine['cores']} cores of {machine['cpu']}", steps=_steps(measured)
+            ),
+            GROWTH.format(growth=_growth(measured)),
+            PEERS_TITLE,
+            METHOD.format(
+                conditions=_conditions(conditions, measured),
+                share=" to ".join(bounds) or "an unmeasured share",
+                sizes=_sizes(),
+                similarities=_similarities(measured),
+                peers=_peers(entries),
+            ),
+        ]
     )
-    parts.append("## Each similarity\n\n" + _sizes() + "\n" + _similarities(measured))
-    parts.append(
-        "## Against others\n\n"
-        "![Time and memory of each similarity and its peers](figures/performance-peers.png)\n\n"
-        + _peers(entries)
-    )
-    return "\n".join(parts)
+
+
+def _steps(measured: Sequence[Entry]) -> str:
+    """Return the table of what a similarity adds to a training step."""
+    found = {(e["label"], e["size"]): e for e in measured if e["padding"] == "full"}
+    sizes = [name for name in ("S1", "M64", "S2", "S3") if any(key[1] == name for key in found)]
+    rows = [
+        (
+            label,
+            *(
+                _number(1e3 * found[label, size]["seconds"]) if (label, size) in found else ""
+                for size in sizes
+            ),
+            _number(found[label, sizes[-1]]["seconds"] / found[label, sizes[-1]]["floor"])
+            if (label, sizes[-1]) in found
+            else "",
+        )
+        for label in COLOURS
+        if any((label, size) in found for size in sizes)
+    ]
+    shapes = (f"B={SIZES[s].b}, T={SIZES[s].t}, L={SIZES[s].length}" for s in sizes)
+    return _table(("ms", *shapes, "× products"), rows)
 
 
 def _conditions(conditions: dict[str, Any], measured: Sequence[Entry]) -> str:
@@ -133,7 +218,7 @@ def _similarities(measured: Sequence[Entry]) -> str:
 
 
 def _growth(measured: Sequence[Entry]) -> str:
-    """Nanoseconds a cell, and MiB: T=62 and L=20, ever more pairs."""
+    """Return the table of nanoseconds per cell, and MiB, for T=62, L=20 and more and more pairs."""
     series = [name for name, size in SIZES.items() if (size.t, size.length) == (62, 20)]
     found = {(e["label"], e["size"]): e for e in measured if e["padding"] == "full"}
     series = [size for size in series if any(key[1] == size for key in found)]
@@ -148,7 +233,7 @@ def _growth(measured: Sequence[Entry]) -> str:
                 f"{1e9 * entry['seconds'] / entry['cells']:.2f}, {_mib(entry)}" if entry else ""
             )
         rows.append(cells)
-    head = ("ns a cell, MiB", *(f"B=C={SIZES[size].b}" for size in series))
+    head = ("ns per cell, MiB", *(f"B=C={SIZES[size].b}" for size in series))
     return _table(head, rows) if rows else ""
 
 
@@ -169,10 +254,9 @@ def _peers(entries: Sequence[Entry]) -> str:
     text = _table(("peer", "against", "size", "ms", "× ours", "MiB"), rows)
     notes = [f"- {peer.label}: {peer.note}." for peer in PEERS.values() if peer.note]
     text += (
-        "\nLoops and einsums are ours, written from the formulas; they and open_clip's losses give "
-        "the same scores (or loss) and gradients. Not the same, and timed all the same:\n\n"
-        + "\n".join(notes)
-        + "\n"
+        "\nLoops and einsums are ours, written from the formulas. They and open_clip's losses give "
+        "the same scores (or loss) and gradients as clipseq. These do not, and are timed all the "
+        "same:\n\n" + "\n".join(notes) + "\n"
     )
     if absent:
         lines = [f"- {label}: {why}" for label, why in absent.items()]
@@ -194,7 +278,7 @@ def _ordered(entries: Sequence[Entry], labels: list[str]) -> list[Entry]:
 
 
 def against_size(entries: Sequence[Entry]) -> "Figure":
-    """Time and memory of ours over B·C·T·L, one line a similarity, with the floor."""
+    """Draw time and memory of ours over B·C·T·L, one line per similarity, with the floor."""
     measured = _full(entries)
     figure = _figure(10.5, 4.6)
     time_panel, memory_panel = figure.subplots(1, 2)
@@ -207,7 +291,7 @@ def against_size(entries: Sequence[Entry]) -> "Figure":
     floors = sorted({(e["cells"], e["floor"]) for e in measured if e["label"] == "temporal"})
     if floors:
         time_panel.plot(*zip(*floors, strict=True), color="black", linestyle="--", label="floor")
-        # Proportion to B·C·T·L, through the floor.
+        # Lines in proportion to B·C·T·L, through the floor.
         start, end = floors[0][0], floors[-1][0]
         for factor in (0.1, 1.0, 10.0, 100.0):
             first = factor * floors[-1][1] * start / end
@@ -226,7 +310,7 @@ def against_size(entries: Sequence[Entry]) -> "Figure":
 
 
 def against_peers(entries: Sequence[Entry]) -> "Figure":
-    """Time (above) and memory (below) over B·C·T·L: a column for each of ours that has peers."""
+    """Draw time (above) and memory (below) over B·C·T·L, a column for each of ours with peers."""
     measured = _full(entries)
     columns = [
         label
@@ -275,7 +359,7 @@ def _full(entries: Sequence[Entry]) -> list[Entry]:
 
 def _mib_or_nan(entry: Entry) -> float:
     added = entry["added_bytes"]
-    # Nothing at all has no place on a logarithmic axis.
+    # A logarithmic axis cannot show zero.
     return float("nan") if added is None else max(added / 2**20, 0.1)
 
 
@@ -294,7 +378,7 @@ def _finish(panel: Any, title: str, quantity: str) -> None:
     panel.set(xscale="log", yscale="log", xlabel="B·C·T·L", ylabel=quantity)
     panel.set_title(title, loc="left", fontweight="bold")
     for axis in (panel.xaxis, panel.yaxis):
-        # Of an axis that spans little, a single power of ten would be labelled.
+        # On a short axis only one power of ten would be labelled.
         axis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
     panel.tick_params(which="minor", labelsize=6)
     panel.grid(alpha=0.25)
@@ -306,11 +390,11 @@ def main() -> None:
         Path(given) for given in (*sys.argv[1:], *("benchmarks.json", "docs")[len(sys.argv) - 1 :])
     )
     if not results.exists():
-        sys.exit(f"no {results}: `make bench` writes it")
+        sys.exit(f"{results} must exist; write it with `make bench`")
     content = json.loads(results.read_text())
     entries = content["entries"]
     if not any("skipped" not in entry for entry in entries):
-        sys.exit(f"nothing was measured in {results}")
+        sys.exit(f"{results} must have at least one measurement; run `make bench` again")
     docs.joinpath("performance.md").write_text(page(content["conditions"], entries))
     save(against_size(entries), docs / "figures" / "performance.png")
     save(against_peers(entries), docs / "figures" / "performance-peers.png")

@@ -1,4 +1,4 @@
-"""What was measured, in a JSON file that is complete after every measurement."""
+"""The measurements, in a JSON file that is complete after each of them."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ Entry = dict[str, Any]
 
 
 def conditions(threads: int, timer: str) -> dict[str, Any]:
-    """What the figures of one file have in common."""
+    """Return the conditions that all figures in one file share."""
     return {
         "machine": {"cpu": _cpu(), "cores": _cores(), "system": platform.system()},
         "threads": threads,
@@ -36,7 +36,7 @@ def conditions(threads: int, timer: str) -> dict[str, Any]:
 
 
 class Results:
-    """The file. Measurements of other conditions are put aside, not mixed with new ones."""
+    """The file of measurements. It puts aside those made under other conditions."""
 
     def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
         self.path = path
@@ -52,11 +52,11 @@ class Results:
             self.put_aside = path.with_suffix(".previous.json")
 
     def has(self, label: str, size: str, padding: str) -> bool:
-        """Whether there is a figure, or the reason why there is none."""
+        """Return whether there is a figure, or the reason why there is none."""
         return (label, size, padding) in self.entries
 
     def add(self, entry: Entry) -> None:
-        """Keep an entry in the place of an older one, and write the file."""
+        """Add an entry, replacing an older one, and write the file."""
         if self.put_aside and not self.entries:
             self.path.replace(self.put_aside)
         self.entries[_key(entry)] = entry
@@ -71,7 +71,7 @@ def _key(entry: Entry) -> tuple[str, str, str]:
 
 
 def _comparable(conditions: dict[str, Any]) -> dict[str, Any]:
-    # A peer that was installed since does not change the others' figures.
+    # Installing another peer does not change the figures of the rest.
     versions = {name: conditions["versions"][name] for name in ("python", "torch", "numpy")}
     return {**conditions, "versions": versions}
 

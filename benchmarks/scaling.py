@@ -1,9 +1,9 @@
-"""What a training step sends and scores on a rank, counted, beside the formulas of docs/scaling.
+"""Counts of what a rank sends and scores in a training step, next to the formulas of docs/scaling.
 
     python benchmarks/scaling.py
 
-starts 2, then 3, then 4 processes on this machine (gloo); one process alone sends nothing. No
-times: processes of one machine share its cores, and its memory is no network.
+starts 2, then 3, then 4 processes on this machine (gloo); one process alone sends nothing. It takes
+no times, because the processes share the cores of one machine and no network lies between them.
 """
 
 import datetime
@@ -22,7 +22,7 @@ NAMES = ("global", "local", "attention", "temporal", "combined")
 
 
 def per_item(name: str) -> tuple[int, int]:
-    """Bytes of one prepared y without padding, and of its gradient."""
+    """Return the bytes of one prepared y without padding, and of its gradient."""
     steps, vector, windows = 4 * L * D, 4 * D, L - 16 + 1
     gradient = {
         "global": vector,
@@ -40,7 +40,7 @@ CASES = [(name, gather) for name in NAMES for gather in ("ring", "all")]
 
 
 def steps(rank: int, ranks: int, folder: str) -> None:
-    """One step of every case, as one of several processes."""
+    """Run one step of every case, as one of several processes."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -63,7 +63,7 @@ def steps(rank: int, ranks: int, folder: str) -> None:
 
 
 def counted(ranks: int) -> list[Traffic]:
-    """Of the first rank, case by case."""
+    """Return the traffic of the first rank, case by case."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(steps, (ranks, folder), nprocs=ranks)
         found: list[Traffic] = torch.load(Path(folder) / "counted.pt", weights_only=False)

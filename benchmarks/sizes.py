@@ -1,4 +1,4 @@
-"""The sizes that are measured, and batches of them."""
+"""The sizes that are measured, and batches of these sizes."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from torch import Tensor
 FEATURES = 256
 
 PADDINGS = ("full", "ragged")
-"""Every step real, or lengths that are even between 1 and the longest."""
+"""All steps real, or lengths drawn evenly from 1 to the longest."""
 
 
 class Size(NamedTuple):
-    """B sequences of T steps against C of L."""
+    """A size: B sequences with T steps against C with L."""
 
     b: int
     c: int
@@ -21,7 +21,7 @@ class Size(NamedTuple):
 
     @property
     def cells(self) -> int:
-        """B·C·T·L."""
+        """Number of cells, B·C·T·L."""
         return self.b * self.c * self.t * self.length
 
 
@@ -34,26 +34,28 @@ SIZES = {
     "M256": Size(256, 256, 62, 20),
     "M512": Size(512, 512, 62, 20),
 }
-"""S: of batch and lengths together. M: of the batch alone, from S1's lengths on."""
+"""In S, batch and lengths grow together; in M, only the batch does, with the lengths of S1."""
 
 
 def named(names: str) -> list[str]:
-    """Sizes of a list with commas; M stands for all of its series.
+    """Return the names in a list with commas; M stands for all of its series.
 
     Raises:
-        ValueError: no such size.
+        ValueError: a size does not exist.
     """
     found: list[str] = []
     for name in names.split(","):
         series = [size for size in SIZES if name == "M" and size.startswith("M")]
         if not series and name not in SIZES:
-            raise ValueError(f"no size {name!r}: there are {', '.join(SIZES)}, and M for all M's")
+            raise ValueError(
+                f"sizes must be among {', '.join(SIZES)} and M for all M's, got {name!r}"
+            )
         found += series or [name]
     return found
 
 
 class Batch(NamedTuple):
-    """What a similarity is called with."""
+    """The arguments of a similarity."""
 
     x: Tensor
     y: Tensor
@@ -62,12 +64,12 @@ class Batch(NamedTuple):
 
 
 def batch(size: Size, padding: str, features: int = FEATURES) -> Batch:
-    """Random sequences that want gradients; the same in every process."""
+    """Return random sequences that require gradients, the same in every process."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(size.b, size.t, features, generator=generator)
     y = torch.randn(size.c, size.length, features, generator=generator)
     for side in (x, y):
-        # The gradients of the inputs are the caller's, as the inputs are.
+        # The gradients of the inputs belong to the caller, as do the inputs.
         side.requires_grad_().grad = torch.zeros_like(side)
     if padding == "full":
         return Batch(x, y, None, None)
@@ -80,7 +82,7 @@ def batch(size: Size, padding: str, features: int = FEATURES) -> Batch:
 
 
 def real_cells(inputs: Batch) -> int:
-    """Cells of B·C·T·L in which both steps are real: what no way of computing can leave out."""
+    """Return the number of cells in which both steps are real, which every method must compute."""
     x, y, x_mask, y_mask = inputs
     steps = x.shape[0] * x.shape[1] if x_mask is None else int(x_mask.sum())
     others = y.shape[0] * y.shape[1] if y_mask is None else int(y_mask.sum())

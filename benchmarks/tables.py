@@ -8,19 +8,19 @@ from sizes import PADDINGS
 
 
 def ratio_to_ours(entry: Entry) -> float | None:
-    """A peer's time over that of ours, timed in turn with it."""
+    """Return a peer's time divided by that of ours, which is timed in turn with it."""
     against = CONTENDERS[entry["label"]].against
     return entry["seconds"] / entry["references"][against] if against else None
 
 
 def share_of_parts(entry: Entry) -> float | None:
-    """Time over the sum of the parts' times, timed in turn with it."""
+    """Return the time divided by the sum of the parts' times, which are timed in turn with it."""
     parts = CONTENDERS[entry["label"]].parts
     return entry["seconds"] / sum(entry["references"][part] for part in parts) if parts else None
 
 
 def line(entry: Entry) -> str:
-    """A measurement in one line."""
+    """Return a measurement as one line of text."""
     start = f"{entry['size']:5}{entry['padding']:7} {entry['label']:32}"
     if "skipped" in entry:
         return f"{start} {entry['skipped']}"
@@ -42,7 +42,7 @@ def line(entry: Entry) -> str:
 
 
 def tables(results: Results, sizes: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Title and lines: ours and peers of each size, and what could not be measured."""
+    """Yield titles and lines: ours and the peers for each size, and what could not be measured."""
     for title, contenders in (("clipseq", OURS), ("peers", PEERS)):
         lines = [
             line(entry)

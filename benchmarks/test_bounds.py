@@ -1,6 +1,6 @@
-"""What is promised at sizes that are too large for the tests. Nothing here is timed.
+"""Promises at sizes that are too large for the tests. Nothing here is timed.
 
-Each check runs where its size is among --sizes.
+A check runs if its size is among --sizes.
 """
 
 import pytest
@@ -23,12 +23,12 @@ def need(request: pytest.FixtureRequest, *sizes: str) -> None:
 
 
 def added(request: pytest.FixtureRequest, results: Results, label: str, size: str) -> int:
-    """Bytes that a call adds to a fresh process; as measured before, if it was."""
+    """Return the bytes that a call adds to a fresh process, from an earlier measurement if any."""
     known = results.entries.get((label, size, "full"), {})
     if known.get("added_bytes") is None:
         known = measured(label, size, "full", request.config.getoption("--threads"), None)
     if known["added_bytes"] is None:
-        pytest.skip("the peak of a process's memory is not known here")
+        pytest.skip("this system does not report the peak memory of a process")
     return known["added_bytes"]
 
 
@@ -47,8 +47,8 @@ def test_a_larger_batch_adds_its_scores_and_what_grows_as_its_inputs(request, re
         own = 4 * SIZES[size].b * (SIZES[size].t + SIZES[size].length) * FEATURES
         return added(request, results, label, size) - 8 * own
 
-    # 48 bytes a pair: scores, their gradients, counts in float64; a pair has 1240 cells. And
-    # 8 MiB for tiles, which few sequences do not fill.
+    # 48 bytes per pair for scores, their gradients and counts in float64 (a pair has 1240 cells),
+    # and 8 MiB for tiles, which few sequences do not fill.
     pairs = SIZES["M512"].b ** 2 - SIZES["M128"].b ** 2
     assert beside_inputs("M512") - beside_inputs("M128") <= 48 * pairs + 2**23
 
@@ -70,10 +70,10 @@ def test_a_larger_batch_adds_its_scores_and_what_grows_as_its_inputs(request, re
     ids=str,
 )
 def test_float32_is_near_float64_at_s2(request, name, options):
-    """Scores within 1e-5, gradients within 1e-4 of the largest.
+    """Scores are within 1e-5, and gradients within 1e-4 of the largest.
 
-    Windows do not overlap: of those that do, thousands of maxima here are as near to the next
-    as float32 can tell.
+    Windows do not overlap. If they did, thousands of maxima would be as close to the next largest
+    value as the resolution of float32.
     """
     need(request, "S2")
     inputs = batch(SIZES["S2"], "ragged")
@@ -104,9 +104,10 @@ def scores_and_gradients(similarity, inputs):
 
 
 def clear_steps(inputs: Batch, window: int) -> list[torch.Tensor]:
-    """(B, T) and (C, L), False in windows at a maximum that is nearer to the next than 3e-7.
+    """Return masks (B, T) and (C, L), False in windows where the two largest cosines are too close.
 
-    There the gradient is that of either, and rounding decides. Windows do not overlap.
+    Where they differ by less than 3e-7, rounding decides which of them gets the gradient. Windows
+    do not overlap.
     """
     x, y = (side.detach() for side in inputs[:2])
     x_lengths, y_lengths = (mask.sum(1).tolist() for mask in inputs[2:])

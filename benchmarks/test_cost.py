@@ -2,10 +2,10 @@
 
     python -m pytest benchmarks --sizes S1,S2
 
-In each round the matmul floor, then what is compared (ours beside a peer; the parts beside
-`combined`), then what is measured are timed in turn, so that whatever else the machine does meets
-them all. Memory is that of one more call in a fresh process. With --benchmark-disable everything
-runs once and nothing is timed or weighed; peers then with few sequences.
+In each round, the matmul floor, then what is compared (ours for a peer, the parts for `combined`),
+then the contender itself are timed in turn, so that other work on the machine affects all of them.
+Memory is that of one more call in a fresh process. With --benchmark-disable everything runs once,
+without measurements, and peers run with few sequences.
 """
 
 import datetime
@@ -24,7 +24,7 @@ from sizes import SIZES, Batch, Size, batch, real_cells
 from clipseq.cli.bench import matmul_floor, seconds
 
 ROUNDS = {"S1": 9, "S2": 5}
-"""Of larger sizes: 3."""
+"""Number of rounds; larger sizes have 3."""
 
 
 def test_similarity(
@@ -50,7 +50,7 @@ def test_similarity(
     record_property("entry", record)
 
 
-@pytest.mark.filterwarnings("default")  # what a peer is warned of is not our concern
+@pytest.mark.filterwarnings("default")  # warnings in peers do not concern us
 def test_peer(
     benchmark: Any,
     request: pytest.FixtureRequest,
@@ -96,7 +96,7 @@ def _leave_out_if_there(
 
 
 def _does_the_same_job(label: str, size: Size, padding: str) -> None:
-    """A peer that is said to give our scores gives them, and our gradients."""
+    """Check that a peer with `same` gives our scores and gradients."""
     peer = PEERS[label]
     if not peer.same:
         return
@@ -133,7 +133,7 @@ def _timed(
     references = {other: OURS[other].make() for other in against}
     scores = contender.make()
     floor = matmul_floor(inputs.x.detach().flatten(0, 1), inputs.y.detach().flatten(0, 1))
-    # The first call of each is not timed; of a long one, one with few sequences will do.
+    # The first call of each is not timed; if it is long, it has few sequences.
     few = batch(SIZES[size]._replace(b=2, c=2), padding)
     warm = inputs if SIZES[size].cells < 2**25 else few
     floor()

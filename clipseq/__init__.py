@@ -18,24 +18,30 @@ from clipseq.errors import (
     DataError,
     PluginError,
     PluginWarning,
+    UnknownLossError,
     UnknownSimilarityError,
 )
-from clipseq.losses import ClipLoss, SequenceLoss, SigLipLoss
+from clipseq.losses import ClipLoss, PairLoss, SigLipLoss
 from clipseq.registry import (
     FailedPlugin,
+    LossInfo,
     SimilarityInfo,
+    available_losses,
     available_similarities,
     failed_plugins,
+    get_loss,
     get_similarity,
+    register_loss,
     register_similarity,
 )
 from clipseq.registry.hookspecs import hookimpl
+from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 
 if TYPE_CHECKING:
-    from clipseq.encoders import RadarConfig, TextConfig
-    from clipseq.model import CLIP
+    from clipseq.encoders import SignalConfig, TextConfig
+    from clipseq.model import CLIP, ModelConfig
 
 __version__ = "0.1.0"
 
@@ -48,29 +54,37 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FailedPlugin",
+    "LossInfo",
+    "ModelConfig",
+    "PairLoss",
     "PluginError",
     "PluginWarning",
-    "RadarConfig",
     "SequenceLoss",
     "Sequences",
     "SigLipLoss",
+    "SignalConfig",
     "Similarity",
     "SimilarityInfo",
     "TextConfig",
+    "UnknownLossError",
     "UnknownSimilarityError",
     "__version__",
+    "available_losses",
     "available_similarities",
     "failed_plugins",
+    "get_loss",
     "get_similarity",
     "hookimpl",
+    "register_loss",
     "register_similarity",
     "unit",
 ]
 
-# The model's modules are for those who train one; who only wants a similarity does not wait.
+# Imported on first use, so that a user of similarities and losses does not wait for the model.
 _LAZY = {
     "CLIP": "clipseq.model",
-    "RadarConfig": "clipseq.encoders",
+    "ModelConfig": "clipseq.model",
+    "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",
 }
 

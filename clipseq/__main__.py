@@ -5,12 +5,12 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line, or say what it needs."""
+    """Run the command line, or name the packages that it lacks."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         sys.exit(
             f"the command line needs {' and '.join(missing)}: pip install 'clipseq[train]' "
-            "(the library itself works without)"
+            "(the library itself works without them)"
         )
     from clipseq.cli.app import run
 

@@ -1,8 +1,8 @@
-"""Plain dictionaries into attrs configs, strictly: a typo is an error that names the key.
+"""Strict conversion of plain dictionaries into attrs configs: typos are errors that name the key.
 
-cattrs does the structuring. What is added here is that nothing is coerced in silence (`"3"` is no
-int, `True` is no int, a string is no sequence of strings) and that every problem of a config is
-reported at once, by its dotted path.
+cattrs does the structuring. This module adds that nothing is coerced silently (neither `"3"` nor
+`True` is accepted as an int, nor a string as a sequence of strings), and that all problems of a
+config are reported at once, each with its dotted path.
 """
 
 import numbers
@@ -27,24 +27,24 @@ T = TypeVar("T")
 def structure(cls: type[T], mapping: object, *, where: str = "") -> T:
     """Build the attrs class `cls` from a plain mapping such as a TOML table or a JSON object.
 
-    Nested attrs classes, tuples, lists, dicts, `Literal` and unions with `None` are understood. An
-    int is accepted where a float is wanted; nothing else is converted, apart from a list where a
-    tuple is wanted and a string where a `Path` is.
+    Nested attrs classes, tuples, lists, dicts, `Literal` and unions with `None` are supported. An
+    int is accepted for a float, a list for a tuple, and a string for a `Path`. Nothing else is
+    converted.
 
     Args:
         cls: an attrs class.
-        mapping: what to build it from; an instance of `cls` is returned as it is.
-        where: the dotted path of `mapping` in the file it came from, for the error's text.
+        mapping: the plain mapping; an instance of `cls` is returned unchanged.
+        where: the dotted path of `mapping` in the file it came from, for error texts.
 
     Raises:
-        ConfigError: naming every unknown key (and the nearest known one), every missing key, and
-            every value of the wrong type, with the type that was wanted and the value that came.
+        ConfigError: the message names every unknown key (and the nearest known one), every missing
+            key, and every value of the wrong type, with the expected type and the value.
     """
     if isinstance(mapping, cls):
         return mapping
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{where or cls.__name__}: expected a table (a mapping of keys to values), "
+            f"{where or cls.__name__} must be a table (a mapping of keys to values), "
             f"got {mapping!r}"
         )
     try:
@@ -54,16 +54,19 @@ def structure(cls: type[T], mapping: object, *, where: str = "") -> T:
 
 
 def unstructure(instance: Any) -> dict[str, Any]:
-    """The plain dictionary that `structure` turns back into `instance` (paths as strings)."""
+    """Return the plain dictionary from which `structure` builds `instance` (paths as strings)."""
     plain: dict[str, Any] = _converter.unstructure(instance)
     return plain
 
 
 def of_type(kind: type[T], value: object, *, where: str) -> T:
-    """One value as strictly as `structure` takes it, but for numpy's numbers: see `plain`.
+    """Check one value as strictly as `structure` does, except that numpy's numbers are accepted.
+
+    Returns:
+        The value, with numpy's numbers replaced by Python's own; see `plain`.
 
     Raises:
-        ConfigError: it is of another type; the message starts with `where`.
+        ConfigError: it has another type; the message starts with `where`.
     """
     try:
         return _converter.structure(plain(value), kind)
@@ -72,9 +75,10 @@ def of_type(kind: type[T], value: object, *, where: str) -> T:
 
 
 def plain(value: Any) -> Any:
-    """`value` with numpy's numbers, and all that are like them, as Python's own.
+    """Return `value` with numpy's numbers, and others like them, replaced by Python's own.
 
-    Those in lists, tuples and mappings too; what is no number or string stays what it is.
+    Numbers inside lists, tuples and mappings are replaced too. Everything that is neither a number
+    nor a string is returned unchanged.
     """
     if isinstance(value, bool | np.bool_):
         return bool(value)
@@ -92,15 +96,21 @@ def plain(value: Any) -> Any:
     return value
 
 
-class _MismatchError(Exception):
-    """A value of the wrong type, before it is known at which key it stands."""
+class _RefusedError(Exception):
+    """A refused value, raised where its key is not known yet; the text begins with "must be"."""
 
-    def __init__(self, wanted: Any, got: Any):
-        super().__init__(f"expected {_type_name(wanted)}, got {got!r} ({type(got).__name__})")
+    def __init__(self, kind: Any, value: Any, hint: str = ""):
+        super().__init__(
+            f"must be {_type_name(kind)}, got {value!r} ({type(value).__name__}){hint}"
+        )
+
+
+class _MismatchError(_RefusedError):
+    """A refused value of another type."""
 
 
 def _type_name(kind: Any) -> str:
-    """`int | None` as "int or None", `Literal["a", "b"]` as "'a' or 'b'"."""
+    """Write `int | None` as "int or None", and `Literal["a", "b"]` as "'a' or 'b'"."""
     if get_origin(kind) is Literal:
         return " or ".join(repr(choice) for choice in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
@@ -111,7 +121,7 @@ def _type_name(kind: Any) -> str:
 
 
 def _problems(error: BaseException, path: str) -> list[str]:
-    """One line per leaf of the exception tree that cattrs raises, each led by its dotted path."""
+    """List one line per leaf of the exception tree that cattrs raises, with its dotted path."""
     if isinstance(error, BaseExceptionGroup):
         lines = []
         for inner in error.exceptions:
@@ -125,11 +135,13 @@ def _problems(error: BaseException, path: str) -> list[str]:
         ]
     if isinstance(error, KeyError):
         return [f"missing key {path!r}"]
+    if isinstance(error, _RefusedError):
+        return [f"{path} {error}" if path else str(error)]
     return [f"{path}: {error}" if path else str(error)]
 
 
 def _extend(path: str, error: BaseException) -> str:
-    # cattrs hangs the attribute's name, or the index or key in a collection, on the error as a note
+    # cattrs adds the attribute's name, or the index or key in a collection, to the error as a note
     for note in getattr(error, "__notes__", ()):
         step = getattr(note, "name", getattr(note, "index", None))
         if step is not None:
@@ -141,11 +153,11 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _exactly(wanted: type) -> Any:
+def _exactly(kind: type) -> Any:
     def hook(value: Any, _: Any) -> Any:
-        # `type(...) is`: True is an int to isinstance, and no one who writes true means 1
-        if type(value) is not wanted:
-            raise _MismatchError(wanted, value)
+        # `type(...) is`: to isinstance True is an int, but nobody who writes true means 1
+        if type(value) is not kind:
+            raise _MismatchError(kind, value)
         return value
 
     return hook
@@ -168,7 +180,7 @@ def _literal(value: Any, kind: Any) -> Any:
         if type(value) is type(choice) and value == choice:
             return value
     hint = nearest(value, get_args(kind)) if isinstance(value, str) else ""
-    raise ValueError(f"{_MismatchError(kind, value)}{hint}")
+    raise _RefusedError(kind, value, hint)
 
 
 def _union(value: Any, kind: Any) -> Any:
@@ -176,7 +188,7 @@ def _union(value: Any, kind: Any) -> Any:
     if type(value) in members:
         return value
     for member in members:
-        # a table can only be meant for the member that is a class: let its own errors through
+        # a table can only be meant for the member that is a class, so its own errors are raised
         if attrs.has(member) and isinstance(value, Mapping):
             return _converter.structure(value, member)
     for member in members:
@@ -202,7 +214,7 @@ def _sequence(value: Any, kind: Any) -> Any:
         return tuple(
             _converter.structure(v, member) for v, member in zip(value, members, strict=True)
         )
-    # the whole value is named in the error: in a short list it says more than an index
+    # the error names the whole value: for a short list it says more than an index
     items = []
     for item in value:
         try:

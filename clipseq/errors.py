@@ -1,4 +1,4 @@
-"""What clipseq raises and warns of, and the one way in which it guesses what was meant."""
+"""The errors and warnings of clipseq, and the guess at the word that a user meant."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,15 +6,19 @@ from typing import NamedTuple
 
 
 class ClipseqError(Exception):
-    """Root of the errors that are clipseq's own; bad values raise ValueError or TypeError."""
+    """The root of clipseq's own errors. Bad values raise ValueError or TypeError."""
 
 
 class UnknownSimilarityError(ClipseqError, LookupError):
     """No similarity of that name is registered."""
 
 
+class UnknownLossError(ClipseqError, LookupError):
+    """No loss of that name is registered."""
+
+
 class PluginError(ClipseqError):
-    """A plugin breaks the rules of the registry: a clash of names, a bad name, a wrong class."""
+    """A plugin breaks a rule of the registry: a clash of names, a bad name, a wrong class."""
 
 
 class PluginWarning(UserWarning):
@@ -34,30 +38,35 @@ class CheckpointError(ClipseqError, RuntimeError):
 
 
 class Origin(NamedTuple):
-    """In a run of several processes: which one an error comes from, and whether that is this."""
+    """The process that an error comes from, in a run of several.
+
+    Attributes:
+        rank: the rank of that process.
+        here: True if it is this process.
+    """
 
     rank: int
     here: bool
 
 
 def set_origin(error: BaseException, rank: int, *, here: bool) -> None:
-    """Note on `error` the process it comes from; what is noted already stays."""
+    """Note on `error` the process it comes from, unless one is noted already."""
     if origin(error) is None:
         error.__dict__["_origin"] = Origin(rank, here)
 
 
 def origin(error: BaseException) -> Origin | None:
-    """The process that `error` comes from; None: there is one process only."""
+    """Return the process that `error` comes from; None in a run of one process."""
     return error.__dict__.get("_origin")
 
 
 def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The choice most like `word`; None when none is close."""
+    """Return the choice most like `word`, or None if no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """``": did you mean 'x'?"`` for the choice most like `word`, or ``""`` when none is close."""
+    """Return ``": did you mean 'x'?"`` for the choice most like `word`, or ``""``."""
     close = closest(word, choices)
     return "" if close is None else f": did you mean {close!r}?"

@@ -1,33 +1,38 @@
-"""Contrastive losses, for pooled features and for whatever a similarity makes of two sequences.
+"""Contrastive losses over the scores of all pairs of a batch, and the class to derive one from.
 
-With torch.distributed initialised they are the loss of the whole batch, the items of all processes
-together: each process has the rows of its own x, and the same value comes out in all of them.
+When torch.distributed is initialised, the batch is the global batch, made of the items of all
+processes: each process passes the rows of its own x, and every process gets the same value.
 """
 
-import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, SupportsFloat
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple, SupportsFloat, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipseq.distributed import Gather, World, scores_of_all
+from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
-from clipseq.distributed.sharding import GathersWeights, gathers_weights
 from clipseq.engine.unit_vectors import unit
-from clipseq.errors import nearest
 from clipseq.similarity import Prepared, Similarity
+
+__all__ = ["ClipLoss", "PairLoss", "Positives", "SigLipLoss", "info_nce", "sigmoid_loss"]
 
 
 class Positives(NamedTuple):
-    """Which pairs belong together, for the rows of one process.
+    """The pairs that belong together, for the rows of one process.
+
+    B is the number of items of this process, N that of the global batch. In a single process
+    B = N, and without groups `mask` is the diagonal.
 
     Attributes:
-        mask: True where row i and column j do.
-        per_column: rows that belong to column j, in all processes.
-        world: whose rows they are.
+        mask: True where row i and column j are positives of one another.
+        per_column: number of positives of column j among the rows of all processes.
+        world: the processes whose rows make up the batch. `World.sum` and `World.logsumexp`
+            reduce over the rows of all of them.
     """
 
     mask: Bool[Tensor, "B N"]
@@ -35,58 +40,63 @@ class Positives(NamedTuple):
     world: World
 
     @classmethod
-    def of(cls, world: World, groups: Int[Tensor, "B"] | None, device: torch.device) -> "Positives":
-        """Those of one group; without groups, x[i] belongs to y[i] alone."""
+    def from_groups(
+        cls, world: World, groups: Int[Tensor, "B"] | None, device: torch.device
+    ) -> "Positives":
+        """Return the pairs of equal groups; without groups, x[i] belongs to y[i] alone."""
         own = world.span(world.rank)
         if groups is None:
             numbers = torch.arange(world.total, device=device)
             mask = numbers[own, None] == numbers
             return cls(mask, torch.ones_like(numbers), world)
-        # The processes' types may differ, and not all of them travel.
+        # The dtype may differ between processes, and some dtypes cannot be sent.
         groups = groups.to(device, torch.int64)
-        numbers = world.gathered(groups)
+        numbers = world.gather(groups)
         _, where, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
         return cls(groups[:, None] == numbers, counts[where], world)
 
 
 def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -> Float[Tensor, ""]:
-    r"""InfoNCE in both directions, the mean of the two.
+    r"""Return InfoNCE in both directions, averaged over the two.
 
     .. math::
         L = \frac{1}{2N} \sum_i \Big( \mathrm{lse}_j z_{ij} - \frac{1}{|P_i|}\sum_{j \in P_i} z_{ij}
             \Big) + \text{the same over columns}
 
-    With one positive a row (the diagonal, or None) this is the loss of CLIP (arXiv:2103.00020);
-    with several it is the supervised contrastive loss, L_out of arXiv:2004.11362: each positive
-    of an item has the same share of the target.
+    With one positive per row (the diagonal, or `positives` = None) this is the loss of CLIP
+    (arXiv:2103.00020). With several it is the supervised contrastive loss, L_out of
+    arXiv:2004.11362: every positive of an item has the same share of the target.
 
-    Over many processes the log-sum-exp of a column is a reduction over their rows.
+    Over several processes, the log-sum-exp of a column is a reduction over the rows of all.
     """
     if positives is None:
-        positives = Positives.of(World.alone(len(logits)), None, logits.device)
-    # The differences are taken before the sums, so that a large common offset cancels.
+        positives = Positives.from_groups(World.alone(len(logits)), None, logits.device)
+    # Subtract before summing, so that a large offset common to all logits cancels.
     rows = torch.logsumexp(logits, dim=1, keepdim=True) - logits
     columns = positives.world.logsumexp(logits) - logits
     shares = rows / positives.mask.sum(1, keepdim=True) + columns / positives.per_column
     own = shares.masked_fill(~positives.mask, 0.0).sum()
-    return positives.world.summed(own) / (2 * positives.world.total)
+    return positives.world.sum(own) / (2 * positives.world.total)
 
 
 def sigmoid_loss(
     logits: Float[Tensor, "B N"], positives: Positives | None = None
 ) -> Float[Tensor, ""]:
-    r"""SigLIP's loss (arXiv:2303.15343), ``-1/N · sum_ij log sigmoid(±z_ij)``, + at positives."""
+    r"""Return SigLIP's loss, ``-1/N · sum_ij log sigmoid(±z_ij)``, with + at the positives.
+
+    The source is arXiv:2303.15343.
+    """
     if positives is None:
-        positives = Positives.of(World.alone(len(logits)), None, logits.device)
+        positives = Positives.from_groups(World.alone(len(logits)), None, logits.device)
     signed = torch.where(positives.mask, logits, -logits)
     own = -nn.functional.logsigmoid(signed).sum()
-    return positives.world.summed(own) / positives.world.total
+    return positives.world.sum(own) / positives.world.total
 
 
 class _UpperBound(torch.autograd.Function):
-    """``min(value, bound)`` whose gradient vanishes above the bound only where descent would climb.
+    """``min(value, bound)`` with a gradient above the bound, unless descent would climb further.
 
-    A plain clamp has no gradient there at all: a scale that has stepped over would stay for good.
+    A plain clamp has no gradient there at all, so a scale that once overshot could never return.
     """
 
     @staticmethod
@@ -101,28 +111,49 @@ class _UpperBound(torch.autograd.Function):
         return grad.masked_fill((value > ctx.bound) & (grad < 0), 0.0), None
 
 
-class PairLoss(nn.Module):
-    """What `ClipLoss` and `SigLipLoss` share: a loss over all pairs of a batch, from cosines.
+class PairLoss(nn.Module, ABC):
+    """A loss over all pairs of a batch, computed from scores in cosine units.
 
-    Called with pooled features (B, D) and (B, D), it compares them by cosine; `from_scores`
-    takes any (B, B) of scores in cosine units.
+    Subclass it and write `loss`; everything else is done here. `forward` takes pooled features
+    (B, D) and (B, D) and compares them by cosine, `from_scores` takes scores (B, B), and
+    `SequenceLoss` takes sequences and any similarity.
 
-    Args of a call:
-        groups: (B,) integers; items of one group (the same caption, say) are positives of one
-            another. None: each item belongs to its own counterpart alone.
+    >>> class HalfSquaredError(PairLoss):
+    ...     def loss(self, scores, positives):
+    ...         errors = self.scale * scores - positives.mask.to(scores.dtype)
+    ...         return positives.world.sum(errors.square().sum() / 2) / positives.world.total
 
-    With torch.distributed initialised the batch is that of all processes, each of which passes
+    All of these take `groups`, (B,) integers: items of one group (for example the same caption)
+    are positives of one another. With None, each item belongs to its own counterpart alone.
+
+    When torch.distributed is initialised, the batch is that of all processes. Each process passes
     its own items, as many as it has, and must call the loss as often and in the same order as the
-    others. The value is the same in all. Gradients, of inputs too, carry a factor of the number of
-    processes: averaged over them, as DDP and FSDP do, those of parameters are exactly the ones of
-    a single process with the whole batch.
+    others. The value is the same in all of them. Gradients, including those of the inputs, carry
+    a factor of the number of processes: averaged over the processes, as DDP and FSDP do, the
+    gradients of parameters are exactly those of a single process with the whole batch.
+
+    Args:
+        init_scale: initial value of the learnable scale; 1/0.07 as in CLIP.
+        max_scale: upper bound of the scale; 100 as in CLIP.
+        gather: how the y of other processes arrive: "ring" (one block after the other) or "all"
+            (at once). With None they do not arrive, and the loss covers this process's own items.
 
     Attributes:
-        gather: how the others' y arrive, "ring" (one block after the other), "all" (at once), or
-            None: not at all, and the loss is that of this process's own items.
+        gather: the argument of that name.
+        max_scale: the argument of that name.
+        starts_at_temperature: True (the default) if `CLIP` should pass its 1 / `temperature` as
+            `init_scale`; False if the loss has a starting scale of its own, or none.
     """
 
-    def __init__(self, *, init_scale: float, max_scale: float, gather: Gather = "ring") -> None:
+    starts_at_temperature: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        init_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        gather: Gather = "ring",
+    ) -> None:
         super().__init__()
         _check_numbers(init_scale=init_scale, max_scale=max_scale)
         if not 0 < init_scale <= max_scale:
@@ -131,17 +162,40 @@ class PairLoss(nn.Module):
             raise ValueError(f"gather must be one of {GATHERS}, got {gather!r}")
         self.max_scale = float(max_scale)
         self.gather: Gather = gather
-        # One number, in one dimension: FSDP2 shards no parameter that has none.
+        # One number in one dimension: FSDP2 cannot shard a parameter without dimensions.
         self.log_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
+
+    @abstractmethod
+    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+        """Return the loss of the global batch, from the rows of this process.
+
+        Args:
+            scores: this process's x with the y of all processes, in cosine units; float32 or
+                float64. Multiply them by `scale`.
+            positives: the pairs that belong together.
+
+        Returns:
+            One number, the same in every process: sum over your rows, reduce with
+            ``positives.world.sum``, and divide by ``positives.world.total``.
+        """
 
     @property
     def scale(self) -> Float[Tensor, ""]:
-        """The learnable factor on cosines, at most `max_scale`; its inverse is the temperature."""
+        """The learnable factor on the scores, at most `max_scale`; the inverse temperature."""
         return _UpperBound.apply(self.log_scale.squeeze(), math.log(self.max_scale)).exp()
 
+    def metrics(self, batch: int) -> dict[str, Tensor]:
+        """Return the values worth logging during training; extend it for further parameters.
+
+        Args:
+            batch: number of items in the batch.
+        """
+        return {"scale": self.scale}
+
+    @final  # type: ignore[misc]  # nn.Module declares it as an attribute
     def forward(self, x: Tensor, y: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
-        """The loss of pooled features x (B, D) and y (B, D); x[i] belongs to y[i]."""
-        _check_floats(x=x, y=y)
+        """Return the loss of pooled features x (B, D) and y (B, D), where x[i] belongs to y[i]."""
+        check_floats(x=x, y=y)
         if x.ndim != 2 or x.shape != y.shape:
             raise ValueError(
                 f"pooled features must be two tensors (B, D) of one shape, "
@@ -150,25 +204,27 @@ class PairLoss(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
             x, y = unit(x.to(dtype)), unit(y.to(dtype))
-            world = self._world(len(x), groups, x.device)
+            world = self._meet(len(x), groups, x.device)
             if world.size == 1 or self.gather is None:
                 scores = x @ y.T
             else:
-                scores = scores_of_all(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
+                scores = score_rows(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
             return self._from_rows(scores, groups, world)
 
+    @final
     def from_scores(self, scores: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
-        """The loss of scores (B, B) in cosine units; the diagonal holds the true pairs.
+        """Return the loss of scores (B, B) in cosine units, with the true pairs on the diagonal.
 
-        Of these scores alone, whatever other processes do.
+        These scores are the whole batch, whatever other processes do.
         """
-        _check_floats(scores=scores)
+        check_floats(scores=scores)
         if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
             raise ValueError(f"scores must be (B, B) with B >= 1, got {tuple(scores.shape)}")
         self._check_groups(groups, len(scores))
         return self._from_rows(scores, groups, World.alone(len(scores)))
 
-    def of_sequences(
+    @final
+    def from_sequences(
         self,
         similarity: Similarity,
         x: Tensor,
@@ -177,8 +233,8 @@ class PairLoss(nn.Module):
         y_mask: Tensor | None,
         groups: Tensor | None,
     ) -> Float[Tensor, ""]:
-        """The loss of sequences as `similarity` scores them; see `SequenceLoss`."""
-        world = self._world(len(x), groups, x.device)
+        """Return the loss of sequences as `similarity` scores them; see `SequenceLoss`."""
+        world = self._meet(len(x), groups, x.device)
         if world.size == 1 or self.gather is None:
             return self._from_rows(similarity(x, y, x_mask, y_mask), groups, world)
         own, theirs = similarity.prepare(x, y, x_mask, y_mask)
@@ -186,7 +242,7 @@ class PairLoss(nn.Module):
         def compare(x: Any, y: Any, steps: int) -> Tensor:
             return similarity.compare(Prepared(x[0], x[1], own.steps), Prepared(y[0], y[1], steps))
 
-        scores = scores_of_all(
+        scores = score_rows(
             compare,
             own[:2],
             theirs[:2],
@@ -197,14 +253,14 @@ class PairLoss(nn.Module):
         )
         return self._from_rows(scores, groups, world)
 
-    def _world(self, items: int, groups: Tensor | None, device: torch.device) -> World:
+    def _meet(self, items: int, groups: Tensor | None, device: torch.device) -> World:
         self._check_groups(groups, items)
         if self.gather is None:
             world = World.alone(items)
         else:
             world = World.meet(items, device, grouped=groups is not None)
         if world.total == 0:
-            raise ValueError("a batch needs at least one item, got none")
+            raise ValueError("a batch must have at least one item, got none")
         return world
 
     @staticmethod
@@ -222,13 +278,18 @@ class PairLoss(nn.Module):
         with torch.autocast(scores.device.type, enabled=False):
             if scores.dtype != torch.float64:
                 scores = scores.float()
-            return self._loss(scores, Positives.of(world, groups, scores.device))
+            value = self.loss(scores, Positives.from_groups(world, groups, scores.device))
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(
+                f"{type(self).__name__}.loss must return one number as a tensor of shape (), "
+                f"got {got}"
+            )
+        return value
 
-    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
-        raise NotImplementedError
 
-
-def _check_floats(**inputs: object) -> None:
+def check_floats(**inputs: object) -> None:
+    """Raise TypeError unless every input, by its name, is a tensor of floating point numbers."""
     for name, values in inputs.items():
         if not isinstance(values, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
@@ -245,25 +306,17 @@ def _check_numbers(**options: object) -> None:
 class ClipLoss(PairLoss):
     """InfoNCE in both directions over scaled cosines (`info_nce`; CLIP, arXiv:2103.00020).
 
-    Differs from open_clip's ``ClipLoss`` in that it normalises, owns its scale, and takes
-    positives beyond the diagonal.
+    It differs from open_clip's ``ClipLoss`` in that it normalises its inputs, owns its scale, and
+    accepts positives beyond the diagonal.
 
     Args:
-        init_scale: where the learnable scale starts; 1/0.07 as in CLIP.
-        max_scale: its upper bound; 100 as in CLIP.
-        gather: how other processes' items arrive; see `PairLoss`.
+        init_scale: initial value of the learnable scale; 1/0.07 as in CLIP.
+        max_scale: upper bound of the scale; 100 as in CLIP.
+        gather: how the items of other processes arrive; see `PairLoss`.
     """
 
-    def __init__(
-        self,
-        *,
-        init_scale: float = 1 / 0.07,
-        max_scale: float = 100.0,
-        gather: Gather = "ring",
-    ) -> None:
-        super().__init__(init_scale=init_scale, max_scale=max_scale, gather=gather)
-
-    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
+    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+        """Return `info_nce` of the scaled scores."""
         return info_nce(self.scale * scores, positives)
 
 
@@ -271,13 +324,15 @@ class SigLipLoss(PairLoss):
     """A sigmoid loss over every pair on its own (`sigmoid_loss`; SigLIP, arXiv:2303.15343).
 
     Args:
-        init_scale: where the learnable scale starts; 10 as in SigLIP.
-        init_bias: where the learnable bias starts; -10 as in SigLIP. ``"batch_size"``: the bias
-            is a learnable offset, which starts at 0, minus log(B - 1): the log-odds of a positive
+        init_scale: initial value of the learnable scale; 10 as in SigLIP.
+        init_bias: initial value of the learnable bias; -10 as in SigLIP. With ``"batch_size"`` the
+            bias is a learnable offset, initially 0, minus log(B - 1): the log-odds of a positive
             among B items, so that a small batch does not start from a bias meant for 32k.
         max_scale: upper bound of the scale.
-        gather: how other processes' items arrive; see `PairLoss`.
+        gather: how the items of other processes arrive; see `PairLoss`.
     """
+
+    starts_at_temperature = False
 
     def __init__(
         self,
@@ -297,96 +352,19 @@ class SigLipLoss(PairLoss):
         self.bias_offset = nn.Parameter(torch.tensor([start]))
 
     def bias(self, batch: int) -> Float[Tensor, ""]:
-        """The bias on the logits of a batch of that size."""
+        """Return the bias on the logits of a batch of that size."""
         prior = -math.log(max(batch - 1, 1)) if self.bias_from_batch else 0.0
         return self.bias_offset.squeeze() + prior
 
-    def _loss(self, scores: Tensor, positives: Positives) -> Tensor:
+    def metrics(self, batch: int) -> dict[str, Tensor]:
+        """Return the scale and the bias."""
+        return {**super().metrics(batch), "bias": self.bias(batch)}
+
+    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+        """Return `sigmoid_loss` of the scaled scores plus the bias."""
         bias = self.bias(positives.world.total)
         return sigmoid_loss(self.scale * scores + bias, positives)
 
 
-_KINDS: Mapping[str, type[PairLoss]] = {"clip": ClipLoss, "siglip": SigLipLoss}
-
-
-def _check_options(kind: str, options: Mapping[str, Any]) -> None:
-    known = {name: list(inspect.signature(loss).parameters) for name, loss in _KINDS.items()}
-    for option in options:
-        if option in known[kind]:
-            continue
-        others = [other for other, its_own in known.items() if option in its_own]
-        if others:
-            hint = f", which is one of kind={others[0]!r}"
-        elif option == "temperature":
-            hint = ": init_scale is 1 / temperature"
-        else:
-            hint = nearest(option, known[kind])
-        raise TypeError(
-            f"the loss of kind={kind!r} has no option {option!r}{hint}; "
-            f"options: {', '.join(known[kind])}"
-        )
-
-
-class SequenceLoss(GathersWeights):
-    """A contrastive loss over the scores of any similarity of sequences.
-
-    Args:
-        similarity_fn: a `Similarity`; scores in cosine units.
-        kind: "clip" (`ClipLoss`) or "siglip" (`SigLipLoss`).
-        loss_options: options of that loss, e.g. ``init_scale=20.0`` or ``gather="all"``.
-
-    Attributes:
-        similarity_fn: the similarity.
-        pair_loss: the loss over its scores, which owns the scale.
-
-    Raises:
-        TypeError: `similarity_fn` is no similarity; an option that this kind does not have (the
-            message suggests the nearest); an option of the wrong type.
-        ValueError: another kind; an option out of its range.
-    """
-
-    def __init__(
-        self,
-        similarity_fn: Similarity,
-        kind: Literal["clip", "siglip"] = "clip",
-        **loss_options: Any,
-    ) -> None:
-        super().__init__()
-        if kind not in _KINDS:
-            raise ValueError(f"kind must be 'clip' or 'siglip', got {kind!r}")
-        # By its methods: what torch.compile makes of a similarity is none by its class.
-        methods = [getattr(similarity_fn, name, None) for name in ("prepare", "compare")]
-        if not isinstance(similarity_fn, nn.Module) or not all(map(callable, methods)):
-            raise TypeError(
-                f"similarity_fn must be a Similarity, got {similarity_fn!r}; "
-                "get_similarity(name) makes one"
-            )
-        _check_options(kind, loss_options)
-        self.similarity_fn = similarity_fn
-        self.pair_loss: PairLoss = _KINDS[kind](**loss_options)
-
-    @gathers_weights
-    def scores(
-        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
-    ) -> Float[Tensor, "B C"]:
-        """`similarity_fn` of every x and every y, also where FSDP2 has sharded this loss."""
-        return self.similarity_fn(x, y, x_mask, y_mask)
-
-    def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        x_mask: Tensor | None = None,
-        y_mask: Tensor | None = None,
-        groups: Tensor | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss of x (B, T, D) and y (B, L, D), where x[i] belongs to y[i].
-
-        Masks are those of `Similarity`, groups those of `PairLoss`, and so is what many processes
-        do together: each scores its own x with the y of all, T and L may differ between them, and
-        what travels is what the similarity's `prepare_y` made.
-        """
-        _check_floats(x=x, y=y)
-        if len(x) != len(y):
-            raise ValueError(f"x[i] belongs to y[i]: got batches of {len(x)} and {len(y)}")
-        return self.pair_loss.of_sequences(self.similarity_fn, x, y, x_mask, y_mask, groups)
+BUILT_IN: Mapping[str, type[PairLoss]] = MappingProxyType({"clip": ClipLoss, "siglip": SigLipLoss})
+"""The losses that clipseq itself offers by name."""

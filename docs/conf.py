@@ -1,4 +1,4 @@
-"""The site: `make docs` writes it to docs/_build/html, and no warning passes."""
+"""Configuration of the site, which `make docs` builds in docs/_build/html without a warning."""
 
 import sys
 from pathlib import Path
@@ -15,9 +15,10 @@ copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    # In _ext: docstrings in our style, pages made from the code, formulas that need no network.
+    # In _ext: docstrings in our style, what is made from the code, formulas without a network.
     "docstrings",
     "from_code",
+    "house",
     "mathml",
 ]
 # The examples are distributions of their own, and the configs are files to train with.
@@ -26,6 +27,8 @@ exclude_patterns = ["_build", "examples", "configs"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
+# Sphinx would make an en dash of the `--` of an option, and curly quotes, which no shell reads.
+smartquotes = False
 default_role = "name"
 html_math_renderer = "mathml"
 autodoc_default_options = {"members": True, "no-value": True}

@@ -1,8 +1,8 @@
 """Draw the pictures of docs/similarities.md: `python docs/draw_figures.py` (extra `plot`).
 
-One made-up recording of 30 steps, in which somebody sits, walks and waves, against three captions
-of one step a word: what happened, the same words in another order, and other words. Each
-similarity's `explain` says what it matched, and its scores what it made of the three.
+They compare one made-up recording of 30 steps, in which somebody sits, walks and waves, with three
+captions of one step per word: the right one, the same words in another order, and other words. For
+each similarity they show what `explain` returns and the scores of the three captions.
 """
 
 from itertools import accumulate
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FIGURES = Path(__file__).parent / "figures"
 
 ACTIONS = {"sits": 8, "walks": 13, "waves": 9}
-"""What happens, and for how many steps."""
+"""The actions in the recording, and their numbers of steps."""
 CAPTIONS = {
     "as it happened": ["sits", "then", "walks", "then", "waves"],
     "in another order": ["waves", "then", "sits", "then", "walks"],
@@ -42,11 +42,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "weights": {"global": 0.25, "local": 0.5, "attention": 0.25, "temporal": 1.0},
     },
 }
-"""Options that fit sequences as short as these, and the weights of configs/simulated.toml."""
+"""Options that suit such short sequences, and the weights of configs/simulated.toml."""
 
 
 def recording_and_captions() -> tuple[Tensor, dict[str, Tensor]]:
-    """(1, 30, 32), and a (1, 5, 32) for each caption: noisy steps around a direction a word."""
+    """Return the recording (1, 30, 32) and each caption (1, 5, 32): a noisy direction per word."""
     generator = torch.Generator().manual_seed(4)
 
     def noise(count: int, size: float) -> Tensor:
@@ -55,7 +55,7 @@ def recording_and_captions() -> tuple[Tensor, dict[str, Tensor]]:
     words = sorted({word for caption in CAPTIONS.values() for word in caption})
     directions = dict(zip(words, torch.linalg.qr(noise(32, 1.0))[0], strict=False))
     steps = torch.cat([directions[action].repeat(count, 1) for action, count in ACTIONS.items()])
-    # One action passes into the next: each step is the mean of itself and its neighbours.
+    # Actions blend into each other: each step is the mean of itself and its neighbours.
     padded = torch.cat([steps[:1], steps, steps[-1:]])
     steps = padded.unfold(0, 3, 1).mean(2) + noise(len(steps), 0.07)
     read = {word: direction + noise(1, 0.04)[0] for word, direction in directions.items()}
@@ -67,7 +67,7 @@ def recording_and_captions() -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def draw(name: str) -> "Figure":
-    """The cosines of the steps, what the similarity matched among them, and its three scores."""
+    """Draw the cosines of the steps, what the similarity matched, and its three scores."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

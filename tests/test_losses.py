@@ -13,7 +13,7 @@ from clipseq.losses import info_nce, sigmoid_loss
 
 
 def info_nce_by_hand(logits, positives):
-    """Cross-entropy with an equal share of the target on every positive, both directions."""
+    """Compute the cross-entropy with equal shares of the target on all positives, both ways."""
     total = 0.0
     for z, p in ((logits, positives), (logits.T, positives.T)):
         for row, mine in zip(z.tolist(), p.tolist(), strict=True):
@@ -68,7 +68,7 @@ def test_pooled_features_are_compared_by_cosine():
     torch.testing.assert_close(loss(7 * x, y / 9), loss(x, y))
 
 
-def test_items_of_one_caption_are_no_negatives_of_one_another():
+def test_items_of_one_caption_are_not_negatives_of_one_another():
     # Two of three items share their caption and every feature: nothing is left to separate.
     x = torch.eye(2)[[0, 0, 1]]
     apart = clipseq.ClipLoss(init_scale=100.0)
@@ -113,7 +113,7 @@ def test_the_bias_may_follow_the_batch():
     loss = clipseq.SigLipLoss(init_bias="batch_size")
     assert loss.bias(257).item() == pytest.approx(-math.log(256))
     assert loss.bias(1).item() == 0.0
-    # The log-odds of a positive: at equal scores, the loss is then at its least.
+    # The bias is the log-odds of a positive, so at equal scores the loss is at its minimum.
     scores = torch.zeros(64, 64)
     best = loss.from_scores(scores).item()
     for offset in (-0.5, 0.5):
@@ -132,6 +132,82 @@ def test_a_sequence_loss_is_the_loss_of_its_scores():
         expected = plain(init_scale=5.0).from_scores(similarity(x, y, x_mask, y_mask), groups)
         torch.testing.assert_close(loss(x, y, x_mask, y_mask, groups), expected)
         assert loss.similarity_fn is similarity
+
+
+class Squared(clipseq.PairLoss):
+    """Half the squared distance of every score from 1 (a positive) or 0."""
+
+    def __init__(self, *, power=2.0, gather="ring"):
+        super().__init__(init_scale=1.0, gather=gather)
+        self.power = power
+
+    def loss(self, scores, positives):
+        apart = (self.scale * scores - positives.mask.to(scores.dtype)).abs()
+        return positives.world.sum(apart.pow(self.power).sum() / 2) / positives.world.total
+
+
+def test_a_loss_of_ones_own_is_one_method():
+    loss = Squared()
+    x, y = torch.randn(3, 4), torch.randn(3, 4)
+    cosines = torch.cosine_similarity(x[:, None], y[None], dim=-1)
+    groups = torch.tensor([0, 1, 0])
+    positives = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    expected = (cosines - positives).square().sum() / 6
+    torch.testing.assert_close(loss(x, y, groups), expected)
+    torch.testing.assert_close(loss.from_scores(cosines, groups), expected)
+    # Over sequences of one step, "global" scores the same cosines.
+    sequence_loss = clipseq.SequenceLoss(clipseq.get_similarity("global"), loss)
+    assert sequence_loss.pair_loss is loss
+    torch.testing.assert_close(sequence_loss(x[:, None], y[:, None], groups=groups), expected)
+    assert {name for name, _ in loss.named_parameters()} == {"log_scale"}
+
+
+def test_a_loss_is_abstract_and_its_other_methods_are_final(unchecked_signatures):
+    with pytest.raises(TypeError, match="abstract method '?loss'?"):
+        clipseq.PairLoss()
+
+    class Many(clipseq.PairLoss):
+        def loss(self, scores, positives):
+            return scores.diagonal()
+
+    for wrong, got in (
+        (Many, r"\(3,\)"),
+        (type("Float", (Many,), {"loss": lambda *_: 1.0}), "float"),
+    ):
+        with pytest.raises(
+            TypeError, match=rf"{wrong.__name__}.loss must return one number .*{got}"
+        ):
+            wrong().from_scores(torch.eye(3))
+
+
+def test_a_loss_reports_its_scale_and_bias():
+    clip, siglip = clipseq.ClipLoss(init_scale=5.0), clipseq.SigLipLoss(init_bias="batch_size")
+    metrics = {name: value.item() for name, value in clip.metrics(9).items()}
+    assert metrics == pytest.approx({"scale": 5.0})
+    metrics = {name: value.item() for name, value in siglip.metrics(9).items()}
+    assert metrics == pytest.approx({"scale": 10.0, "bias": -math.log(8)})
+
+
+def test_parameters_keep_their_names():
+    assert list(clipseq.ClipLoss().state_dict()) == ["log_scale"]
+    assert list(clipseq.SigLipLoss().state_dict()) == ["log_scale", "bias_offset"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (clipseq.ClipLoss, {}, "kind must be the name of a loss or a PairLoss instance, got <clas"),
+        (None, {}, "kind must be the name of a loss or a PairLoss instance, got None"),
+        (
+            Squared(),
+            {"power": 3.0, "gather": None},
+            "options must be passed to Squared itself when kind is an instance, got power, gather;",
+        ),
+    ],
+)
+def test_a_kind_is_a_name_or_a_loss(kind, options, message, unchecked_signatures):
+    with pytest.raises(TypeError, match=message):
+        clipseq.SequenceLoss(clipseq.get_similarity("global"), kind, **options)
 
 
 def test_a_common_offset_of_the_logits_costs_no_precision():
@@ -162,10 +238,6 @@ def test_extreme_logits_stay_finite():
         (lambda: clipseq.ClipLoss(init_scale=200.0), "init_scale must lie in"),
         (lambda: clipseq.SigLipLoss(init_bias="batch"), "must be a number or 'batch_size'"),
         (
-            lambda: clipseq.SequenceLoss(clipseq.get_similarity("global"), kind="nce"),
-            "kind must be 'clip' or 'siglip', got 'nce'",
-        ),
-        (
             lambda: clipseq.SequenceLoss(clipseq.get_similarity("global"))(
                 torch.ones(3, 4, 2), torch.ones(2, 4, 2)
             ),
@@ -187,7 +259,7 @@ def test_bad_input_is_refused(call, message, unchecked_signatures):
     ],
     ids=["numpy", "list", "integers"],
 )
-def test_only_tensors_of_floats_are_taken(given, got, unchecked_signatures):
+def test_only_tensors_of_floats_are_accepted(given, got, unchecked_signatures):
     for loss in (
         clipseq.ClipLoss(),
         clipseq.SigLipLoss(),
@@ -205,7 +277,7 @@ def test_only_tensors_of_floats_are_taken(given, got, unchecked_signatures):
     ("kind", "option", "value", "message"),
     [
         ("clip", "init_scal", 3.0, "no option 'init_scal': did you mean 'init_scale'?; options"),
-        ("clip", "init_bias", -3.0, "'init_bias', which is one of kind='siglip'; options: init_sc"),
+        ("clip", "init_bias", -3.0, "'init_bias', which is an option of the loss 'siglip'; opt"),
         ("clip", "temperature", 0.07, "'temperature': init_scale is 1 / temperature; options"),
         ("siglip", "labels", 1, "'labels'; options: init_scale, init_bias, max_scale, gather"),
         ("clip", "init_scale", "x", "init_scale must be a number, got 'x'"),
@@ -220,9 +292,9 @@ def test_an_option_that_a_loss_does_not_have(kind, option, value, message, unche
     assert message in str(caught.value)
 
 
-def test_a_sequence_loss_takes_similarities_only_compiled_ones_too(unchecked_signatures):
+def test_a_sequence_loss_accepts_only_similarities_compiled_or_not(unchecked_signatures):
     for wrong in (torch.nn.Linear(3, 3), torch.nn.CosineSimilarity(), clipseq.Similarity, "local"):
-        with pytest.raises(TypeError, match="similarity_fn must be a Similarity, got"):
+        with pytest.raises(TypeError, match="similarity must be a Similarity, got"):
             clipseq.SequenceLoss(wrong)
     compiled = torch.compile(clipseq.get_similarity("global"), backend="eager")
     assert clipseq.SequenceLoss(compiled).similarity_fn is compiled
@@ -272,7 +344,7 @@ torch.testing.assert_close(step(batch), clip.training_step(batch), atol=1e-5, rt
 
 
 def test_losses_compile_whole_and_a_training_step_in_parts():
-    # In a process of its own: the signature checks of the other tests are not for a compiler.
+    # In a process of its own: a compiler cannot follow the signature checks of the other tests.
     done = subprocess.run(
         [sys.executable, "-c", COMPILED],
         capture_output=True,

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: commands in `app`, and one module for the work of each larger command."""

@@ -1,90 +1,70 @@
-"""The command line (extra `train`): runs, data, the demo, and the plugins."""
+"""The commands of ``clipseq``: each is one function below, and each of its options one argument.
 
-import functools
+A command reads its arguments, hands over to the module that does the work, and prints the result.
+`exit_status` turns errors into one line and an exit status.
+"""
+
 import json
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import attrs
 import typer
 
-from clipseq.errors import ClipseqError, ConfigError, DataError, UnknownSimilarityError, origin
+from clipseq.cli.exit_status import one_line_warnings, report_errors
+from clipseq.cli.invocation import command_line
+from clipseq.errors import ConfigError
+
+DESCRIPTION = (
+    "Contrastive learning that keeps the sequence: train and evaluate models of signals and text."
+)
 
 app = typer.Typer(
     name="clipseq",
-    help="Contrastive learning that keeps the sequence: radar and text.",
+    help=DESCRIPTION,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def run() -> None:
     """Run the command line."""
-    with warnings.catch_warnings():
-        warnings.showwarning = _one_line_warning
+    with one_line_warnings():
         app()
 
 
-def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors of ours and bad values become one line and an exit status.
-
-    Status 2: what was asked for is wrong (arguments, config, data, a folder that holds something
-    already). Status 1: it went wrong on the way. Status 130: Ctrl-C. ``clipseq --debug ...`` shows
-    the traceback. What is none of these is a defect of clipseq, and keeps its traceback.
-    """
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **options: Any) -> None:
-        try:
-            command(*args, **options)
-        except KeyboardInterrupt as error:
-            error.args = ("interrupted",)
-            raise _failed(error, INTERRUPTED) from None
-        except (ConfigError, DataError, UnknownSimilarityError) as error:
-            raise _failed(error, 2) from error
-        except ClipseqError as error:
-            from clipseq.training.launch.interruption import TrainingInterrupted
-
-            status = INTERRUPTED if isinstance(error, TrainingInterrupted) else 1
-            raise _failed(error, status) from error
-        except (ValueError, TypeError, OSError, ImportError) as error:
-            raise _failed(error, 2) from error
-
-    return wrapper
-
-
-@app.callback()
+@app.callback(help=DESCRIPTION)
 def main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of an error.")
+    ] = False,
 ) -> None:
-    """Contrastive learning that keeps the sequence: radar and text."""
+    """Accept the options that stand before the command; `exit_status` looks for ``--debug``."""
 
 
 @app.command()
-@reported
+@report_errors
 def train(
     config: Annotated[
-        Path | None, typer.Argument(help="The run's configuration, a TOML file.")
+        Path | None, typer.Argument(help="Configuration of the run, a TOML file.")
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Continue the run in this folder from its last checkpoint."),
+        typer.Option(help="Run folder to continue from its last checkpoint."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The run folder, instead of training.out.")
+        Path | None, typer.Option(help="Run folder to write, instead of training.out.")
     ] = None,
 ) -> None:
-    """Train a model, as CONFIG says, and leave a run folder.
+    """Train a model as CONFIG describes it, and write a run folder.
 
-    In several processes: torchrun --nproc-per-node N -m clipseq train CONFIG, or with
-    training.devices in CONFIG.
+    For several processes, set training.devices in CONFIG, or start them with
+    torchrun --nproc-per-node N -m clipseq train CONFIG.
     """
     from clipseq import training
     from clipseq.cli.progress import ProgressBar
@@ -94,15 +74,14 @@ def train(
     if resume is not None:
         if out is not None:
             raise ConfigError(
-                f"--out {out} is for a new run, and --resume goes on in {resume}: leave --out "
-                "out, or copy the folder and resume the copy"
+                f"--out {out} starts a new run, but --resume continues the one in {resume}; omit "
+                "--out, or copy the folder and resume the copy"
             )
         folder = training.RunFolder(resume.resolve())
         if not folder.config.exists():
             raise ConfigError(f"nothing to resume: there is no {folder.config}")
         settings = training.read_config(folder.config)
-        # The folder may have been moved since.
-        out = folder.root
+        out = folder.root  # the folder may have been moved since its config was written
     else:
         assert config is not None
         settings = training.read_config(config)
@@ -125,30 +104,30 @@ def train(
         )
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    if getattr(rank_zero_only, "rank", 0) != 0:  # one process tells it
+    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process alone reports
         return
     folder = training.RunFolder(settings.training.out)
     if not trained:
         print(
-            "nothing to train: the run was finished already; to go on, raise training.max_steps or "
-            f"training.epochs in {folder.config}"
+            "nothing to train: the run was finished already; to train on, raise "
+            f"training.max_steps or training.epochs in {folder.config}"
         )
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
-    print(f"evaluate it with: clipseq evaluate {folder.root}")
+    print(f"evaluate it with: {command_line('evaluate', folder.root)}")
 
 
 @app.command()
-@reported
+@report_errors
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder, or a saved model's folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a saved model.")],
     data: Annotated[
         Path | None,
-        typer.Argument(help="A data set; default: the one the run was trained on."),
+        typer.Argument(help="Data set; by default the one that the run was trained on."),
     ] = None,
-    split: Annotated[str, typer.Option(help="What to evaluate on.")] = "test",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    as_json: Json = False,
 ) -> None:
-    """Evaluate a run on a whole split; print a table and write RUN/evaluation.json."""
+    """Evaluate a run on a whole split, print a table, and write RUN/evaluation.json."""
     from clipseq.evaluation import as_text, evaluation_table
     from clipseq.training.runs import evaluate_run
 
@@ -161,119 +140,130 @@ def evaluate(
 
 
 @app.command()
-@reported
-def similarities(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+@report_errors
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder of the new data set.")],
+    clips: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 600,
+    seed: Annotated[
+        int, typer.Option(help="Random seed; the same seed gives the same clips.", min=0)
+    ] = 0,
+    motion: Annotated[
+        Path | None, typer.Option(help="Recorded motion (.npz) that moves the body.")
+    ] = None,
 ) -> None:
-    """List the registered similarities, and the plugins that could not be loaded."""
-    from clipseq.registry import available_similarities, disabled_plugins, failed_plugins
+    """Simulate radar clips with captions, and write them as a data set.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what failed is told below, with its cause
-        infos = available_similarities()
-        failed = failed_plugins()
-    if as_json:
-        listed = {
-            "similarities": [
-                {
-                    "name": info.name,
-                    "distribution": info.distribution,
-                    "version": info.version,
-                    "summary": info.summary,
-                    "options": {name: _plain(value) for name, value in info.options.items()},
-                    "default_weight": None if info.composite else info.default_weight,
-                    "composite": info.composite,
-                }
-                for info in infos.values()
-            ],
-            "failed": [attrs.asdict(plugin) for plugin in failed],
-        }
-        print(json.dumps(listed, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
+    If the command is interrupted, run it again: it completes the data set.
+    """
+    from clipseq import data
+    from clipseq.cli.progress import ProgressBar
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("name", "distribution", "version", "weight", "summary", "options"):
-        table.add_column(column, no_wrap=column in ("name", "version"), overflow="fold")
-    for info in infos.values():
-        table.add_row(
-            info.name,
-            info.distribution,
-            info.version,
-            "" if info.composite else f"{info.default_weight:g}",
-            info.summary,
-            ", ".join(f"{name}={value!r}" for name, value in info.options.items()),
+    with ProgressBar("simulating") as progress:
+        dataset = data.simulate(
+            out,
+            clips,
+            seed=seed,
+            motion=motion,
+            progress=lambda done, clips: progress(done, clips, {}),
         )
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    if not infos:
-        disabled = ", ".join(disabled_plugins())
-        print(
-            f"none registered: CLIPSEQ_DISABLE leaves out {disabled}"
-            if disabled
-            else "none registered: clipseq itself is not installed (pip install .)"
-        )
-    for plugin in failed:
-        print(
-            f"could not be loaded: {plugin.name!r} of {plugin.distribution} {plugin.version}: "
-            f"{plugin.cause}"
-        )
-
-
-@app.command("new-plugin")
-@reported
-def new_plugin(
-    name: Annotated[str, typer.Argument(help="Of the similarity, such as best_match.")],
-    directory: Annotated[
-        Path, typer.Option(help="An existing folder, to make the new one in.")
-    ] = Path("."),
-) -> None:
-    """Write a plugin package with a working example and its tests, to make your own of."""
-    from clipseq.cli.scaffold import new_plugin as write
-
-    made = write(name, directory)
-    print(f"{made}: try it with\n  cd {made}\n  pip install -e '.[test]'\n  pytest")
+    print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in dataset.splits.items()))
 
 
 @app.command()
-@reported
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no text.")] = False,
+@report_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder of the demo.")] = Path("runs/demo"),
+    small: Annotated[
+        bool, typer.Option("--small", help="Run a small version, which takes under a minute.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted demo in OUT.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for the data and both training runs.", min=0)
+    ] = 0,
 ) -> None:
-    """Tell which plugins are loaded, from where, how fast, what failed and why; torch, devices.
+    """Train plain CLIP and CLIP with `combined` on simulated radar, and compare them.
 
-    Status 1 when something that is installed does not work.
+    This takes about five minutes on two cores. The results of a finished demo
+    in OUT are shown again.
+    """
+    from clipseq.cli.progress import ProgressBar
+    from clipseq.demo import run_demo
+
+    report = run_demo(
+        out,
+        small=small,
+        resume=resume,
+        seed=seed,
+        say=lambda message: print(message, file=sys.stderr, flush=True),
+        progress=ProgressBar,
+        command_line=command_line,
+    )
+    print(report)
+
+
+@app.command()
+@report_errors
+def similarities(as_json: Json = False) -> None:
+    """List the registered similarities, and the plugins that could not be loaded."""
+    from clipseq.cli.listing import list_similarities
+
+    _print_listing(list_similarities(), as_json)
+
+
+@app.command()
+@report_errors
+def losses(as_json: Json = False) -> None:
+    """List the registered losses, and the plugins that could not be loaded."""
+    from clipseq.cli.listing import list_losses
+
+    _print_listing(list_losses(), as_json)
+
+
+@app.command()
+@report_errors
+def doctor(as_json: Json = False) -> None:
+    """Report which plugins are loaded, what failed and why, and what torch can compute on.
+
+    The exit status is 1 if something that is installed does not work.
     """
     from clipseq.cli.doctor import diagnose
 
-    found = diagnose()
-    print(json.dumps(found.to_json(), indent=2) if as_json else found.as_text().rstrip())
-    if not found.healthy:
+    diagnosis = diagnose()
+    _print_record(diagnosis, as_json)
+    if not diagnosis.healthy:
         raise typer.Exit(1)
 
 
 @app.command()
-@reported
+@report_errors
 def bench(
-    name: Annotated[str, typer.Argument(help="A registered similarity.")],
-    batch: Annotated[int, typer.Option(help="B = C.", min=1)] = 32,
-    steps: Annotated[int, typer.Option(help="T.", min=1)] = 62,
-    others: Annotated[int, typer.Option(help="L.", min=1)] = 20,
-    features: Annotated[int, typer.Option(help="D.", min=1)] = 256,
+    name: Annotated[str, typer.Argument(help="Name of a registered similarity.")],
+    batch: Annotated[
+        int, typer.Option(help="Number of sequences on either side, B = C.", min=1)
+    ] = 32,
+    steps: Annotated[int, typer.Option(help="Steps of each x, T.", min=1)] = 62,
+    others: Annotated[int, typer.Option(help="Steps of each y, L.", min=1)] = 20,
+    features: Annotated[int, typer.Option(help="Features of each step, D.", min=1)] = 256,
     threads: Annotated[
-        int | None, typer.Option(help="Of torch; default: its own choice.", min=1)
+        int | None, typer.Option(help="Threads that torch uses; by default its own choice.", min=1)
     ] = None,
-    device: Annotated[str, typer.Option(help="To compute on.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device to compute on.")] = "cpu",
     dtype: Annotated[
-        str, typer.Option(help="Of the sequences: float32, bfloat16, float16 or float64.")
+        str,
+        typer.Option(help="Dtype of the sequences: float32, bfloat16, float16 or float64."),
     ] = "float32",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, no table.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Time a similarity beside the matrix products of all cosines and their gradients."""
+    """Time a similarity, and compare it with the matrix products of all cosines.
+
+    The products include those for the gradients. Every similarity that looks
+    at each pair of steps needs at least their time.
+    """
     from clipseq.cli.bench import bench as measure
 
-    found = measure(
+    benchmark = measure(
         name,
         batch=batch,
         steps=steps,
@@ -283,75 +273,30 @@ def bench(
         device=device,
         dtype=dtype,
     )
-    print(json.dumps(found.to_json(), indent=2) if as_json else found.as_text().rstrip())
+    _print_record(benchmark, as_json)
 
 
-@app.command()
-@reported
-def simulate(
-    out: Annotated[Path, typer.Option(help="The folder of the new data set.")],
-    clips: Annotated[int, typer.Option(help="How many clips.", min=1)] = 600,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same clips.", min=0)] = 0,
-    motion: Annotated[
-        Path | None, typer.Option(help="Recorded motion (.npz) to drive the body with.")
-    ] = None,
+@app.command("new-plugin")
+@report_errors
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Name of the similarity, such as best_match.")],
+    directory: Annotated[
+        Path, typer.Option(help="Existing folder in which the new one is created.")
+    ] = Path("."),
 ) -> None:
-    """Simulate radar clips with captions and write them as a data set.
+    """Write a plugin package with a working example and its tests, for you to change."""
+    from clipseq.cli.scaffold import new_plugin as write
 
-    The same command again completes an interrupted one.
-    """
-    from clipseq import data
-    from clipseq.cli.progress import ProgressBar
-
-    with ProgressBar("simulating") as progress:
-        dataset = data.simulate(
-            out, clips, seed=seed, motion=motion, progress=lambda k, n: progress(k, n, {})
-        )
-    print(f"{out}: " + ", ".join(f"{count} {split}" for split, count in dataset.splits.items()))
+    written = write(name, directory)
+    print(f"{written}: try it with\n  cd {written}\n  pip install -e '.[test]'\n  pytest")
 
 
-@app.command()
-@reported
-def demo(
-    out: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
-    small: Annotated[bool, typer.Option("--small", help="A quick look, under a minute.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep what an interrupted demo in OUT has done.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of the data and the trainings.", min=0)] = 0,
-) -> None:
-    """Simulate, train plain CLIP and CLIP with `combined`, compare them, draw figures."""
-    from clipseq.demo import run_demo
-
-    print(run_demo(out, small=small, resume=resume, seed=seed, tell=_tell))
+def _print_listing(listing: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(listing.to_json(), indent=2))
+    else:
+        listing.print()
 
 
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, int | float | str | bool | None) else repr(value)
-
-
-def _failed(error: BaseException, status: int) -> typer.Exit:
-    if "--debug" in sys.argv[1:]:
-        traceback.print_exc()
-    place = origin(error)
-    if place is None or place.here:  # else another process tells it
-        rank = f"rank {place.rank}: " if place is not None and place.rank else ""
-        # One write: several processes may have something to say at once.
-        sys.stderr.write(f"clipseq: {rank}{str(error) or type(error).__name__}\n")
-        sys.stderr.flush()
-    return typer.Exit(status)
-
-
-def _one_line_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    print(f"clipseq: warning: {message}", file=sys.stderr)
+def _print_record(record: Any, as_json: bool) -> None:
+    print(json.dumps(record.to_json(), indent=2) if as_json else record.as_text().rstrip())

@@ -1,4 +1,4 @@
-"""What a similarity costs: its memory, and its time beside the products of all cosines."""
+"""The cost of a similarity: its memory, and its time against the products of all cosines."""
 
 import contextlib
 import ctypes
@@ -17,23 +17,23 @@ from clipseq.registry import get_similarity
 
 @attrs.frozen
 class Benchmark:
-    """What `bench` measured, forward and backward together.
+    """The cost of a similarity, forward and backward together, as `bench` measured it.
 
     Attributes:
-        similarity: its name.
-        batch: B = C.
-        steps: T.
-        others: L.
-        features: D.
-        threads: of torch.
-        device: that it ran on.
-        dtype: of the sequences, and of the floor's products.
-        repeats: how many times each was timed.
-        seconds: median of the similarity's times.
-        floor_seconds: median of the floor's: three matrix products of 2·B·C·T·L·D operations, the
-            cosines and their gradients to both sides.
-        added_bytes: the most that the process (on a GPU: torch's allocator) held beyond what it
-            held before, inputs and their gradients not counted; None where that is not known.
+        similarity: name of the similarity.
+        batch: number of sequences on either side, B = C.
+        steps: steps of each x, T.
+        others: steps of each y, L.
+        features: features of each step, D.
+        threads: threads that torch used.
+        device: device that it ran on.
+        dtype: dtype of the sequences, and of the floor's products.
+        repeats: number of times that each was timed.
+        seconds: median time of the similarity.
+        floor_seconds: median time of the floor: three matrix products of 2·B·C·T·L·D operations,
+            for the cosines and their gradients to both sides.
+        added_bytes: largest amount of memory that the process (on a GPU: torch's allocator) held
+            beyond what it held before, without the inputs and their gradients; None if unknown.
     """
 
     similarity: str
@@ -51,15 +51,15 @@ class Benchmark:
 
     @property
     def times_floor(self) -> float:
-        """Time of the similarity over that of the floor."""
+        """Time of the similarity divided by that of the floor."""
         return self.seconds / self.floor_seconds
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers and strings."""
+        """Return the measurements as numbers and strings."""
         return {**attrs.asdict(self), "times_floor": self.times_floor}
 
     def as_text(self) -> str:
-        """For a person to read."""
+        """Return the measurements as lines to read."""
         memory = "unknown" if self.added_bytes is None else f"{self.added_bytes / 2**20:.0f} MiB"
         return (
             f"{self.similarity}: B=C={self.batch} T={self.steps} L={self.others} "
@@ -86,23 +86,24 @@ def bench(
 ) -> Benchmark:
     """Time a registered similarity, with its default options, against the matmul floor.
 
-    The two are timed in turn, so that what else the machine does meets both. The first call of
-    each is not timed. Sequences are without padding.
+    The two are timed in turn, so that other work on the machine affects both alike. The first
+    call of each is not timed. The sequences have no padding.
 
     Args:
-        name: of the similarity.
-        batch: B = C.
-        steps: T.
-        others: L.
-        features: D.
-        threads: for torch while this runs; None: as they are.
-        device: to compute on.
-        dtype: of the sequences, one of "float32", "bfloat16", "float16" and "float64".
-        repeats: how many times each is timed.
+        name: name of the similarity.
+        batch: number of sequences on either side, B = C.
+        steps: steps of each x, T.
+        others: steps of each y, L.
+        features: features of each step, D.
+        threads: threads for torch meanwhile; None leaves the present number.
+        device: device to compute on.
+        dtype: dtype of the sequences: "float32", "bfloat16", "float16" or "float64".
+        repeats: number of times that each is timed.
 
     Raises:
-        UnknownSimilarityError: no such name.
-        ValueError: a size, `threads` or `repeats` below 1; no such device or dtype.
+        UnknownSimilarityError: no similarity has this name.
+        ValueError: a size, `threads` or `repeats` is below 1; torch does not know the device or
+            cannot compute on it; the dtype is another one.
     """
     sizes = {
         "batch": batch,
@@ -112,16 +113,16 @@ def bench(
         "repeats": repeats,
         "threads": 1 if threads is None else threads,
     }
-    for what, size in sizes.items():
+    for option, size in sizes.items():
         if size < 1:
-            raise ValueError(f"{what} must be positive, got {size}")
+            raise ValueError(f"{option} must be positive, got {size}")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     _check_device(device)
     before = torch.get_num_threads()
     torch.set_num_threads(before if threads is None else threads)
     try:
-        return _measured(name, batch, steps, others, features, device, dtype, repeats)
+        return _measure(name, batch, steps, others, features, device, dtype, repeats)
     finally:
         torch.set_num_threads(before)
 
@@ -137,16 +138,16 @@ _DTYPES = {
 def _check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).tolist()
-    # Torch without CUDA fails an assertion.
+    # A build of torch without CUDA raises AssertionError.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"cannot compute on the device {device!r}: {reason}; `clipseq doctor` lists those "
-            "that torch sees"
+            f"device must be one that torch can compute on, got {device!r} ({reason}); `clipseq "
+            "doctor` lists the devices"
         ) from error
 
 
-def _measured(
+def _measure(
     name: str,
     batch: int,
     steps: int,
@@ -163,14 +164,14 @@ def _measured(
         x = torch.randn(batch, steps, features, generator=generator).to(device, _DTYPES[dtype])
         y = torch.randn(batch, others, features, generator=generator).to(device, _DTYPES[dtype])
         for side in (x, y):
-            # The gradients of the inputs are the caller's, as the inputs are.
+            # The gradients of the inputs belong to the caller, like the inputs themselves.
             side.grad = torch.zeros_like(side)
         return x.requires_grad_(), y.requires_grad_()
 
     def run(x: Tensor, y: Tensor) -> None:
         similarity(x, y).square().sum().backward()
 
-    # What is loaded or compiled at the first call is not the similarity's.
+    # Loading and compiling, which happen at the first call, are not measured.
     run(*inputs(2, min(steps, 8), min(others, 8)))
     x, y = inputs(batch, steps, others)
     added = added_bytes(lambda: run(x, y), device)
@@ -201,10 +202,11 @@ _FLOOR_CELLS = 2**24
 
 
 def matmul_floor(x: Tensor, y: Tensor) -> Callable[[], None]:
-    """The cosines of (B·T, D) and (C·L, D), and the gradients to both, as three products.
+    """Return a function that computes the matmul floor for x (B·T, D) and y (C·L, D).
 
-    In blocks of rows, as the cosines of a large batch do not fit the memory. What it writes to is
-    taken here, once: calling what this returns takes no memory.
+    It computes the cosines and the gradients to both sides as three matrix products, in blocks of
+    rows, because the cosines of a large batch do not fit into memory. The outputs are allocated
+    here, once: calling the returned function allocates nothing.
     """
     rows = max(1, _FLOOR_CELLS // len(y))
     cosines = x.new_empty(min(rows, len(x)), len(y))
@@ -229,25 +231,26 @@ def seconds(
     device: str = "cpu",
     timer: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """How long `work` takes by the timer, until the device has finished."""
-    _finish(device)
+    """Return the time that `work` takes by the timer, until the device has finished."""
+    _synchronize(device)
     start = timer()
     work()
-    _finish(device)
+    _synchronize(device)
     return timer() - start
 
 
-def _finish(device: str) -> None:
+def _synchronize(device: str) -> None:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
-    """The most that the process (on a GPU: torch's allocator) held during `work` beyond before.
+    """Return by how much the memory of the process grew at most while `work` ran, in bytes.
 
-    None where that is not known (no Linux, or one that does not let us). Where the C library cannot
-    give freed memory back (glibc can), it may be used again unseen: exact in a fresh process, a
-    lower bound elsewhere.
+    On a GPU, this is the memory of torch's allocator. Returns None where the system does not
+    report it (outside Linux, or without the permission). Where the C library cannot give freed
+    memory back to the system (glibc can), `work` may use it again unseen: the result is then exact
+    in a fresh process, and a lower bound elsewhere.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -257,7 +260,7 @@ def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        # Makes the peak what is resident now: it may lie far back.
+        # Resets the peak, which may be an old one, to the memory that is resident now.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         work()

@@ -13,9 +13,10 @@ import torch
 
 import clipseq
 from clipseq.engine import Operator, obstacle
-from clipseq.errors import PluginError, nearest
-from clipseq.registry import lookup as registry
-from clipseq.registry.lookup import FailedPlugin, LoadedPlugin, SimilarityInfo, cause_of, made
+from clipseq.errors import nearest
+from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, report
+from clipseq.registry.discovery import describe
+from clipseq.registry.lookup import make_similarity
 from clipseq.similarity import Similarity
 
 
@@ -86,21 +87,7 @@ class Diagnosis:
 
 def diagnose() -> Diagnosis:
     """Examine this process's Python, torch and plugins; errors go into the result."""
-    problem = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # failures are in the result
-        try:
-            infos = clipseq.available_similarities()
-        except PluginError as error:
-            problem, infos = str(error), registry._registry.infos
-    found = registry._registry
-    if not infos and problem is None:
-        problem = "nothing is registered: " + (
-            "CLIPSEQ_DISABLE leaves all of them out"
-            if found.disabled
-            else "the package clipseq is not installed (a source tree on the path has no entry "
-            "points)"
-        )
+    found = report()
     devices = dict(_devices())
     triton = {name: obstacle(torch.device(name)) for name in devices}
     return Diagnosis(
@@ -110,13 +97,13 @@ def diagnose() -> Diagnosis:
             "torch": torch.__version__,
             "platform": f"{platform.system()} {platform.machine()}",
         },
-        plugins=tuple(found.loaded),
-        failed=tuple(found.failed),
-        disabled=tuple(found.disabled),
-        unmatched=tuple(found.unmatched),
-        unmade={} if problem else dict(_unmade(infos)),
-        problem=problem,
-        engines=tuple(_engine(info, triton) for _, info in sorted(infos.items())),
+        plugins=found.loaded,
+        failed=found.failed,
+        disabled=found.disabled,
+        unmatched=found.unmatched,
+        unmade={} if found.problem else dict(_unmade(found.infos)),
+        problem=found.problem,
+        engines=tuple(_engine(info, triton) for info in found.infos.values()),
         devices=tuple(f"{name}: {what}" if what else name for name, what in devices.items()),
         triton=triton,
         threads=torch.get_num_threads(),
@@ -129,11 +116,11 @@ def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
         try:
             with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")
-                made(info)
+                make_similarity(info)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # the doctor goes on, whatever a plugin raises
-            yield name, cause_of(error)
+            yield name, describe(error)
 
 
 def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:

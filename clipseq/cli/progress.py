@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line now and then where the output is a file."""
+"""Progress of a long command: a bar on a terminal, a line at every tenth in a file."""
 
 import sys
 import time
@@ -9,10 +9,14 @@ from typing import Any
 
 
 class ProgressBar:
-    """Shows steps, losses and the time left of one training run; a context manager.
+    """A display of steps, losses and the time left; use it as a context manager.
 
-    On a terminal one line is redrawn; elsewhere (a file, CI) a plain line is written at the
+    On a terminal, one line is redrawn. Elsewhere (a file, CI), a plain line is written at the
     start, at every tenth of the run, and at the end.
+
+    Args:
+        label: text in front of the bar.
+        stream: file to write to; standard error by default.
     """
 
     def __init__(self, label: str, *, stream: TextIOBase | None = None) -> None:
@@ -37,7 +41,7 @@ class ProgressBar:
             self._bar.stop()
 
     def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """Report optimizer step `step` of `steps`."""
+        """Show that `step` of `steps` steps are done, with those metrics that are losses."""
         if self.stream.isatty():
             self._draw(step, steps, metrics)
         else:

@@ -1,4 +1,7 @@
-"""A new plugin as a folder: a package that installs, registers, and passes its tests."""
+"""New plugins: a folder with a package that installs, registers, and passes its tests.
+
+The text of its files is in `templates/`.
+"""
 
 import keyword
 import os
@@ -14,7 +17,8 @@ from string import Template
 
 import clipseq
 from clipseq.errors import PluginError
-from clipseq.registry.lookup import GROUP, available_similarities
+from clipseq.registry import available_similarities
+from clipseq.registry.discovery import GROUP
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -22,28 +26,30 @@ _NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 def new_plugin(name: str, directory: str | os.PathLike[str] = ".") -> Path:
     """Write the package ``clipseq-NAME`` into a new folder of that name inside `directory`.
 
-    It has a pyproject.toml with the entry point, the module ``clipseq_NAME`` with a working
-    example (the best step for every step), tests that run `clipseq.testing`, and a README that
-    says what to change. Underscores of `name` are dashes in the distribution's name.
+    The package has a pyproject.toml with the entry point, the module ``clipseq_NAME`` with a
+    working example (the best match of every step), tests that run `clipseq.testing`, and a README
+    that explains what to change. Underscores in `name` become dashes in the distribution's name.
 
-    The folder appears whole or not at all, and nothing that exists is touched.
+    The folder appears whole or not at all, and existing files stay unchanged.
 
     Args:
-        name: of the similarity.
+        name: name of the similarity.
         directory: an existing folder.
 
     Returns:
         The path of the new folder.
 
     Raises:
-        ValueError: the name is no good, or is taken by a plugin or a module that is installed.
+        ValueError: the name is not allowed, or an installed plugin or module has it already.
         FileExistsError: the folder exists.
-        NotADirectoryError: `directory` is no folder.
+        NotADirectoryError: `directory` is not a folder.
     """
     _check_name(name)
     directory = Path(directory)
     if not directory.is_dir():
-        raise NotADirectoryError(f"no folder {directory}: make it first, or choose another")
+        raise NotADirectoryError(
+            f"directory must be an existing folder, got {directory}; create it, or choose another"
+        )
     names = {
         "name": name,
         "Name": name.replace("_", " ").capitalize(),
@@ -54,18 +60,18 @@ def new_plugin(name: str, directory: str | os.PathLike[str] = ".") -> Path:
     }
     target = directory / names["distribution"]
     if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already: move it away, or choose another folder")
+        raise FileExistsError(f"{target} exists already; move it away, or choose another folder")
     with tempfile.TemporaryDirectory(prefix=".clipseq-", dir=directory) as staging:
-        made = Path(staging) / target.name
-        for path, text in _contents(names).items():
-            (made / path).parent.mkdir(parents=True, exist_ok=True)
-            (made / path).write_text(text, encoding="utf-8")
-        # Onto a folder with anything in it, made meanwhile, this fails.
-        made.rename(target)
+        written = Path(staging) / target.name
+        for path, text in _render_files(names).items():
+            (written / path).parent.mkdir(parents=True, exist_ok=True)
+            (written / path).write_text(text, encoding="utf-8")
+        # This fails if a folder with any content was created at `target` in the meantime.
+        written.rename(target)
     return target
 
 
-def _contents(names: Mapping[str, str]) -> dict[str, str]:
+def _render_files(names: Mapping[str, str]) -> dict[str, str]:
     paths = {
         "pyproject.toml": "pyproject.toml",
         "README.md": "README.md",
@@ -73,7 +79,7 @@ def _contents(names: Mapping[str, str]) -> dict[str, str]:
         f"{names['module']}.py": "module.py",
         f"tests/test_{names['name']}.py": "test.py",
     }
-    templates = files("clipseq.cli") / "scaffold_templates"
+    templates = files("clipseq.cli") / "templates"
     return {
         path: Template((templates / f"{template}.template").read_text("utf-8")).substitute(names)
         for path, template in paths.items()
@@ -83,13 +89,13 @@ def _contents(names: Mapping[str, str]) -> dict[str, str]:
 def _check_name(name: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
-            "the name of a similarity must match [a-z][a-z0-9_]*, with single underscores between "
-            f"its words (it names a distribution too), got {name!r}"
+            "name must match [a-z][a-z0-9_]*, with single underscores between words (it becomes "
+            f"part of a distribution's name), got {name!r}"
         )
     if keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is a word of Python's: choose another name")
+        raise ValueError(f"name must not be a keyword of Python, got {name!r}; choose another")
     with warnings.catch_warnings():
-        # What is wrong with other plugins does not matter here; their names are still taken.
+        # Other plugins may be broken; their names are taken all the same.
         warnings.simplefilter("ignore")
         try:
             infos = available_similarities()
@@ -106,4 +112,4 @@ def _check_name(name: str) -> None:
         owner = entry_point.dist.name if entry_point.dist else entry_point.value
         raise ValueError(f"the name {name!r} is taken by the plugin of {owner}; choose another")
     if find_spec(f"clipseq_{name}") is not None:
-        raise ValueError(f"there is a module clipseq_{name} already; choose another name")
+        raise ValueError(f"a module clipseq_{name} is installed already; choose another name")

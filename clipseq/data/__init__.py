@@ -1,8 +1,9 @@
-"""Radar clips with captions: simulated, recorded, read from disk, and batched."""
+"""Clips of signals with captions: simulated, recorded, read from disk, and batched."""
 
 from clipseq.data.batches import collate
 from clipseq.data.clip import SPLITS, Clip
-from clipseq.data.files import MapDataset, write_dataset
+from clipseq.data.dataset import MapDataset
+from clipseq.data.folder_format import write_dataset
 from clipseq.data.radhar import radhar_dataset
 from clipseq.data.simulation.clips import simulate
 from clipseq.data.simulation.radar import Radar

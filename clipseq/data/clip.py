@@ -1,34 +1,46 @@
-"""One clip: the maps a radar made of a scene, the caption that tells it, and where it came from."""
+"""Clip: the maps of one recording, the caption that describes it, and where it came from."""
+
+from collections.abc import Mapping
 
 import attrs
 import numpy as np
 from jaxtyping import Num
 
 SPLITS = ("train", "val", "test", "zeroshot")
-"""A dataset's splits; `zeroshot` holds clips of one action and may share sources with `test`."""
+"""Names of the splits. `zeroshot` holds clips of one action and may share sources with `test`."""
+
+TEXT = "text"
+"""Name of the captions among the modalities of a data set."""
+
+Maps = dict[str, Num[np.ndarray, "_ _"]]
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class Clip:
-    """A radar clip with its caption.
+    """One signal with a caption, or with a second signal that was recorded with it.
+
+    A signal is a map (F, T) for each of its views: a view is one way to look at the same recording
+    (range over time, Doppler over time, ...), F its bins or channels, and T its frames.
 
     Attributes:
-        id: its name, given once in a dataset.
-        radar: maps by view name, each (F, T): F bins, T frames, the same T in every view.
-        caption: what happens, told in order.
-        actions: names of the actions in order, `()` where unknown.
-        spans: (start, stop) frame of each action, stop excluded, `()` where unknown.
-        permuted: the caption's own wording with its actions in every other order, `()` where
+        id: name of the clip, unique in its data set.
+        signal: maps by name of the view, each (F, T) and all with the same T.
+        caption: what happens, described in order; may be empty in a clip with a second signal.
+        paired: maps of the second signal, with views and a T of their own; `{}` without one.
+        actions: names of the actions in order, `()` if unknown.
+        spans: (start, stop) frame of each action in `signal`, stop excluded, `()` if unknown.
+        permuted: the caption in its own wording with its actions in every other order, `()` if
             unknown.
-        sources: the recordings (subjects, simulated persons, ...) the clip was made from: no
-            source lies in two of train, val and test.
+        sources: the recordings (subjects, simulated persons, ...) that the clip was made from. A
+            source lies in one of train, val and test only.
         split: one of `SPLITS`.
-        label: class name of a one-action clip, a key of the dataset's `class_captions`, else None.
+        label: class name of a one-action clip, a key of the data set's `class_captions`, else None.
     """
 
     id: str
-    radar: dict[str, Num[np.ndarray, "_ _"]] = attrs.field(repr=False)
-    caption: str
+    signal: Maps = attrs.field(repr=False)
+    caption: str = ""
+    paired: Maps = attrs.field(factory=dict, repr=False)
     actions: tuple[str, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
     permuted: tuple[str, ...] = attrs.field(default=(), repr=False)
@@ -38,5 +50,10 @@ class Clip:
 
     @property
     def frames(self) -> int:
-        """T, the number of frames."""
-        return next(iter(self.radar.values())).shape[1]
+        """Number of frames of the signal, T."""
+        return frame_count(self.signal)
+
+
+def frame_count(maps: Mapping[str, np.ndarray]) -> int:
+    """Return the number of frames T of the maps of one signal."""
+    return next(iter(maps.values())).shape[1]

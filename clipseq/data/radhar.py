@@ -1,7 +1,7 @@
 """Real mmWave recordings (`radhar_maps`) as clips of several activities in order.
 
-Each recording shows one activity. Windows of recordings of one block (day and session) are put one
-after the other, so that nothing but the activity tells the parts apart.
+Each recording shows one activity. A clip joins windows of recordings of one block (one session of
+one day), so that only the activity distinguishes its parts.
 """
 
 import os
@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import Clip
-from clipseq.data.files import MapDataset, load_arrays
-from clipseq.data.simulation.captions import class_caption, tell_in_order
+from clipseq.data.dataset import MapDataset
+from clipseq.data.simulation.captions import class_caption, describe_in_order
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")
-"""The maps without static returns: static clutter gives the session away."""
+"""The views that are used: those without static returns, as static clutter reveals the session."""
 
-FRAMES_PER_STEP = 2
-"""Recorded frames in one of ours, by maximum: 30 a second become 15, as a point cloud is sparse."""
+RECORDED_FRAMES = 2
+"""Number of recorded frames in one frame of a clip, joined by their maximum because a point cloud
+is sparse: 30 frames per second become 15."""
 
 DECIBELS: dict[str, tuple[float, float]] = {
     "range_moving": (0.36, 3.1),
@@ -28,7 +30,6 @@ DECIBELS: dict[str, tuple[float, float]] = {
 }
 """Mean and standard deviation of each view over the training recordings, empty cells at 0 dB."""
 
-# Wordings after "a person"; the first of each is the file's own.
 PHRASES: dict[str, tuple[str, ...]] = {
     "boxing": ("is boxing", "throws punches", "boxes"),
     "jack": ("does jumping jacks", "does star jumps", "jumps opening arms and legs"),
@@ -36,6 +37,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "squats": ("does squats", "squats down repeatedly", "does knee bends"),
     "walk": ("is walking", "walks around", "walks back and forth"),
 }
+"""Wordings of each activity after "a person"; the first of each is that of the file."""
 
 _KEYS = (*VIEWS, "length", "label", "class_names", "block", "split", "name", "fps")
 
@@ -47,52 +49,66 @@ def radhar_dataset(
     clips: Mapping[str, int] | None = None,
     window_seconds: tuple[float, float] = (3.0, 5.0),
 ) -> MapDataset:
-    """Ordered sequences of two to four activities, spliced from `radhar_maps.npz`.
+    """Splice the recordings of `radhar_maps.npz` into ordered sequences of two to four activities.
 
     A clip takes windows of different activities from different recordings of one block and of
-    one split of the file (test = block 3). zeroshot holds every test recording cut into four
-    windows of one activity each. A byte v of the file is v/6 dB; a map holds (v/6 - mean) / scale
-    with the constants in `DECIBELS`.
+    one split of the file (test = block 3). The split zeroshot holds every test recording, cut into
+    four windows of one activity each. A byte v of the file is v/6 dB; a map holds
+    (v/6 - mean) / scale with the constants in `DECIBELS`.
 
     Args:
         path: the file.
-        seed: of what is drawn.
+        seed: random seed for everything that is drawn.
         clips: number of clips of each split, by default train 1200, val 150, test 300.
         window_seconds: shortest and longest window cut from a recording.
 
+    Returns:
+        A data set of modality "radar".
+
     Raises:
         DataError: the file is missing, corrupt or of another form.
-        ValueError: an unknown split, or windows that are longer than the recordings.
+        ValueError: a split is unknown, or a window may be longer than a recording.
     """
     path = Path(path)
     arrays = load_arrays(path)
     if missing := set(_KEYS) - arrays.keys():
-        raise DataError(f"{path}: not radhar_maps: lacks {sorted(missing)}")
+        raise DataError(f"{path} must be radhar_maps.npz, got a file that lacks {sorted(missing)}")
     counts = dict({"train": 1200, "val": 150, "test": 300} if clips is None else clips)
     if unknown := counts.keys() - {"train", "val", "test"}:
-        raise ValueError(f"clips: no split {sorted(unknown)}; wanted train, val or test")
+        raise ValueError(f"clips must name splits of train, val and test, got {sorted(unknown)}")
     low, high = window_seconds
     if not 0 < low <= high:
-        raise ValueError(f"window_seconds must be 0 < shortest <= longest, got {window_seconds}")
+        raise ValueError(
+            f"window_seconds must be (shortest, longest) with 0 < shortest <= longest, "
+            f"got {window_seconds}"
+        )
 
     maps = {view: _standardised(arrays[view], view) for view in VIEWS}
-    rate = float(arrays["fps"]) / FRAMES_PER_STEP
-    lengths = arrays["length"].astype(int) // FRAMES_PER_STEP
+    rate = float(arrays["fps"]) / RECORDED_FRAMES
+    lengths = arrays["length"].astype(int) // RECORDED_FRAMES
     classes = arrays["class_names"].tolist()
     labels = [classes[k] for k in arrays["label"]]
     names, splits = arrays["name"].tolist(), arrays["split"].tolist()
     blocks = arrays["block"].tolist()
     if unknown := set(classes) - PHRASES.keys():
-        raise DataError(f"{path}: no wording for classes {sorted(unknown)}; wanted {list(PHRASES)}")
+        raise DataError(
+            f"{path}: class_names must be some of {list(PHRASES)}, got {sorted(unknown)}"
+        )
     if int(lengths.min()) < high * rate:
-        raise ValueError(f"window_seconds: a recording has but {lengths.min() / rate:.1f} s")
+        raise ValueError(
+            f"window_seconds must be at most {lengths.min() / rate:.1f} s, the shortest recording, "
+            f"got {window_seconds}"
+        )
 
     made: list[Clip] = []
     for number, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng((seed, number))
         group = [i for i, s in enumerate(splits) if s == split]
         if count and not group:
-            raise DataError(f"{path}: has no recording in split {split!r}")
+            raise DataError(
+                f"{path}: split must hold a recording for each split of clips, got no recording "
+                f"in split {split!r}"
+            )
         for k in range(count):
             block = blocks[group[rng.integers(len(group))]]
             mine = [i for i in group if blocks[i] == block]
@@ -109,11 +125,11 @@ def radhar_dataset(
                 sources.append(names[i])
                 clock += width
             phrases = [str(rng.choice(PHRASES[action])) for action in actions]
-            caption, permuted = tell_in_order(phrases, rng)
+            caption, permuted = describe_in_order(phrases, rng)
             made.append(
                 Clip(
                     id=f"{split}-{k:05d}",
-                    radar=_joined(maps, windows),
+                    signal=_joined(maps, windows),
                     caption=caption,
                     actions=tuple(actions),
                     spans=tuple(spans),
@@ -129,7 +145,7 @@ def radhar_dataset(
 
 
 def _one_action(maps, lengths, names, labels, splits, class_captions) -> list[Clip]:
-    """Every test recording in four windows of one activity."""
+    """Cut every test recording into four clips of one activity."""
     made = []
     for i in (i for i, split in enumerate(splits) if split == "test"):
         width = lengths[i] // 4
@@ -137,7 +153,7 @@ def _one_action(maps, lengths, names, labels, splits, class_captions) -> list[Cl
             made.append(
                 Clip(
                     id=f"zeroshot-{names[i]}-{k}",
-                    radar=_joined(maps, [(i, k * width, (k + 1) * width)]),
+                    signal=_joined(maps, [(i, k * width, (k + 1) * width)]),
                     caption=class_captions[labels[i]],
                     actions=(labels[i],),
                     spans=((0, int(width)),),
@@ -157,10 +173,10 @@ def _joined(maps, windows) -> dict[str, np.ndarray]:
 
 
 def _standardised(values, view):
-    """(N, T, F) bytes -> (N, F, T / FRAMES_PER_STEP) float16."""
+    """Turn (N, T, F) bytes into standardised maps (N, F, T / RECORDED_FRAMES), float16."""
     count, frames, bins = values.shape
-    frames -= frames % FRAMES_PER_STEP
-    steps = values[:, :frames].reshape(count, -1, FRAMES_PER_STEP, bins).max(axis=2)
+    frames -= frames % RECORDED_FRAMES
+    joined = values[:, :frames].reshape(count, -1, RECORDED_FRAMES, bins).max(axis=2)
     mean, scale = DECIBELS[view]
-    of_byte = ((np.arange(256) / 6 - mean) / scale).astype(np.float16)
-    return of_byte[steps].transpose(0, 2, 1)
+    lookup = ((np.arange(256) / 6 - mean) / scale).astype(np.float16)
+    return lookup[joined].transpose(0, 2, 1)

@@ -1,5 +1,10 @@
-"""The demo: plain CLIP and CLIP with `combined` on the same simulated radar and captions."""
+"""The demo: plain CLIP and CLIP with `combined` on the same simulated radar and captions.
 
-from clipseq.demo.run import COMBINED, FULL, PLAIN, SMALL, demo_configs, run_demo
+Read `run` first: it goes from the simulated data to the report. `configs` holds the two training
+runs, `alignment` and `figures` the analysis, `report` the results, and `folder` their places.
+"""
+
+from clipseq.demo.configs import COMBINED, FULL, PLAIN, SMALL, demo_configs
+from clipseq.demo.run import run_demo
 
 __all__ = ["COMBINED", "FULL", "PLAIN", "SMALL", "demo_configs", "run_demo"]

@@ -1,7 +1,7 @@
-"""Figures of a run: arrays in, a matplotlib Figure out (extra `plot`).
+"""Figures: functions from arrays to a matplotlib Figure (extra `plot`).
 
-Nothing here touches pyplot, its global figure list or the display: every figure is a `Figure` on
-an Agg canvas of its own, to be saved with `save`.
+They do not touch pyplot, its global list of figures or the display: every figure is a `Figure` on
+an Agg canvas of its own, for `save` to write.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 RUN_COLOURS = ("#4d4d4d", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
 ACTION_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MUTED = "#8a8a8a"
@@ -44,7 +44,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 @attrs.frozen(eq=False)
 class Curve:
-    """One quantity over steps: every training step, and the validations between them."""
+    """One quantity over optimizer steps: at every training step, and at the validations."""
 
     steps: Int[Array, "n"]
     values: Float[Array, "n"]
@@ -53,15 +53,15 @@ class Curve:
 
 
 def loss_curves(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
-    """Losses over steps: one panel per quantity, one colour per run.
+    """Draw losses over optimizer steps: one panel per quantity, one colour per run.
 
     Args:
         runs: run name -> quantity (loss_clip, loss_seq, loss_total) -> curve. A run may lack a
             quantity; plain CLIP has no loss_seq.
 
     Returns:
-        A figure in which the thin line is each training step, the bold line its running mean, and
-        the dots with a dashed line the validation loss.
+        A figure in which a thin line shows the loss of each training step, a bold line its running
+        mean, and dots on a dashed line the validation loss.
     """
     fullest = sorted(runs.values(), key=len, reverse=True)
     quantities = list(dict.fromkeys(name for curves in fullest for name in curves))
@@ -89,7 +89,7 @@ def loss_curves(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
         missing = [run for run, curves in runs.items() if quantity not in curves]
         if missing:
             panel.text(
-                0.97, 0.97, f"{', '.join(missing)}: has none", color=_MUTED, fontsize=9,
+                0.97, 0.97, f"{', '.join(missing)}: no {quantity}", color=_MUTED, fontsize=9,
                 ha="right", va="top", transform=panel.transAxes,
             )  # fmt: skip
         panel.set_title(quantity, loc="left", fontweight="bold")
@@ -110,18 +110,18 @@ def similarity_matrices(
     order: Int[Array, "N"] | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> "Figure":
-    """Scores of every test clip (row) with every test caption (column), one panel per model.
+    """Draw the scores of every test clip (row) with every test caption (column), per model.
 
     Args:
         matrices: model name -> scores; row i and column i belong together.
-        first: the first action of each clip, by which rows and columns are marked.
-        order: the order in which clips are drawn; default: by `first`, stably.
-        notes: model name -> a line under its title, e.g. its R@1.
+        first: the first action of each clip, which labels rows and columns.
+        order: the order in which clips are drawn; by default they are sorted by `first`, stably.
+        notes: model name -> a line under its title, such as its R@1.
 
     Returns:
-        A figure in which every row is shown relative to its own mean and spread, since what
-        decides retrieval is how a clip's own caption (the diagonal) stands against the others of
-        its row; raw cosines of two models need not share a scale.
+        A figure with one panel per model. Every row is shown relative to its own mean and spread,
+        because retrieval is decided by comparing a clip's own caption (on the diagonal) with the
+        others in its row, and the raw cosines of two models need not share a scale.
     """
     names = list(first)
     if order is None:
@@ -159,7 +159,7 @@ def similarity_matrices(
 
 @attrs.frozen
 class Action:
-    """One action of a clip: its name, when it happens (seconds), and its words in the caption."""
+    """One action of a clip: its name, its start and stop in seconds, its words in the caption."""
 
     name: str
     start: float
@@ -176,22 +176,23 @@ def alignment(
     actions: Sequence[Action],
     title: str = "",
 ) -> "Figure":
-    """One clip's maps over time, and when its caption's words were answered to.
+    """Draw one clip's maps over time, and when each word of its caption was answered to.
 
     Args:
-        maps: view name -> time-frequency map, frames along the second axis; only the bins in
+        maps: view name -> time-frequency map with frames along the second axis; only the bins in
             which something happens are drawn.
-        duration: length of the clip in seconds; the maps' frames and the rows of `weights`
-            divide it evenly.
-        words: the words of the caption in order.
-        weights: how much time step s answers to word l; each word is drawn against its own
+        duration: length of the clip in seconds, which the maps' frames and the rows of `weights`
+            divide evenly.
+        words: words of the caption in order.
+        weights: how much time step s answers to word l; each word is drawn relative to its own
             maximum.
-        actions: what really happened when, and which words say so.
+        actions: the true actions, and the words that describe them.
+        title: title of the figure.
 
     Returns:
-        A figure with the maps above and the words below, on one time axis. A true action is a
-        band of one colour over all panels, a box around its own words, and the colour of those
-        words: where a dark streak lies in its box, word and action line up.
+        A figure with the maps above and the words below, on one time axis. Each true action has
+        a colour, which marks its time in all panels, its words, and a box around those words at
+        that time. A dark streak inside its box means that word and action line up.
     """
     rows = len(maps)
     figure = _figure(10.5, 1.35 * rows + 0.3 * len(words) + 1.6)
@@ -254,9 +255,10 @@ def alignment(
 
 
 def busy_rows(values: Float[Array, "F T"], *, margin: float = 0.15) -> slice:
-    """The bins that ever reach a third of the way from the map's floor to its peaks, and a margin.
+    """Return the bins to draw: those that ever stand out from the map's floor, and a margin.
 
-    A person fills a few of a radar's bins: drawn whole, a map is mostly black.
+    A bin stands out when it reaches a third of the way from the floor to the peaks. A person fills
+    few of a radar's bins, so a whole map would be mostly black.
     """
     low, high = np.percentile(values, [20, 99.5])
     busy = np.flatnonzero(values.max(axis=1) > low + (high - low) / 3)
@@ -267,7 +269,7 @@ def busy_rows(values: Float[Array, "F T"], *, margin: float = 0.15) -> slice:
 
 
 def running_mean(values: Float[Array, "n"], *, share: float = 0.04) -> Float[Array, "n"]:
-    """Mean over a centred window of `share` of the curve, cut off at both ends."""
+    """Return the mean over a centred window of `share` of the curve, cut off at both ends."""
     half = max(1, int(len(values) * share / 2))
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     index = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""What travels: one process's y, as the similarity prepared it, in one piece of memory."""
+"""Blocks: the y of one rank, as the similarity prepared it, packed into one buffer."""
 
 import hashlib
 import math
@@ -12,19 +12,19 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from clipseq.distributed.world import require_agreement, share
 from clipseq.engine.tiling import Tree
 
-_ALIGNMENT = 64  # bytes; of every tensor in the buffer, as torch aligns its own
+_ALIGNMENT = 64  # bytes, for every tensor in the buffer; torch aligns its own in the same way
 
 
 @attrs.frozen(eq=False)
 class Layout:
-    """How one rank's tensors lie in its buffer."""
+    """The layout of one rank's tensors in its buffer."""
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
 
     @property
     def offsets(self) -> list[int]:
-        """Where each tensor starts, and where the buffer ends; in bytes."""
+        """The start of each tensor, and the end of the buffer, in bytes."""
         offsets = [0]
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             size = math.prod(shape) * dtype.itemsize
@@ -32,37 +32,37 @@ class Layout:
         return offsets
 
     def pack(self, tensors: Sequence[Tensor]) -> Tensor:
-        """One buffer with copies of `tensors`."""
+        """Return one buffer with copies of `tensors`."""
         buffer = torch.empty(self.offsets[-1], dtype=torch.uint8, device=tensors[0].device)
         for view, tensor in zip(self.unpack(buffer), tensors, strict=True):
             view.copy_(tensor)
         return buffer
 
     def unpack(self, buffer: Tensor) -> list[Tensor]:
-        """The tensors in a buffer, as views of it."""
+        """Return the tensors in a buffer, as views of it."""
         views = []
         for shape, dtype, start in zip(self.shapes, self.dtypes, self.offsets, strict=False):
             size = math.prod(shape) * dtype.itemsize
             views.append(buffer[start : start + size].view(dtype).view(shape))
         return views
 
-    def of_gradients(self) -> "Layout":
-        """That of the gradients: of the floating point tensors alone."""
+    def for_gradients(self) -> "Layout":
+        """Return the layout of the gradients, which only floating point tensors have."""
         kept = [k for k, dtype in enumerate(self.dtypes) if dtype.is_floating_point]
         return Layout(tuple(self.shapes[k] for k in kept), tuple(self.dtypes[k] for k in kept))
 
 
 @attrs.frozen(eq=False)
 class Blocks:
-    """This rank's block, and the layout of everybody's.
+    """The block of this rank, and the layouts of the blocks of all ranks.
 
-    A tensor that is in the tree several times (parts of ``combined`` share steps) travels once.
+    A tensor that occurs in the tree several times (parts of ``combined`` share steps) is sent once.
 
     Attributes:
-        tensors: of this rank's tree, each once.
-        layouts: of every rank.
+        tensors: the tensors of this rank's tree, each once.
+        layouts: the layout of every rank's block.
         steps: L of every rank, before `prepare_y`.
-        wanted: whether any rank wants gradients of y.
+        wanted: True if any rank needs gradients of y.
     """
 
     tensors: list[Tensor]
@@ -74,10 +74,10 @@ class Blocks:
 
     @classmethod
     def meet(cls, tree: Tree, steps: int) -> "Blocks":
-        """Tell everybody L and the shapes of this rank's tree, and hear theirs.
+        """Exchange L and the shapes of the trees with all ranks.
 
         Raises:
-            ClipseqError: on every rank, where the trees are not built alike.
+            ClipseqError: the trees of the ranks differ in structure; raised on every rank.
         """
         leaves, spec = tree_flatten(tree)
         tensors: list[Tensor] = []
@@ -92,18 +92,18 @@ class Blocks:
         digest = hashlib.blake2b(built.encode(), digest_size=7).digest()
         device = tensors[0].device
         digests = share([int.from_bytes(digest, "big")], device)
-        require_agreement([row[0] for row in digests], "the structure of what is compared")
+        require_agreement([row[0] for row in digests], "the structure of the prepared y")
         wants = any(tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled()
         numbers = [int(wants), steps, *(n for tensor in tensors for n in tensor.shape)]
-        told = share(numbers, device)
+        rows = share(numbers, device)
         layouts = []
-        for _, _, *sizes in told:
+        for _, _, *sizes in rows:
             left = iter(sizes)
             shapes = tuple(tuple(next(left) for _ in tensor.shape) for tensor in tensors)
             layouts.append(Layout(shapes, dtypes))
-        wanted = any(flag for flag, *_ in told)
-        return cls(tensors, layouts, [row[1] for row in told], wanted, spec, places)
+        wanted = any(flag for flag, *_ in rows)
+        return cls(tensors, layouts, [row[1] for row in rows], wanted, spec, places)
 
     def tree(self, tensors: Sequence[Tensor]) -> Tree:
-        """The tree of a block's tensors."""
+        """Return the tree that the tensors of a block make up."""
         return tree_unflatten([tensors[place] for place in self._places], self._spec)

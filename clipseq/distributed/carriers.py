@@ -1,4 +1,4 @@
-"""How blocks of y get to every rank, and their gradients home."""
+"""Carriers: they bring the blocks of y to every rank, and the gradients back to the owners."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,26 +12,31 @@ from clipseq.distributed.blocks import Blocks, Layout
 from clipseq.distributed.world import World
 
 Visit = Callable[[int, list[Tensor]], object]
-"""Called once for each rank's block, this rank's own first."""
+"""A function that is called once with each rank's block, starting with this rank's own."""
 
 Differentiate = Callable[[int, list[Tensor]], list[Tensor]]
-"""Likewise; returns this rank's part of the gradients of the block's floating point tensors."""
+"""A `Visit` that returns this rank's part of the gradients of the floating point tensors."""
 
 
 class Carrier(Protocol):
+    """A way of moving blocks between ranks."""
+
     def visit(self, work: Visit) -> None:
-        """Every block passes by."""
+        """Call `work` with every block."""
 
     def collect(self, work: Differentiate) -> list[Tensor]:
-        """Every block passes by again; the sum of what all ranks make of this rank's own."""
+        """Call `work` with every block again; return the gradients of this rank's own block.
+
+        They are the sum of the parts that all ranks return for it.
+        """
 
 
 class Ring:
-    """Each rank hands what it has to the next while it works on it.
+    """A ring: each rank sends its present block to the next rank while it works on it.
 
-    At step s a rank has the block of the rank s places before it, and the one that it is about to
-    get: never more. A block takes W - 1 hops. Gradients start at the first rank after the owner
-    and follow, one rank after the other adding its part, W - 1 hops, of which the last is home.
+    At step s, a rank holds the block of the rank s places before it and the one that is arriving,
+    never more. A block takes W - 1 hops. Its gradients start at the first rank after the owner and
+    follow it. Each rank adds its part, and the last of W - 1 hops leads to the owner.
     """
 
     def __init__(self, world: World, blocks: Blocks) -> None:
@@ -40,8 +45,8 @@ class Ring:
         self._next = (world.rank + 1) % world.size
         self._previous = (world.rank - 1) % world.size
 
-    def _hand_on(self, buffer: Tensor, size: int, tag: int) -> tuple[Tensor, list[dist.Work]]:
-        """Send `buffer` to the next rank, and receive as many bytes from the previous one."""
+    def _pass_on(self, buffer: Tensor, size: int, tag: int) -> tuple[Tensor, list[dist.Work]]:
+        """Send `buffer` to the next rank, and receive `size` bytes from the previous one."""
         incoming = buffer.new_empty(size)
         return incoming, dist.batch_isend_irecv(
             [
@@ -60,7 +65,7 @@ class Ring:
             coming = (owner - 1) % world.size
             pending: list[dist.Work] = []
             if not last:
-                incoming, pending = self._hand_on(buffer, layouts[coming].offsets[-1], tag=0)
+                incoming, pending = self._pass_on(buffer, layouts[coming].offsets[-1], tag=0)
                 traffic.add(blocks=len(buffer))
             traffic.note_held(world.sizes[owner] + (0 if last else world.sizes[coming]))
             work(step, owner, tensors)
@@ -74,7 +79,7 @@ class Ring:
 
     def collect(self, work: Differentiate) -> list[Tensor]:
         world = self._world
-        layouts = [layout.of_gradients() for layout in self._blocks.layouts]
+        layouts = [layout.for_gradients() for layout in self._blocks.layouts]
         own: list[Tensor] = []
         incoming: Tensor | None = None
         pending: list[dist.Work] = []
@@ -88,31 +93,31 @@ class Ring:
             for message in pending:
                 message.wait()
             if incoming is not None:
-                # What the ranks before made of this block.
-                gradients = _added(gradients, layouts[owner].unpack(incoming))
+                # The parts of the ranks that had this block before.
+                gradients = _add(gradients, layouts[owner].unpack(incoming))
             outgoing = layouts[owner].pack(gradients)
-            # Next comes what is made of the block before; after the last step, of one's own.
+            # The gradients of the preceding block arrive next; after the last step, of our own.
             coming = (owner - 1) % world.size
-            incoming, pending = self._hand_on(outgoing, layouts[coming].offsets[-1], tag=1)
+            incoming, pending = self._pass_on(outgoing, layouts[coming].offsets[-1], tag=1)
             traffic.add(gradients=len(outgoing))
 
         self._steps(at)
         for message in pending:
             message.wait()
         if incoming is not None:
-            own = _added(own, layouts[world.rank].unpack(incoming))
+            own = _add(own, layouts[world.rank].unpack(incoming))
         return own
 
 
 class AllGather:
-    """Every rank gets all blocks at once, and keeps them until backward is done."""
+    """An all-gather: every rank gets all blocks at once, and keeps them until backward is done."""
 
     def __init__(self, world: World, blocks: Blocks) -> None:
         self._world = world
         self._blocks = blocks
         self._buffers: list[Tensor] = []
 
-    def _gathered(self) -> list[Tensor]:
+    def _gather(self) -> list[Tensor]:
         if not self._buffers:
             layouts = self._blocks.layouts
             longest = max(layout.offsets[-1] for layout in layouts)
@@ -131,7 +136,7 @@ class AllGather:
             work(owner, tensors)
 
     def collect(self, work: Differentiate) -> list[Tensor]:
-        # Sums are made in place, and two leaves may have got one and the same tensor.
+        # Cloned: the sums are made in place, and two leaves may share one gradient tensor.
         gradients = {
             owner: [part.clone() for part in work(owner, tensors)] for owner, tensors in self._all()
         }
@@ -145,11 +150,11 @@ class AllGather:
 
     def _all(self) -> list[tuple[int, list[Tensor]]]:
         world = self._world
-        buffers = self._gathered()
+        buffers = self._gather()
         ranks = [(world.rank - step) % world.size for step in range(world.size)]
         layouts: list[Layout] = self._blocks.layouts
         return [(owner, layouts[owner].unpack(buffers[owner])) for owner in ranks]
 
 
-def _added(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+def _add(some: list[Tensor], others: list[Tensor]) -> list[Tensor]:
     return [a + b for a, b in zip(some, others, strict=True)]

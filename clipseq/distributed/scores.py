@@ -1,4 +1,4 @@
-"""The scores of this process's x with everybody's y, each pair of the batch once in the world."""
+"""The scores of this rank's x with the y of all ranks: its rows of the (N, N) score matrix."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from clipseq.distributed.world import World
 from clipseq.engine.tiling import Tree
 
 Gather = Literal["ring", "all"] | None
-"""How other processes' y arrive: one block after the other, or all at once; None: not at all."""
+"""The way in which the y of other ranks arrive: one by one, all at once, or (None) not at all."""
 
 GATHERS = ("ring", "all", None)
 
 Compare = Callable[[Tree, Tree, int], Tensor]
-"""(b, c) scores of every pair of x and a block of y, two trees; and the block's L."""
+"""A function of x, a block of y (two trees) and the block's L that returns (b, c) scores."""
 
 
-def scores_of_all(
+def score_rows(
     compare: Compare,
     x: Tree,
     y: Tree,
@@ -36,23 +36,23 @@ def scores_of_all(
     gather: Literal["ring", "all"] = "ring",
     parameters: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, "B N"]:
-    """``compare`` of this rank's x with the y of every rank, in the order of the batch.
+    """Compare this rank's x with the y of every rank, in the order of the batch.
 
-    Every rank must call it. Forward keeps this rank's x and y; in backward the blocks come by
-    again, pairs are compared again, and the gradients of y travel home. (With "all", the blocks
-    are kept.)
+    Every rank must call it. Forward keeps this rank's x and y. In backward the blocks arrive
+    again, the pairs are compared again, and the gradients of y are sent to their owners. (With
+    "all", the blocks are kept instead.)
 
     Args:
-        compare: every pair of a block, from trees of tensors with the batch first.
-        x: this rank's.
-        y: this rank's; built alike on every rank, of any size.
-        world: who takes part.
+        compare: scores every pair of a block, from trees of tensors with the batch first.
+        x: the tree of this rank's x.
+        y: the tree of this rank's y; of the same structure on every rank, and of any size.
+        world: the ranks that take part.
         steps: L of this rank's y, for `compare`.
         gather: "ring" or "all".
-        parameters: what else `compare` depends on and gradients are wanted of.
+        parameters: the other tensors that `compare` depends on and that need gradients.
 
     Raises:
-        ClipseqError: on every rank, where the y of the ranks are not built alike.
+        ClipseqError: the y of the ranks differ in structure; raised on every rank.
     """
     x_leaves, x_spec = tree_flatten(x)
     blocks = Blocks.meet(y, steps)
@@ -135,7 +135,7 @@ class _Scores(torch.autograd.Function):
             ]
 
         y_gradients: list[Tensor] = []
-        # Blocks come in the order of forward: dropout draws what it drew there.
+        # Blocks arrive in the order of forward, so dropout draws the same numbers as there.
         with _random_state_of(ctx.random, grad.device):
             if job.blocks.wanted:
                 y_gradients = job.carrier.collect(differentiate)

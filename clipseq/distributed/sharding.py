@@ -1,7 +1,6 @@
-"""What a model under FSDP2 (`torch.distributed.fsdp.fully_shard`) needs beyond a plain one.
+"""Support for models under FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Nothing here is imported from FSDP2, which takes a second to load: a model that is sharded has
-loaded it.
+FSDP2 takes a second to import, so this module does not import it: whoever sharded a model did.
 """
 
 import sys
@@ -18,24 +17,25 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether `fully_shard` was called with this very module."""
+    """Return True if `fully_shard` was called with this very module."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 class GathersWeights(nn.Module):
-    """A module with methods beside `forward` that compute with its weights (`gathers_weights`)."""
+    """A module of which other methods than `forward` need the weights (see `gathers_weights`)."""
 
     def _with_weights(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # FSDP2 is told of this one method only: it wraps what it is told of in the instance, where
-        # it would hide a subclass's own `training_step` from `super()`.
+        # This is the only method that is registered with FSDP2. FSDP2 wraps registered methods in
+        # the instance, where a wrapped `training_step` would hide the one of a subclass.
         return method(*args, **kwargs)
 
 
 def gathers_weights(method: Method) -> Method:
-    """A method of a `GathersWeights` for which FSDP2 gathers the weights, as for `forward`.
+    """Wrap a method of a `GathersWeights`, so that FSDP2 gathers the weights for it.
 
-    So `fully_shard(model)` is all there is to do; ``register_fsdp_forward_method`` is done here.
+    FSDP2 does so for `forward` alone, unless ``register_fsdp_forward_method`` is called; this
+    decorator calls it, so that users only call `fully_shard(model)`.
     """
 
     @wraps(method)
@@ -52,15 +52,15 @@ def gathers_weights(method: Method) -> Method:
 
 
 def unsharded_class(module: nn.Module) -> type[nn.Module]:
-    """The module's class, without what `fully_shard` has put in front of it."""
+    """Return the class that the module had before `fully_shard` changed it."""
     kind = type(module)
     return cast(type[nn.Module], kind.__bases__[-1]) if is_sharded(module) else kind
 
 
 def whole_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
-    """``model.state_dict()`` with sharded weights put together, and whether any was.
+    """Return ``model.state_dict()`` with whole weights, and True if any of them was sharded.
 
-    Where one was, every process must call this, and the first alone gets the weights, on the CPU.
+    If so, every process must call this function, and only rank 0 gets the weights, on the CPU.
     """
     state = model.state_dict()
     tensors = sys.modules.get("torch.distributed.tensor")
@@ -73,10 +73,10 @@ def whole_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
 
 
 def by_the_first_process(work: Callable[[], None]) -> None:
-    """`work`, done by the process of rank 0; the others wait for it.
+    """Do `work` in the process of rank 0, while the others wait for it.
 
     Raises:
-        ClipseqError: in the other processes, where `work` has raised in the first.
+        ClipseqError: `work` raised in the process of rank 0; raised in all the others.
     """
     failure: list[str | None] = [None]
     if dist.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""What this process sends, receives and scores, counted."""
+"""Counts of the bytes that this process sends and of the pairs that it scores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ import attrs
 
 @attrs.define
 class Traffic:
-    """Counts of one process.
+    """The counts of one process.
 
     Attributes:
-        blocks: bytes of other processes' y that it sent.
+        blocks: bytes of blocks of y that it sent.
         gradients: bytes of gradients of y that it sent.
         pairs: pairs that it scored in forward.
         pairs_again: pairs that it scored again in backward.
-        held: most sequences of y that it held at one time, its own included.
+        held: largest number of sequences of y that it held at one time, its own included.
     """
 
     blocks: int = 0
@@ -30,7 +30,7 @@ _counting: list[Traffic] = []
 
 @contextmanager
 def count_traffic() -> Iterator[Traffic]:
-    """Count what the losses of this process send and score inside the block.
+    """Count the bytes that this process's losses send, and the pairs they score, in a `with` block.
 
     Small reductions (sizes, log-sum-exps of columns, the loss) are not counted.
     """
@@ -43,13 +43,13 @@ def count_traffic() -> Iterator[Traffic]:
 
 
 def add(**counts: int) -> None:
-    """Add to whoever is counting."""
+    """Add to the counts of every open `count_traffic`."""
     for traffic in _counting:
         for name, count in counts.items():
             setattr(traffic, name, getattr(traffic, name) + count)
 
 
 def note_held(sequences: int) -> None:
-    """So many sequences of y are held at this moment."""
+    """Note the number of sequences of y that are held at this moment."""
     for traffic in _counting:
         traffic.held = max(traffic.held, sequences)

@@ -1,4 +1,4 @@
-"""The processes whose batches make one, and what they find out together."""
+"""The world: the ranks whose items make up one batch, and the reductions over their rows."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from torch import Tensor
 from clipseq.errors import ClipseqError
 
 
-def processes() -> int:
-    """How many processes share the batch; 1 where torch.distributed is not initialised."""
+def count_processes() -> int:
+    """Count the processes that share the batch; 1 if torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 class World(NamedTuple):
-    """Whose items make up the batch: rank by rank, each rank's in its own order.
+    """The ranks whose items make up the batch: rank by rank, each rank's in its own order.
 
     Attributes:
         sizes: number of items of each rank.
-        rank: this process.
+        rank: the rank of this process.
     """
 
     sizes: tuple[int, ...]
@@ -29,25 +29,25 @@ class World(NamedTuple):
 
     @classmethod
     def alone(cls, items: int) -> "World":
-        """This process's batch is the whole batch."""
+        """Return the world in which this process's items are the whole batch."""
         return cls((items,), 0)
 
     @classmethod
     def meet(cls, items: int, device: torch.device, *, grouped: bool) -> "World":
-        """All processes of the default group; each says how many items it has.
+        """Exchange the number of items with all processes of the default group.
 
         Raises:
-            ClipseqError: in all of them, where some have `groups` and others do not, or one has no
-                item.
+            ClipseqError: some processes pass `groups` and others do not, or a process has no item;
+                raised in all of them.
         """
-        if processes() == 1:
+        if count_processes() == 1:
             return cls.alone(items)
         rows = share([items, int(grouped)], device)
-        require_agreement([row[1] for row in rows], "whether there are groups (1) or not (0)")
+        require_agreement([row[1] for row in rows], "groups, passed (1) or not (0)")
         sizes = tuple(row[0] for row in rows)
         if 0 in sizes:
             raise ClipseqError(
-                f"every process needs at least one item of its own, got by rank: {list(sizes)}"
+                f"every process must have at least one item of its own, got {list(sizes)} by rank"
             )
         return cls(sizes, dist.get_rank())
 
@@ -58,16 +58,16 @@ class World(NamedTuple):
 
     @property
     def total(self) -> int:
-        """N, the number of items of the whole batch."""
+        """N, the number of items of the global batch."""
         return sum(self.sizes)
 
     def span(self, rank: int) -> slice:
-        """Where a rank's items are in the batch."""
+        """Return the positions of a rank's items in the batch."""
         start = sum(self.sizes[:rank])
         return slice(start, start + self.sizes[rank])
 
-    def gathered(self, numbers: Int[Tensor, "B"]) -> Int[Tensor, "N"]:
-        """Everybody's integers, one for each item of the batch."""
+    def gather(self, numbers: Int[Tensor, "B"]) -> Int[Tensor, "N"]:
+        """Collect the integers of all ranks, one for each item of the global batch."""
         if self.size == 1:
             return numbers
         longest = max(self.sizes)
@@ -78,37 +78,37 @@ class World(NamedTuple):
         return torch.cat([row[:size] for row, size in zip(rows, self.sizes, strict=True)])
 
     def logsumexp(self, logits: Float[Tensor, "B N"]) -> Float[Tensor, "N"]:
-        """Over the rows of all processes, column by column.
+        """Return the log-sum-exp of each column, over the rows of all processes.
 
-        The gradient is that of whatever all processes make of it, added up.
+        Its gradient is the sum over processes of the gradients of their uses of it.
         """
         if self.size == 1:
             return torch.logsumexp(logits, dim=0)
         return _ColumnLogSumExp.apply(logits)
 
-    def summed(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The sum over processes, the same in each, for a loss.
+    def sum(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Sum a loss over processes; every process gets the same value.
 
-        Its gradient is multiplied by the number of processes: averaged over them, as DDP and FSDP
-        do, gradients are then those of one process that has the whole batch.
+        The gradient is multiplied by the number of processes: averaged over them, as DDP and FSDP
+        do, gradients are then those of a single process with the whole batch.
         """
         return value if self.size == 1 else _Sum.apply(value, self.size)
 
 
 def share(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Some integers of every rank, as many from each."""
+    """Exchange integers, equally many from each rank; return those of every rank."""
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)
-    rows = [torch.empty_like(mine) for _ in range(processes())]
+    rows = [torch.empty_like(mine) for _ in range(count_processes())]
     dist.all_gather(rows, mine)
     return torch.stack(rows).tolist()
 
 
-def require_agreement(numbers: list[int], what: str) -> None:
-    """Raise, in every process, unless all gave the same number."""
+def require_agreement(numbers: list[int], subject: str) -> None:
+    """Raise ClipseqError in every process unless all gave the same number."""
     if len(set(numbers)) > 1:
         raise ClipseqError(
-            f"the processes disagree about {what}, by rank: {numbers}; every process must make "
-            "the same calls with the same options"
+            f"the processes must agree about {subject}, got {numbers} by rank; make the same calls "
+            "with the same options in every process"
         )
 
 

@@ -1,21 +1,25 @@
-"""The two towers: radar maps and captions in, one pooled vector and a sequence of tokens out."""
+"""The towers: maps or captions in, one pooled vector and a sequence of tokens per item out."""
 
-from clipseq.encoders.config import RadarConfig, TextConfig
+from clipseq.encoders.config import SignalConfig, TextConfig
 from clipseq.encoders.hugging_face import HuggingFaceTextTower
+from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.module import ModuleTower
-from clipseq.encoders.radar import RadarTower
+from clipseq.encoders.signal import SignalTower
 from clipseq.encoders.text import TextTower
 from clipseq.encoders.tokenizer import ByteTokenizer, Tokenizer, TrainedTokenizer, train_tokenizer
+from clipseq.encoders.tower import Tower
 
 __all__ = [
     "ByteTokenizer",
     "HuggingFaceTextTower",
+    "Inputs",
     "ModuleTower",
-    "RadarConfig",
-    "RadarTower",
+    "SignalConfig",
+    "SignalTower",
     "TextConfig",
     "TextTower",
     "Tokenizer",
+    "Tower",
     "TrainedTokenizer",
     "train_tokenizer",
 ]

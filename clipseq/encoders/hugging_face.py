@@ -1,4 +1,4 @@
-"""A Hugging Face model directory as the text tower; nothing is ever downloaded."""
+"""A Hugging Face model directory as a text tower; nothing is ever downloaded."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipseq.encoders.config import TextConfig
+from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.text import (
     Text,
     check_captions,
     check_ids,
-    check_lengths,
+    check_no_lengths,
+    check_token_counts,
     pad,
     real_first,
+    trim_tokens,
 )
+from clipseq.encoders.tower import Tower
 from clipseq.sequences import Sequences
 
 
@@ -38,16 +42,16 @@ class HuggingFaceTokenizer:
         return len(self.tokenizer)
 
     def with_special(self, caption: str) -> list[int]:
-        """The ids that the model reads: [CLS], [SEP] and their like included."""
+        """Return the ids that the model reads, with special tokens such as [CLS] and [SEP]."""
         ids: list[int] = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         return ids
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of the caption's words, special tokens left out."""
+        """Return the ids of the caption's words, without special tokens."""
         return [i for i in self.with_special(caption) if i not in self.special_ids]
 
     def tokens(self, caption: str) -> list[str]:
-        """The piece that each id of `encode` stands for."""
+        """Return the piece of the caption that each id of `encode` stands for."""
         return [self.tokenizer.decode([i]).strip() for i in self.encode(caption)]
 
     def save(self, directory: Path) -> None:
@@ -55,26 +59,26 @@ class HuggingFaceTokenizer:
         self.tokenizer.save_pretrained(directory)
 
 
-class HuggingFaceTextTower(nn.Module):
+class HuggingFaceTextTower(Tower):
     """A pretrained encoder, its last hidden states projected to D.
 
-    The sequence holds the outputs at the words; [CLS], [SEP] and their like are left out of it.
-    The pooled feature is its mean: unlike the output at one special token it means something in
+    The sequence holds the outputs at the words, without special tokens such as [CLS] and [SEP].
+    The pooled feature is its mean: unlike the output at one special token, it is meaningful in
     every architecture, also when frozen (Sentence-BERT, arXiv:1908.10084).
 
     Args:
-        config: `pretrained` names a local directory.
-        context_length: most tokens of a caption, special ones included; what the pretrained model
-            can read is a limit as well.
-        width: D of everything that comes out.
+        config: the side's name and the tower; `pretrained` names a local directory.
+        context_length: largest number of tokens of a caption, special ones included; the
+            pretrained model's own limit applies as well.
+        width: D of all outputs.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no such directory, or transformers cannot load it.
+        ValueError: the directory does not exist, or transformers cannot load it.
     """
 
     def __init__(self, config: TextConfig, *, context_length: int, width: int):
-        super().__init__()
+        super().__init__(config.name)
         model, tokenizer = _load(config)
         self.config = config
         self.tokenizer = HuggingFaceTokenizer(tokenizer)
@@ -95,66 +99,84 @@ class HuggingFaceTextTower(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "HuggingFaceTextTower":
-        """As in every module, except that a frozen language model stays in eval mode."""
+        """Set the mode as every module does; a frozen language model stays in eval mode."""
         super().train(mode)
         if self.config.freeze:
             self.language_model.eval()
         return self
 
-    def forward(
-        self, text: Text, mask: Tensor | None = None, *, sequences: bool = True
-    ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
-        """Encode a batch of captions.
+    def read(
+        self, values: Text | Any, *, lengths: Any = None, mask: Tensor | None = None
+    ) -> Inputs:
+        """Tokenize captions, or check token ids.
 
         Args:
-            text: a list of captions, or token ids (B, L) as the directory's tokenizer makes them,
-                special tokens included.
-            mask: (B, L) bool for token ids, True at a real token. None: every id but the
-                tokenizer's pad id is real; every id where it has none (GPT-2 say), so that padded
-                ids need a mask.
-            sequences: whether to return the tokens too.
+            values: a list of captions, or token ids (B, L) as the directory's tokenizer makes
+                them, special tokens included.
+            lengths: must be None; a mask marks the real tokens.
+            mask: (B, L) bool for token ids, True at a real token, special ones too. None: every
+                id except the pad token's is real. Padded ids need a mask if the tokenizer has no
+                pad token.
 
         Returns:
-            (B, D), and the outputs at the words, moved to the front and zero in padded steps; or
-            None for the latter.
+            the token ids with special ones, real ones first, and the mask of real ones.
 
         Raises:
-            TypeError, ValueError: as `TextTower.forward`.
+            TypeError, ValueError: as `TextTower.read`; and a caption of special tokens alone.
         """
-        ids, mask = self.tokenize(text, mask)
-        special_ids = sorted(self.tokenizer.special_ids)
-        special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
-        word = mask & ~torch.isin(ids, special)
-        check_lengths(word.sum(1), self.context_length)
+        check_no_lengths(lengths, self.name)
+        device, pad_id = self.projection.weight.device, self.tokenizer.pad_id
+        if isinstance(values, Tensor):
+            ids, real = check_ids(
+                values.to(device), mask, self.tokenizer.vocab_size, pad_id, name=self.name
+            )
+            counts = torch.stack([real.sum(1), self._words(ids, real).sum(1)]).tolist()
+            longest = check_token_counts(counts[0], self.context_length, self.name)
+            check_token_counts(counts[1], self.context_length, self.name)
+            return Inputs(*real_first(ids, real, longest))
+        captions = check_captions(values, mask, name=self.name)
+        rows = [self.tokenizer.with_special(caption) for caption in captions]
+        check_token_counts([len(row) for row in rows], self.context_length, self.name)
+        words = [sum(i not in self.tokenizer.special_ids for i in row) for row in rows]
+        check_token_counts(words, self.context_length, self.name)
+        ids, real = pad(rows, pad_id)
+        return Inputs(ids.to(device), real.to(device))
+
+    def encode(
+        self, inputs: Inputs, *, sequences: bool
+    ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
+        """Encode token ids.
+
+        Returns:
+            (B, D), and the outputs at the words, moved to the front and zero in padded steps;
+            None for the latter without `sequences`.
+        """
+        ids, mask = inputs
+        assert mask is not None
+        word = self._words(ids, mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze):
             hidden = self.language_model(input_ids=ids, attention_mask=mask.long())
         states = hidden.last_hidden_state.to(self.projection.weight.dtype)
-        values, word = real_first(self.projection(states), word)
+        values, word = real_first(self.projection(states), word, int(word.sum(1).max()))
         tokens = Sequences.from_tensor(values, word)
         pooled = tokens.values.sum(1) / tokens.lengths[:, None]
         return pooled, (tokens if sequences else None)
 
-    def tokenize(
-        self, text: Text, mask: Tensor | None = None
-    ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """The token ids with special ones, real ones first, and which they are."""
-        device = self.projection.weight.device
-        pad_id = self.tokenizer.pad_id
-        if isinstance(text, Tensor):
-            ids, mask = check_ids(text.to(device), mask, self.tokenizer.vocab_size, pad_id)
-        else:
-            if mask is not None:
-                raise ValueError("text_mask goes with token ids; captions need none")
-            captions = check_captions(text)
-            ids, mask = pad([self.tokenizer.with_special(c) for c in captions], pad_id)
-            ids, mask = ids.to(device), mask.to(device)
-        check_lengths(mask.sum(1), self.context_length)
-        return real_first(ids, mask)
+    def trim(self, inputs: Inputs) -> Inputs:
+        """Cut off the columns in which every token is padding."""
+        return trim_tokens(inputs)
+
+    def _words(self, ids: Tensor, mask: Tensor) -> Bool[Tensor, "B L"]:
+        special_ids = sorted(self.tokenizer.special_ids)
+        special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
+        return mask & ~torch.isin(ids, special)
 
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Write model and tokenizer into `directory`, as transformers does (safetensors).
 
-        `weights` are the language model's, which may not all be in this process.
+        Args:
+            directory: the folder to write into.
+            weights: the language model's weights; this process may not hold all of them.
         """
         with _no_progress_bar():
             self.language_model.save_pretrained(directory, state_dict=dict(weights))
@@ -183,14 +205,14 @@ def _load(config: TextConfig) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         raise ValueError(f"transformers cannot load {directory}: {error}") from error
-    # transformers fills what a file lacks with random numbers. A pooler is not used here.
+    # transformers fills missing weights with random numbers. A pooler is not used here.
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
         raise ValueError(f"the weights in {directory} lack {', '.join(sorted(missing))}")
     for name, parameter in model.named_parameters():
         if "pooler" in name:
             parameter.requires_grad_(False)
-    # Weights stored in half precision are trained in full; float64 stays what it is.
+    # Weights stored in half precision are trained in full precision; float64 stays float64.
     return model.to(torch.promote_types(model.dtype, torch.get_default_dtype())), tokenizer
 
 

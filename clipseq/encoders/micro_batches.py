@@ -1,80 +1,71 @@
-"""A tower over a batch larger than memory: a few items at a time, in forward and in backward."""
+"""Gradient caching: a tower over a batch larger than memory, a few items at a time."""
 
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from clipseq.encoders.inputs import Inputs, batch_size
+from clipseq.encoders.tower import Tower
 from clipseq.sequences import Sequences, join
 
 
-def batch_size(values: Any) -> int | None:
-    """Number of items of a tower's input, or None for what only the user's own tower can tell."""
-    if isinstance(values, Mapping):
-        return batch_size(next(iter(values.values()))) if values else 0
-    if isinstance(values, Tensor):
-        return len(values) if values.ndim else None
-    if isinstance(values, str) or not isinstance(values, Sized):
-        return None
-    return len(values)
-
-
 def encode_in_micro_batches(
-    tower: nn.Module, values: Any, size: int, *, sequences: bool, **along: Any
+    tower: Tower, inputs: Inputs, size: int, *, sequences: bool
 ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
-    """``tower(values, sequences=sequences, **along)``, with the memory that `size` items need.
+    """Return ``tower(inputs, sequences=sequences)``, with the memory that `size` items need.
 
-    Gradient caching (GradCache, arXiv:2101.06983). Forward keeps of each micro-batch what comes
-    out of it; backward encodes it once more, with the same dropout and under the same autocast,
-    and goes through it before it turns to the next. To autograd the whole is one graph: every
+    Gradient caching (GradCache, arXiv:2101.06983). Forward keeps only the outputs of each
+    micro-batch; backward encodes it once more, with the same dropout and under the same autocast,
+    and differentiates it before it turns to the next. To autograd the whole is one graph: every
     parameter's gradient is complete once, after the last micro-batch, so DDP reduces it once.
     Without gradients the micro-batches are only encoded.
 
-    Cost: a second forward of the tower. Memory: the graph of one micro-batch, and what comes out
-    of all. What depends on other items of a batch (batch norm) sees those of the micro-batch.
+    Cost: a second forward of the tower. Memory: the graph of one micro-batch, and the outputs of
+    all. A layer that looks at other items of a batch (batch norm) sees those of the micro-batch.
 
     Args:
-        tower: any of the towers; each item must be encoded by itself.
-        values: the tower's input: a tensor, a dictionary of them, or a list.
-        size: most items of a micro-batch.
+        tower: the tower; each item must be encoded by itself.
+        inputs: the checked batch.
+        size: largest number of items in a micro-batch.
         sequences: whether the tower is to return the sequences too.
-        along: further arguments, such as a mask: None, or one row for each item.
 
     Raises:
-        ValueError: the input cannot be cut into items; and what the tower raises, whose items
-            are then counted from the start of the micro-batch (a note says where that is).
+        ValueError: the input cannot be cut into items; and the errors of a module of the user's
+            own, which counts items from the start of the micro-batch (a note gives that start).
     """
-    batch = batch_size(values)
+    batch = batch_size(inputs)
     if batch is None:
         raise ValueError(
-            f"micro_batch={size} cannot cut a {type(values).__name__} into items: give the "
-            f"{type(tower).__name__} a tensor, a dictionary of them, or a list; or set "
-            f"micro_batch to None"
+            f"{tower.name} must be a tensor, a dictionary of them, or a list where "
+            f"micro_batch={size} cuts it into items, got {type(inputs.values).__name__}; "
+            f"set micro_batch to None"
         )
     device = next((p.device for p in tower.parameters()), torch.device("cpu"))
     # checkpoint replays the dropout of the devices that it finds among its arguments, and a list
     # of captions is on none.
     anchor = torch.empty(0, device=device)
 
-    def encode(anchor: Tensor, values: Any, along: Mapping[str, Any]) -> tuple[Any, Any]:
-        return tower(values, sequences=sequences, **along)
+    def encode(anchor: Tensor, inputs: Inputs) -> tuple[Any, Any]:
+        return tower(inputs, sequences=sequences)
 
     pooled: list[Tensor] = []
     tokens: list[Sequences] = []
-    for start, inputs in _micro_batches((values, along), batch, size):
-        # With autocast's cache all micro-batches would share one half precision copy of a weight,
+    for start, untrimmed in _micro_batches(inputs, batch, size):
+        some = tower.trim(untrimmed)
+        # With autocast's cache all micro-batches would share one half-precision copy of a weight,
         # and their gradients would be summed in half precision too.
         torch.clear_autocast_cache()
         try:
             if torch.is_grad_enabled():
                 # Hooks on modules (FSDP2's, the user's) then see a whole forward in backward too.
                 with set_checkpoint_early_stop(False):
-                    output = checkpoint(encode, anchor, *inputs, use_reentrant=False)
+                    output = checkpoint(encode, anchor, some, use_reentrant=False)
             else:
-                output = encode(anchor, *inputs)
+                output = encode(anchor, some)
         except Exception as error:
             if start:
                 error.add_note(f"(micro_batch={size}: items are counted from item {start})")
@@ -85,13 +76,13 @@ def encode_in_micro_batches(
     return torch.cat(pooled), join(tokens) if tokens else None
 
 
-def _micro_batches(inputs: Any, batch: int, size: int) -> Iterator[tuple[int, Any]]:
+def _micro_batches(inputs: Inputs, batch: int, size: int) -> Iterator[tuple[int, Inputs]]:
     for start in range(0, batch, size):
-        yield start, tuple(_items(value, start, start + size, batch) for value in inputs)
+        yield start, Inputs(*(_items(part, start, start + size, batch) for part in inputs))
 
 
 def _items(values: Any, start: int, stop: int, batch: int) -> Any:
-    """The items from `start` to `stop`; what has none, such as a number, as it is."""
+    """Return the items from `start` to `stop`; anything without items, such as a number, whole."""
     if isinstance(values, Mapping):
         return {name: _items(inner, start, stop, batch) for name, inner in values.items()}
     size = batch_size(values)
@@ -99,7 +90,7 @@ def _items(values: Any, start: int, stop: int, batch: int) -> Any:
         return values
     if size != batch:
         raise ValueError(
-            f"micro_batch needs one row for each of the {batch} items in everything a tower is "
-            f"given; a {type(values).__name__} has {size}: set micro_batch to None"
+            f"a tower's input must have one row for each of the {batch} items where micro_batch "
+            f"cuts it, got a {type(values).__name__} with {size}; set micro_batch to None"
         )
     return values[start:stop]

@@ -1,6 +1,6 @@
-"""A split of a data set through both towers once, and the scores of any of its pairs."""
+"""Encoding of a split: each side of its clips once, and the scores of any of its pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -9,8 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clipseq.data import Clip, MapDataset, collate
-from clipseq.encoders import RadarConfig
+from clipseq.data.clip import TEXT
+from clipseq.encoders import SignalConfig
 from clipseq.engine.unit_vectors import cosines, unit
+from clipseq.errors import DataError
 from clipseq.sequences import Sequences, join
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Encoded:
-    """One modality of a split: pooled features, and the sequences where the model uses them."""
+    """One side of a split: pooled features, and the sequences if the model compares any."""
 
     pooled: Float[Tensor, "N D"]
     sequences: Sequences | None
@@ -28,7 +30,7 @@ class Encoded:
         return len(self.pooled)
 
     def take(self, index: Tensor | slice) -> "Encoded":
-        """The items at `index`, their padding cut to the longest of them."""
+        """Return the items at `index`, their padding cut to the longest of them."""
         if self.sequences is None:
             return Encoded(self.pooled[index], None)
         values, mask = self.sequences.values[index], self.sequences.mask[index]
@@ -36,45 +38,116 @@ class Encoded:
         return Encoded(self.pooled[index], Sequences(values[:, :steps], mask[:, :steps]))
 
 
-def collate_for(model: "CLIP") -> Callable[[Sequence[Clip]], dict[str, Any]]:
-    """`collate`, leaving out the views of the data that `model` does not take."""
-    config = getattr(model.radar_encoder, "config", None)
-    views = set(config.views) if isinstance(config, RadarConfig) else None
+@attrs.frozen
+class Side:
+    """One side of a model and the modality of a data set that it takes.
+
+    Attributes:
+        name: name of the side, one of the model's `names`.
+        modality: name of the same thing in the data set, "text" for captions.
+        views: views that the side takes, None for all that there are.
+    """
+
+    name: str
+    modality: str
+    views: frozenset[str] | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """True if the side takes captions."""
+        return self.modality == TEXT
+
+    def cut(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a collated batch that this side takes, under its own name."""
+        values = batch[self.modality]
+        if self.is_text:
+            return {self.name: values}
+        kept = {v: maps for v, maps in values.items() if self.views is None or v in self.views}
+        return {self.name: kept, f"{self.name}_lengths": batch[f"{self.modality}_lengths"]}
+
+
+def sides(model: "CLIP", dataset: MapDataset) -> tuple[Side, Side]:
+    """Return what the x and the y side of `model` take of `dataset`.
+
+    Raises:
+        DataError: a side of the model fits no modality of the data set; the error names both.
+    """
+    x, y = (
+        _side(tower, name, model, dataset)
+        for tower, name in zip((model.x_encoder, model.y_encoder), model.names, strict=True)
+    )
+    return x, y
+
+
+def _side(tower: Any, name: str, model: "CLIP", dataset: MapDataset) -> Side:
+    modality = name if tower.is_signal else TEXT
+    if modality not in dataset.modalities or tower.is_signal != (modality != TEXT):
+        kind = f"{name!r}" if tower.is_signal else "captions ('text')"
+        raise DataError(
+            f"the modalities of the data set must hold both sides of the model "
+            f"({', '.join(model.names)}), got {', '.join(dataset.modalities)} without {kind}; "
+            "give encoder_cfg or text_cfg the name of a modality, or choose another data set"
+        )
+    config = getattr(tower, "config", None)
+    views = frozenset(config.views) if isinstance(config, SignalConfig) else None
+    return Side(name, modality, views)
+
+
+def collate_for(model: "CLIP", dataset: MapDataset) -> Callable[[Sequence[Clip]], dict[str, Any]]:
+    """Return a `collate` that leaves out the views and signals that `model` does not take.
+
+    Raises:
+        DataError: a side of the model fits no modality of the data set.
+    """
+    x, y = sides(model, dataset)
+    names: dict[str, Any] = {
+        "modality": dataset.modality,
+        "paired_modality": dataset.paired_modality,
+    }
 
     def batch(clips: Sequence[Clip]) -> dict[str, Any]:
-        whole = collate(clips)
-        if views is not None:
-            whole["radar"] = {name: m for name, m in whole["radar"].items() if name in views}
-        return whole
+        whole = collate(clips, **names)
+        return x.cut(whole) | y.cut(whole) | {"ids": whole["ids"]}
 
     return batch
 
 
+def encode_side(model: "CLIP", side: Side, clips: MapDataset, *, batch_size: int = 64) -> Encoded:
+    """Encode one side of every clip; `batch_size` clips of a signal at a time."""
+    if side.is_text:
+        return encode_captions(model, side.name, clips.captions)
+    return encode_signals(model, side, clips, batch_size=batch_size)
+
+
 @torch.no_grad()
-def encode_clips(model: "CLIP", clips: MapDataset, *, batch_size: int = 64) -> Encoded:
-    """Every clip through the radar tower, in batches."""
+def encode_signals(
+    model: "CLIP", side: Side, clips: MapDataset, *, batch_size: int = 64
+) -> Encoded:
+    """Encode the signal of every clip that `side` takes, in batches."""
     device = next(model.parameters()).device
-    collate_views = collate_for(model)
+    names: dict[str, Any] = {"modality": clips.modality, "paired_modality": clips.paired_modality}
     parts = []
     for start in range(0, len(clips), batch_size):
         stop = min(start + batch_size, len(clips))
-        batch = collate_views([clips[i] for i in range(start, stop)])
-        radar = {view: values.to(device) for view, values in batch["radar"].items()}
-        lengths = batch["radar_lengths"].to(device)
-        parts.append(Encoded(*model.encode_radar(radar, radar_lengths=lengths)))
+        batch = side.cut(collate([clips[i] for i in range(start, stop)], **names))
+        maps = {view: values.to(device) for view, values in batch[side.name].items()}
+        lengths = batch[f"{side.name}_lengths"].to(device)
+        parts.append(Encoded(*model.encode_batch(side.name, maps, lengths=lengths)))
     return _joined(parts)
 
 
 @torch.no_grad()
-def encode_captions(model: "CLIP", captions: Sequence[str], *, batch_size: int = 256) -> Encoded:
-    """Every caption through the text tower, in batches; those of one text to the model once."""
-    groups = model.text_groups(captions).tolist()
+def encode_captions(
+    model: "CLIP", name: str, captions: Sequence[str], *, batch_size: int = 256
+) -> Encoded:
+    """Encode captions with the side `name`, in batches; captions of one text to the model once."""
+    groups = model.caption_groups(captions).tolist()
     firsts: dict[int, str] = {}
     for group, caption in zip(groups, captions, strict=True):
         firsts.setdefault(group, caption)
     places, unique = {group: i for i, group in enumerate(firsts)}, list(firsts.values())
     parts = [
-        Encoded(*model.encode_text(unique[start : start + batch_size]))
+        Encoded(*model.encode_batch(name, unique[start : start + batch_size]))
         for start in range(0, len(unique), batch_size)
     ]
     joined = _joined(parts)
@@ -83,57 +156,60 @@ def encode_captions(model: "CLIP", captions: Sequence[str], *, batch_size: int =
 
 @torch.no_grad()
 def sequence_scores(
-    model: "CLIP", radar: Encoded, text: Encoded, *, block: int = 128
+    model: "CLIP", x: Encoded, y: Encoded, *, block: int = 128
 ) -> Float[Tensor, "N M"]:
-    """The model's own sequence similarity of every clip with every caption, block by block."""
+    """Score every x with every y by the model's own sequence similarity, block by block."""
     rows = []
-    for i in range(0, len(radar), block):
+    for i in range(0, len(x), block):
         row = [
-            _sequence_block(model, radar.take(slice(i, i + block)), text.take(slice(j, j + block)))
-            for j in range(0, len(text), block)
+            _sequence_block(model, x.take(slice(i, i + block)), y.take(slice(j, j + block)))
+            for j in range(0, len(y), block)
         ]
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows)
 
 
 @torch.no_grad()
-def pooled_scores(radar: Encoded, text: Encoded) -> Float[Tensor, "N M"]:
-    """Cosine of the pooled features of every clip with every caption."""
-    return cosines(radar.pooled, text.pooled).cpu()
+def pooled_scores(x: Encoded, y: Encoded) -> Float[Tensor, "N M"]:
+    """Score every x with every y by the cosine of their pooled features."""
+    return cosines(x.pooled, y.pooled).cpu()
 
 
 @torch.no_grad()
 def sequence_pair_scores(
-    model: "CLIP", radar: Encoded, text: Encoded, owner: Int[Tensor, "P"], *, clips: int = 8
+    model: "CLIP", x: Encoded, y: Encoded, owner: Int[Tensor, "P"], *, clips: int = 8
 ) -> Float[Tensor, "P"]:
-    """Sequence similarity of caption p with clip ``owner[p]`` alone; owners in ascending order.
+    """Score y[p] with x[owner[p]] alone by the sequence similarity; owners in ascending order.
 
-    A few clips are scored with all of their captions at a time: the pairs that nobody asked for
-    cost less than a call for each clip.
+    A few clips at a time are scored with all captions of all of them: the pairs that nobody asked
+    for cost less than one call per clip.
     """
     scores = torch.empty(len(owner))
-    for start in range(0, len(radar), clips):
+    for start in range(0, len(x), clips):
         mine = ((owner >= start) & (owner < start + clips)).nonzero().flatten()
         if len(mine):
-            some = radar.take(slice(start, start + clips))
-            block = _sequence_block(model, some, text.take(mine))
+            some = x.take(slice(start, start + clips))
+            block = _sequence_block(model, some, y.take(mine))
             scores[mine] = block[owner[mine] - start, torch.arange(len(mine))]
     return scores
 
 
 @torch.no_grad()
-def pooled_pair_scores(
-    radar: Encoded, text: Encoded, owner: Int[Tensor, "P"]
-) -> Float[Tensor, "P"]:
-    """Cosine of the pooled features of caption p and clip ``owner[p]``."""
-    return (unit(radar.pooled.float())[owner] * unit(text.pooled.float())).sum(dim=1).cpu()
+def pooled_pair_scores(x: Encoded, y: Encoded, owner: Int[Tensor, "P"]) -> Float[Tensor, "P"]:
+    """Score y[p] with x[owner[p]] by the cosine of their pooled features."""
+    return (unit(x.pooled.float())[owner] * unit(y.pooled.float())).sum(dim=1).cpu()
 
 
-def _sequence_block(model: "CLIP", radar: Encoded, text: Encoded) -> Tensor:
-    if radar.sequences is None or text.sequences is None or model.sequence_loss_fn is None:
-        raise ValueError("this model compares pooled features only: it uses no sequences")
-    x, y = radar.sequences, text.sequences
-    scores: Tensor = model.sequence_loss_fn.similarity_fn(x.values, y.values, x.mask, y.mask)
+def _sequence_block(model: "CLIP", x: Encoded, y: Encoded) -> Tensor:
+    if x.sequences is None or y.sequences is None or model.sequence_loss_fn is None:
+        raise ValueError(
+            "model must compare sequences, got one that compares pooled features only; "
+            "use pooled_scores"
+        )
+    one, two = x.sequences, y.sequences
+    scores: Tensor = model.sequence_loss_fn.similarity_fn(
+        one.values, two.values, one.mask, two.mask
+    )
     return scores.float().cpu()
 
 

@@ -1,7 +1,7 @@
-"""Evaluation of a model on the whole test split: retrieval, zero-shot, and order."""
+"""Evaluation of a model on a whole split: retrieval, zero-shot accuracy, and order accuracy."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from math import comb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clipseq.data import MapDataset
+from clipseq.data.clip import TEXT
 from clipseq.evaluation.encoding import (
     Encoded,
+    Side,
     encode_captions,
-    encode_clips,
+    encode_side,
     pooled_pair_scores,
     pooled_scores,
     sequence_pair_scores,
     sequence_scores,
+    sides,
 )
 from clipseq.evaluation.metrics import (
     RECALL_AT,
@@ -42,24 +45,33 @@ ORDER = "order accuracy"
 
 @attrs.frozen
 class Metric:
-    """An estimate, and what guessing would get (None where that is not one number)."""
+    """One number of an evaluation.
+
+    Attributes:
+        estimate: the value and its interval.
+        section: part of a table that the metric belongs to, such as "radar to text".
+        chance: value that guessing would reach, None if that is not one number.
+    """
 
     estimate: Estimate
+    section: str
     chance: float | None = None
 
 
 @attrs.frozen(eq=False)
 class Evaluation:
-    """What a model reached on a split.
+    """Results of a model on a split.
 
     Attributes:
         split: the split.
-        clips: how many clips it has.
-        similarity: what the model compares sequences with, or "pooled cosine".
-        metrics: score ("sequence" or "pooled") -> metric name -> value. Retrieval names tell the
-            direction: "radar to text R@1". The model's own score comes first.
-        absent: metric -> why the data set does not allow it.
-        scores: score -> (clips, clips) matrix, row i a clip, column j a caption; not in the JSON.
+        clips: number of clips in it.
+        similarity: name of the similarity that the model compares sequences with, or "pooled
+            cosine".
+        metrics: score ("sequence" or "pooled") -> metric name -> value. Names of retrieval metrics
+            begin with the direction: "radar to text R@1". The model's own score comes first.
+        absent: metric -> reason why model and data set do not allow it.
+        scores: score -> (clips, clips) matrix: row i is the x side of clip i, column j the y side
+            of clip j. Not in the JSON.
     """
 
     split: str
@@ -71,11 +83,11 @@ class Evaluation:
 
     @property
     def own(self) -> Mapping[str, Metric]:
-        """The metrics of the model's own score: by sequences where it uses them, else pooled."""
+        """Metrics of the model's own score: by sequences if it compares any, else pooled."""
         return next(iter(self.metrics.values()))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the matrices, as plain numbers, strings and dictionaries."""
+        """Return everything except the matrices as plain numbers, strings and dictionaries."""
         return {
             "split": self.split,
             "clips": self.clips,
@@ -112,86 +124,110 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on all clips of one split.
 
-    Every clip is scored with every caption of the split (not within batches); a caption that two
-    clips share counts as a hit for both, and so do captions that are one text to the model (see
-    `CLIP.text_groups`). Intervals are 95 % percentile bootstrap intervals over the clips, from the
-    same seeded draws for every metric.
+    The x side of every clip is scored with the y side of every clip of the split, not within
+    batches. The two sides of a clip are a hit for each other; so are those of two clips with the
+    same caption, or with captions that are one text to the model (see `CLIP.caption_groups`).
+    Zero-shot and order accuracy ask for captions as the y side. Intervals are 95 % percentile
+    bootstrap intervals over the clips, from the same seeded draws for every metric.
 
     Args:
-        model: a CLIP; it is put into eval mode, and back.
-        dataset: the data set, all splits.
-        split: what to evaluate on.
-        draws: bootstrap resamples.
-        seed: of the bootstrap.
-        batch_size: clips that go through the tower together; changes nothing but memory.
+        model: a CLIP. It is put into eval mode, and back.
+        dataset: the data set with all its splits.
+        split: name of the split to evaluate on.
+        draws: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
+        batch_size: clips that go through a tower together; affects memory only.
 
     Raises:
-        DataError: the split has no clip.
+        DataError: the split has no clip, or the data set lacks what a side of the model takes.
     """
     clips = dataset.subset(split)
+    x, y = sides(model, dataset)
     training = model.training
     model.eval()
     try:
-        return _evaluate(model, dataset, clips, split, draws, seed, batch_size)
+        encoded = encode_side(model, x, clips, batch_size=batch_size)
+        scores = _all_scores(model, encoded, encode_side(model, y, clips, batch_size=batch_size))
+        return _measured(_Split(model, x, y, dataset, clips, encoded, scores, draws, seed), split)
     finally:
         model.train(training)
 
 
-def _evaluate(
-    model: "CLIP",
-    dataset: MapDataset,
-    clips: MapDataset,
-    split: str,
-    draws: int,
-    seed: int,
-    batch_size: int,
-) -> Evaluation:
-    captions = clips.captions
-    radar = encode_clips(model, clips, batch_size=batch_size)
-    text = encode_captions(model, captions)
-    scores = _all_scores(model, radar, text)
-    samples = resamples(len(clips), draws=draws, seed=seed)
-    hits = same_caption(model.text_groups(captions).tolist())
-    metrics: dict[str, dict[str, Metric]] = {}
-    for score, matrix in scores.items():
-        found = metrics[score] = {}
-        for direction, queries in (("radar to text", matrix), ("text to radar", matrix.T)):
-            estimates = retrieval_estimates(retrieval_ranks(queries, hits), samples)
-            chances = _chance_recall(hits.sum(dim=1).tolist(), len(captions))
-            for name, estimate in estimates.items():
-                found[f"{direction} {name}"] = Metric(estimate, chances.get(name))
+@attrs.frozen(eq=False)
+class _Split:
+    """Clips of a split, encoded and scored, and all else that a metric needs."""
+
+    model: "CLIP"
+    x: Side
+    y: Side
+    dataset: MapDataset
+    clips: MapDataset
+    encoded: Encoded  # the x side
+    scores: Mapping[str, Tensor]
+    draws: int
+    seed: int
+
+    def resamples(self, clips: MapDataset) -> Tensor:
+        """Return the bootstrap samples of `clips`."""
+        return resamples(len(clips), draws=self.draws, seed=self.seed)
+
+
+class _Absent(Exception):
+    """Reason why this model and data set do not allow a metric."""
+
+
+def _measured(given: _Split, split: str) -> Evaluation:
+    metrics = _retrieval(given)
     absent = {}
     for name, measure in ((ZERO_SHOT, _zero_shot), (ORDER, _order)):
         try:
-            results = measure(model, dataset, clips, radar, scores, draws, seed)
+            if not given.y.is_text:
+                raise _Absent(f"the y side of the model must be text, got {given.y.name!r}")
+            results = measure(given)
         except _Absent as reason:
             absent[name] = str(reason)
             continue
         for score, metric in results.items():
             metrics[score][name] = metric
     similarity = "pooled cosine"
-    if radar.sequences is not None:
-        similarity = model.sequence_similarity_type
-    return Evaluation(split, len(clips), similarity, metrics, absent, scores)
+    if given.encoded.sequences is not None:
+        similarity = given.model.config.sequence_similarity_type
+    return Evaluation(split, len(given.clips), similarity, metrics, absent, given.scores)
 
 
-class _Absent(Exception):
-    """The data set does not hold what a metric needs."""
+def _retrieval(given: _Split) -> dict[str, dict[str, Metric]]:
+    samples = given.resamples(given.clips)
+    hits = same_caption(_caption_keys(given))
+    chances = _chance_recall(hits.sum(dim=1).tolist(), len(given.clips))
+    metrics: dict[str, dict[str, Metric]] = {}
+    for score, matrix in given.scores.items():
+        found = metrics[score] = {}
+        for query, gallery, queries in (
+            (given.x, given.y, matrix),
+            (given.y, given.x, matrix.T),
+        ):
+            section = f"{query.name} to {gallery.name}"
+            estimates = retrieval_estimates(retrieval_ranks(queries, hits), samples)
+            for name, estimate in estimates.items():
+                found[f"{section} {name}"] = Metric(estimate, section, chances.get(name))
+    return metrics
 
 
-def _zero_shot(
-    model: "CLIP",
-    dataset: MapDataset,
-    clips: MapDataset,
-    radar: Encoded,
-    scores: Mapping[str, Tensor],
-    draws: int,
-    seed: int,
-) -> dict[str, Metric]:
-    if "zeroshot" not in dataset.splits:
+def _caption_keys(given: _Split) -> Sequence[Hashable]:
+    """Return one key per clip, equal for clips that are hits for each other."""
+    if given.x.is_text or given.y.is_text:
+        return given.model.caption_groups(given.clips.captions).tolist()
+    if TEXT in given.clips.modalities:
+        return given.clips.captions
+    return range(len(given.clips))
+
+
+def _zero_shot(given: _Split) -> dict[str, Metric]:
+    if "zeroshot" not in given.dataset.splits:
         raise _Absent("the data set has no split 'zeroshot' (clips of one labelled action)")
-    one_action = dataset.subset("zeroshot")
-    classes = list(dataset.class_captions)
+    one_action = given.dataset.subset("zeroshot")
+    class_captions = given.dataset.class_captions
+    classes = list(class_captions)
     if len(classes) < 2:
         raise _Absent(f"class_captions names {len(classes)} classes; two are needed")
     labels = []
@@ -199,53 +235,46 @@ def _zero_shot(
         if clip.label is None:
             raise _Absent(f"clip {clip.id!r} of split 'zeroshot' has no label")
         labels.append(classes.index(clip.label))
-    encoded = encode_clips(model, one_action)
-    captions = encode_captions(model, [dataset.class_captions[name] for name in classes])
-    samples = resamples(len(one_action), draws=draws, seed=seed)
+    encoded = encode_side(given.model, given.x, one_action)
+    captions = encode_captions(given.model, given.y.name, list(class_captions.values()))
+    samples = given.resamples(one_action)
     results = {}
-    for score, matrix in _all_scores(model, encoded, captions).items():
+    for score, matrix in _all_scores(given.model, encoded, captions).items():
         correct = zero_shot_correct(matrix, torch.tensor(labels))
-        results[score] = Metric(mean_estimate(correct, samples), 1 / len(classes))
+        results[score] = Metric(mean_estimate(correct, samples), ZERO_SHOT, 1 / len(classes))
     return results
 
 
-def _order(
-    model: "CLIP",
-    dataset: MapDataset,
-    clips: MapDataset,
-    radar: Encoded,
-    scores: Mapping[str, Tensor],
-    draws: int,
-    seed: int,
-) -> dict[str, Metric]:
-    permuted = clips.permuted
+def _order(given: _Split) -> dict[str, Metric]:
+    permuted = given.clips.permuted
     owner = torch.tensor([i for i, captions in enumerate(permuted) for _ in captions])
     if not len(owner):
         raise _Absent("no clip has permuted captions (the field `permuted`)")
-    text = encode_captions(model, [caption for captions in permuted for caption in captions])
-    own_text = encode_captions(model, clips.captions)
-    every = torch.arange(len(clips))
-    samples = resamples(len(clips), draws=draws, seed=seed)
+    model, x, name = given.model, given.encoded, given.y.name
+    text = encode_captions(model, name, [c for captions in permuted for c in captions])
+    own_text = encode_captions(model, name, given.clips.captions)
+    every = torch.arange(len(given.clips))
+    samples = given.resamples(given.clips)
     results = {}
-    for score in scores:
-        # Both through the same function, so that no difference in rounding takes sides.
+    for score in given.scores:
+        # Both through the same function, so that a difference in rounding favours neither.
         if score == "sequence":
-            own = sequence_pair_scores(model, radar, own_text, every)
-            others = sequence_pair_scores(model, radar, text, owner)
+            own = sequence_pair_scores(model, x, own_text, every)
+            others = sequence_pair_scores(model, x, text, owner)
         else:
-            own = pooled_pair_scores(radar, own_text, every)
-            others = pooled_pair_scores(radar, text, owner)
+            own = pooled_pair_scores(x, own_text, every)
+            others = pooled_pair_scores(x, text, owner)
         counts = order_counts(own, others, owner)
         estimate = mean_estimate(counts.wins, samples, pairs=counts.pairs)
-        results[score] = Metric(estimate, 0.5)
+        results[score] = Metric(estimate, ORDER, 0.5)
     return results
 
 
-def _all_scores(model: "CLIP", radar: Encoded, text: Encoded) -> dict[str, Tensor]:
+def _all_scores(model: "CLIP", x: Encoded, y: Encoded) -> dict[str, Tensor]:
     scores = {}
-    if radar.sequences is not None:
-        scores["sequence"] = sequence_scores(model, radar, text)
-    scores["pooled"] = pooled_scores(radar, text)
+    if x.sequences is not None:
+        scores["sequence"] = sequence_scores(model, x, y)
+    scores["pooled"] = pooled_scores(x, y)
     return scores
 
 

@@ -1,8 +1,8 @@
 """Retrieval, zero-shot and order metrics over score matrices, and bootstrap intervals.
 
-Pure functions of tensors: no model, no data set, no randomness but the seeded bootstrap.
-Every tie is read against the model (or, for order accuracy, as the coin toss that it is), so
-that a model which gives everything the same score gains nothing.
+Pure functions of tensors: no model, no data set, no randomness except the seeded bootstrap.
+Every tie counts against the model (or, for order accuracy, as one half), so that a model which
+gives everything the same score gains nothing.
 """
 
 from collections.abc import Hashable, Sequence
@@ -16,9 +16,10 @@ RECALL_AT = (1, 5, 10)
 
 
 def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
-    """Element (i, j) is True when items i and j carry the same caption.
+    """Return a matrix that is True at (i, j) if items i and j carry the same caption.
 
-    Captions, or what stands for them: a model's `CLIP.text_groups`, say.
+    Args:
+        captions: captions, or keys that stand for them, such as `CLIP.caption_groups`.
     """
     number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
@@ -26,37 +27,39 @@ def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
 
 
 def retrieval_ranks(scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"]) -> Int[Tensor, "N"]:
-    """Rank of the best hit of each query, counted from 1.
+    """Return the rank of the best hit of each query, counted from 1.
 
     ``rank_i = 1 + #{j not a hit : s_ij >= max over hits h of s_ih}``
 
     Args:
         scores: score of each query (row) with each gallery item (column).
-        hits: the gallery items that answer a query; every row needs at least one.
+        hits: the gallery items that answer each query, at least one per row.
 
     Returns:
-        One rank per query. Ties are read against us: a wrong item with the score of the best hit
-        stands before it, so constant scores rank last and not first. Hits do not push one another
-        down; wrong items do, each on its own, also when several carry the same caption.
+        One rank per query. Ties count against the model: a wrong item with the score of the best
+        hit comes before it, so constant scores rank last and not first. Hits do not push each
+        other down. Wrong items do, each on its own, even if several carry the same caption.
 
     Raises:
         ValueError: shapes differ, a query has no hit, or a score is NaN.
     """
     if scores.shape != hits.shape:
         raise ValueError(
-            f"scores and hits must have one shape; got {tuple(scores.shape)} and "
+            f"scores and hits must have one shape, got {tuple(scores.shape)} and "
             f"{tuple(hits.shape)}"
         )
     _refuse_nan(scores)
     lonely = (~hits.any(dim=1)).nonzero().flatten().tolist()
     if lonely:
-        raise ValueError(f"every query needs at least one hit; queries {lonely[:10]} have none")
+        raise ValueError(
+            f"hits must be at least one per query, got no hit at queries {lonely[:10]}"
+        )
     best = scores.masked_fill(~hits, -torch.inf).amax(dim=1, keepdim=True)
     return 1 + ((scores >= best) & ~hits).sum(dim=1)
 
 
 def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """1.0 where the right class scores strictly above every other class, else 0.0.
+    """Return 1.0 for each clip whose right class scores strictly above every other, else 0.0.
 
     Args:
         scores: score of each clip with the caption of each of the K classes.
@@ -68,14 +71,14 @@ def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) ->
     _refuse_nan(scores)
     classes = scores.shape[1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1}; got {labels.tolist()[:10]}")
+        raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.tolist()[:10]}")
     hits = torch.nn.functional.one_hot(labels, classes).bool()
     return (retrieval_ranks(scores, hits) == 1).to(torch.float64)
 
 
 @attrs.frozen(eq=False)
 class OrderCounts:
-    """Per clip: how many of its permuted captions lost against its own, and how many it has."""
+    """Permuted captions per clip: `wins` of its own caption against them, and `pairs` in all."""
 
     wins: Float[Tensor, "N"]
     pairs: Float[Tensor, "N"]
@@ -84,16 +87,16 @@ class OrderCounts:
 def order_counts(
     own: Float[Tensor, "N"], permuted: Float[Tensor, "P"], owner: Int[Tensor, "P"]
 ) -> OrderCounts:
-    """Count, clip by clip, the permuted captions that score below the clip's own caption.
+    """Count for each clip the permuted captions that score below its own caption.
 
-    Order accuracy is ``sum(wins) / sum(pairs)``: the share of (clip, permuted caption) pairs in
+    Order accuracy is ``sum(wins) / sum(pairs)``: the share of pairs (clip, permuted caption) in
     which the caption with the actions in their true order scores higher. A tie counts one half,
-    so a score that cannot see order gets 1/2, the value of chance.
+    so a score that ignores order gets 1/2, the value of chance.
 
     Args:
         own: score of each clip with its own caption.
-        permuted: score of a clip with one permuted caption.
-        owner: the index of the clip of each permuted caption.
+        permuted: score of each permuted caption with its clip.
+        owner: index of the clip of each permuted caption.
 
     Raises:
         ValueError: an owner outside 0..N-1, or a NaN score.
@@ -102,7 +105,7 @@ def order_counts(
     _refuse_nan(permuted)
     clips = own.shape[0]
     if owner.numel() and not 0 <= int(owner.min()) <= int(owner.max()) < clips:
-        raise ValueError(f"owners must lie in 0..{clips - 1}; got {owner.tolist()[:10]}")
+        raise ValueError(f"owner must lie in 0..{clips - 1}, got {owner.tolist()[:10]}")
     right = own[owner].double()
     wrong = permuted.double()
     won = (right > wrong).double() + 0.5 * (right == wrong).double()
@@ -115,7 +118,7 @@ def order_counts(
 
 @attrs.frozen
 class Estimate:
-    """A metric with its 95 % bootstrap interval, over `count` clips (or pairs)."""
+    """Value of a metric with its 95 % bootstrap interval, over `count` clips (or pairs)."""
 
     value: float
     low: float
@@ -124,13 +127,13 @@ class Estimate:
 
 
 def resamples(count: int, *, draws: int = 1000, seed: int = 0) -> Int[Tensor, "R N"]:
-    """Indices of `draws` bootstrap samples: `count` clips each, drawn with replacement.
+    """Return the indices of `draws` bootstrap samples, each of `count` clips with replacement.
 
     One set of resamples serves every metric of an evaluation, so that the intervals of two
     metrics, or of two models on the same clips, come from the same draws.
     """
     if count < 1 or draws < 1:
-        raise ValueError(f"a bootstrap needs clips and draws; got {count} clips, {draws} draws")
+        raise ValueError(f"count and draws must be at least 1, got {count} clips and {draws} draws")
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(count, (draws, count), generator=generator)
 
@@ -142,17 +145,17 @@ def mean_estimate(
     pairs: Float[Tensor, "N"] | None = None,
     level: float = 0.95,
 ) -> Estimate:
-    """Mean of per-clip values with a percentile bootstrap interval over clips.
+    """Return the mean of per-clip values with a percentile bootstrap interval over clips.
 
-    With `pairs` the statistic is the ratio ``sum(values) / sum(pairs)``, clips resampled whole:
-    the pairs of one clip are not independent of each other. A resample without any pair is left
-    out of the percentiles.
+    With `pairs` the statistic is the ratio ``sum(values) / sum(pairs)``. Clips are resampled
+    whole, because the pairs of one clip depend on each other. The percentiles leave out resamples
+    without any pair.
     """
     values = values.double()
     weights = torch.ones_like(values) if pairs is None else pairs.double()
     total = float(weights.sum())
     if total == 0:
-        raise ValueError("no pair to average: every clip has a weight of zero")
+        raise ValueError("pairs must not be zero for all clips, got no pair to average")
     weight_sums = weights[draws].sum(dim=1)
     filled = weight_sums > 0
     samples = values[draws].sum(dim=1)[filled] / weight_sums[filled]
@@ -162,16 +165,20 @@ def mean_estimate(
 def median_estimate(
     values: Int[Tensor, "N"], draws: Int[Tensor, "R N"], *, level: float = 0.95
 ) -> Estimate:
-    """Median of per-clip values (of two middle values the mean) with a bootstrap interval."""
+    """Return the median of per-clip values with a bootstrap interval.
+
+    The median of an even number of values is the mean of the two in the middle.
+    """
     numbers = values.double()
     samples = _median(numbers[draws])
     return _with_interval(float(_median(numbers)), samples, level, len(numbers))
 
 
 def retrieval_estimates(ranks: Int[Tensor, "N"], draws: Int[Tensor, "R N"]) -> dict[str, Estimate]:
-    """R@1, R@5, R@10, median rank and mean reciprocal rank of one direction.
+    """Return R@1, R@5, R@10, median rank and mean reciprocal rank (MRR) of one direction.
 
-    Queries are resampled; the gallery stays whole, so a rank means the same in every resample.
+    R@k is the share of queries whose best hit is among the first k. Queries are resampled and the
+    gallery is not, so that a rank means the same in every resample.
     """
     estimates = {f"R@{k}": mean_estimate((ranks <= k).double(), draws) for k in RECALL_AT}
     estimates["median rank"] = median_estimate(ranks, draws)
@@ -180,7 +187,7 @@ def retrieval_estimates(ranks: Int[Tensor, "N"], draws: Int[Tensor, "R N"]) -> d
 
 
 def _median(values: Float[Tensor, "*R N"]) -> Float[Tensor, "*R"]:
-    # Not torch.quantile, which refuses more than 16 million numbers.
+    # torch.quantile refuses more than 16 million numbers.
     count = values.shape[-1]
     ordered = values.sort(dim=-1).values
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2.0
@@ -196,4 +203,4 @@ def _with_interval(value: float, samples: Float[Tensor, "R"], level: float, coun
 def _refuse_nan(scores: Tensor) -> None:
     if scores.isnan().any():
         where = scores.isnan().nonzero()[0].tolist()
-        raise ValueError(f"scores must not be NaN; the first NaN is at {where}")
+        raise ValueError(f"scores must not be NaN, got NaN, first at {where}")

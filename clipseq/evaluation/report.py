@@ -1,4 +1,4 @@
-"""Evaluations as a table for people."""
+"""Tables of evaluations for people."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_table(evaluation: Evaluation) -> "Table":
-    """One evaluation: a row per metric, a column per score."""
+    """Return one evaluation as a rich table: a row per metric, a column per score."""
     titles = {"sequence": f"sequence ({evaluation.similarity})", "pooled": "pooled cosine"}
     return metric_table(
         {titles[score]: metrics for score, metrics in evaluation.metrics.items()},
@@ -26,25 +26,36 @@ def metric_table(
     title: str,
     absent: Mapping[str, str] | None = None,
 ) -> "Table":
-    """A rich table of metrics, one column for each of `columns`, and what chance would get."""
+    """Return a rich table of metrics, cut into their sections.
+
+    Args:
+        columns: title of a column -> metric name -> value.
+        title: title of the table.
+        absent: metric -> reason why it is absent, shown at the end.
+
+    Raises:
+        ClipseqError: rich is not installed.
+    """
     try:
         from rich.table import Table
     except ModuleNotFoundError as error:
-        raise ClipseqError("tables need rich: pip install 'clipseq[train]'") from error
+        raise ClipseqError(
+            "rich must be installed for tables; pip install 'clipseq[train]'"
+        ) from error
     table = Table(title=title, title_justify="left")
     table.add_column("metric", no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right")
     table.add_column("chance", justify="right", style="dim")
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    direction = ""
+    section = None
     for name in names:
-        before, direction = direction, name.rsplit(" R@", 1)[0].rsplit(" MRR", 1)[0]
-        direction = direction.removesuffix(" median rank")
-        if before and direction != before:
-            table.add_section()
         found = [metrics.get(name) for metrics in columns.values()]
-        chances = [m.chance for m in found if m is not None and m.chance is not None]
+        some = [metric for metric in found if metric is not None]
+        if section not in (None, some[0].section):
+            table.add_section()
+        section = some[0].section
+        chances = [metric.chance for metric in some if metric.chance is not None]
         table.add_row(
             name,
             *(_cell(metric) for metric in found),
@@ -57,7 +68,7 @@ def metric_table(
 
 
 def as_text(table: "Table", *, width: int = 110) -> str:
-    """The table as plain text."""
+    """Return a table as plain text."""
     from io import StringIO
 
     from rich.console import Console

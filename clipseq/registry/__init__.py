@@ -1,25 +1,37 @@
-"""The registry of similarities: what plugins offer, found through the entry points `clipseq`."""
+"""The registry of similarities and losses that plugins offer through the entry points `clipseq`.
 
+`discovery` finds and loads plugins, `validation` holds the rules for what they offer, `lookup`
+answers by name, and `hookspecs` defines the hooks.
+"""
+
+from clipseq.registry.discovery import FailedPlugin, LoadedPlugin
 from clipseq.registry.lookup import (
-    FailedPlugin,
-    LoadedPlugin,
-    SimilarityInfo,
+    Report,
+    available_losses,
     available_similarities,
     disabled_plugins,
     failed_plugins,
+    get_loss,
     get_similarity,
+    register_loss,
     register_similarity,
-    registered,
+    report,
 )
+from clipseq.registry.validation import LossInfo, SimilarityInfo
 
 __all__ = [
     "FailedPlugin",
     "LoadedPlugin",
+    "LossInfo",
+    "Report",
     "SimilarityInfo",
+    "available_losses",
     "available_similarities",
     "disabled_plugins",
     "failed_plugins",
+    "get_loss",
     "get_similarity",
+    "register_loss",
     "register_similarity",
-    "registered",
+    "report",
 ]

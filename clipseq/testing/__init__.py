@@ -1,11 +1,11 @@
-"""Does a similarity keep its promises? Checks for whoever writes one.
+"""Checks for authors: does a similarity keep the promises of the contract?
 
 >>> from clipseq.testing import check_similarity
 >>> check_similarity("local")  # a registered name, a class, or a function that makes one
 
-Each check is a plain function with a name and a promise, in `CHECKS`. `check_similarity` runs
-them all; `parametrize_with_checks` makes a pytest test of each; ``pytest --clipseq-check NAME``
-needs no test file. Needs the extra `testing`: ``pip install "clipseq[testing]"``.
+Each check in `CHECKS` is a plain function with a name and a promise. `check_similarity` runs them
+all, `parametrize_with_checks` turns each into a pytest test, and ``pytest --clipseq-check NAME``
+needs no test file. This package needs the extra `testing`: ``pip install "clipseq[testing]"``.
 """
 
 try:

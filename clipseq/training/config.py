@@ -1,17 +1,14 @@
 """The configuration of a run: what it trains on, which model, and how; read from TOML."""
 
-import json
 import math
-import numbers
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
-import numpy as np
 
-from clipseq.config import structure, unstructure
+from clipseq.config import plain, structure, unstructure
 from clipseq.errors import ConfigError
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -211,7 +208,9 @@ def write_config(config: RunConfig, path: Path) -> None:
     Raises:
         ConfigError: a value that TOML cannot hold; the message names its key.
     """
-    text = "\n".join(_toml_lines(unstructure(config))) + "\n"
+    import tomli_w  # part of the extra `train`, which reading a configuration does not need
+
+    text = tomli_w.dumps(_toml(plain(unstructure(config)), ""))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
@@ -246,51 +245,22 @@ def absolute(config: RunConfig) -> RunConfig:
     )
 
 
-def _toml_lines(table: Mapping[str, Any], prefix: str = "") -> list[str]:
-    # TOML has no null: a value of None is its key left out, which is also its default.
-    values = {key: value for key, value in table.items() if value is not None}
-    lines = [
-        f"{_toml_key(key)} = {_toml_value(value, f'{prefix}{_toml_key(key)}')}"
-        for key, value in values.items()
-        if not isinstance(value, Mapping)
-    ]
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            name = f"{prefix}{_toml_key(key)}"
-            lines += ["", f"[{name}]", *_toml_lines(value, f"{name}.")]
-    return lines
-
-
-def _toml_key(key: str) -> str:
-    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else _toml_string(key)
-
-
-def _toml_string(text: str) -> str:
-    # JSON's escapes are TOML's, but for surrogate pairs (not ASCII only, then) and DEL.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _toml_value(value: Any, where: str) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _toml_string(value)
-    # As Python's own numbers: numpy's are written with their type.
-    if isinstance(value, numbers.Integral):
-        return repr(int(value))
-    if isinstance(value, numbers.Real):
-        return repr(float(value))
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml_value(item, where) for item in value)}]"
+def _toml(value: Any, where: str) -> Any:
+    """Return `value` as TOML holds it; a value of None is its key left out, as TOML has no null."""
     if isinstance(value, Mapping):
-        pairs = [
-            f"{_toml_key(key)} = {_toml_value(item, f'{where}.{_toml_key(key)}')}"
-            for key, item in value.items()
-            if item is not None
-        ]
-        return f"{{{', '.join(pairs)}}}"
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"a key of {where} must be a string, got {key!r}")
+        return {
+            key: _toml(inner, f"{where}.{key}" if where else key)
+            for key, inner in value.items()
+            if inner is not None
+        }
+    if isinstance(value, list | tuple):
+        return [_toml(item, where) for item in value]
+    if isinstance(value, str | bool | int | float):
+        return value
     raise ConfigError(
-        f"{where}: {value!r} ({type(value).__name__}) cannot be written as TOML; use plain "
-        "numbers, strings, lists and dictionaries"
+        f"{where} must be a number, a string, a list or a table, as TOML holds them, got "
+        f"{value!r} ({type(value).__name__})"
     )

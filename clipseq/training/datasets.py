@@ -1,10 +1,13 @@
-"""From [data] of a run's configuration to clips."""
+"""Data sets of a run: the clips that [data] of its configuration describes."""
 
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from clipseq.data import MapDataset, radhar, radhar_dataset, simulate
+from clipseq.data.clip import TEXT
+from clipseq.errors import DataError
+from clipseq.model import ModelConfig
 from clipseq.training.config import DataConfig
 from clipseq.training.folder import RunFolder
 
@@ -15,13 +18,18 @@ def open_dataset(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> MapDataset:
-    """The clips that `config` describes; `progress` is told of simulated clips as they are done.
+    """Return the clips that `config` describes.
 
-    A simulated set is written into the run folder, and read from there when it is complete
-    already, as it is on resume.
+    A simulated set is written into the run folder, and read from there if it is complete already,
+    as it is on resume.
+
+    Args:
+        config: [data] of the run.
+        folder: folder of the run.
+        progress: called as progress(done, clips) while clips are simulated.
 
     Raises:
-        DataError: a missing or corrupt file, named.
+        DataError: a file is missing or corrupt; the error names it.
     """
     if config.path is not None:
         return MapDataset(config.path)
@@ -38,8 +46,18 @@ def open_dataset(
     )
 
 
+def check_captions_exist(dataset: MapDataset, model: ModelConfig) -> None:
+    """Raise DataError if a tokenizer is to be trained on captions that the data set lacks."""
+    if model.takes_tokenizer and TEXT not in dataset.modalities:
+        raise DataError(
+            f"the data set must hold captions for a model of {' and '.join(model.names)}, got "
+            f"{' and '.join(dataset.modalities)} without captions; add them, or make the text "
+            'side a signal with tower = "signal" and the name of its modality'
+        )
+
+
 def open_path(path: Path) -> MapDataset:
-    """A data set on disk; an .npz of real radar maps (`radhar_maps`) is spliced into sequences."""
+    """Return a data set on disk; splice an .npz of recordings (`radhar_maps`) into sequences."""
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if f"{radhar.VIEWS[0]}.npy" in archive.namelist():

@@ -1,4 +1,4 @@
-"""What lies where in a run folder."""
+"""The layout of a run folder."""
 
 from pathlib import Path
 
@@ -7,51 +7,56 @@ import attrs
 
 @attrs.frozen
 class RunFolder:
-    """Paths of a run: its config, its model, its checkpoints and its records."""
+    """The paths of a run: its config, its model, its checkpoints and its records."""
 
     root: Path
 
     @property
     def config(self) -> Path:
-        """The configuration as resolved; `clipseq train --resume` reads it."""
+        """The resolved configuration, which `clipseq train --resume` reads."""
         return self.root / "config.toml"
 
     @property
     def model(self) -> Path:
-        """The trained model, for `CLIP.from_pretrained`; there once training is done."""
+        """The trained model, for `CLIP.from_pretrained`; it exists once training is finished."""
         return self.root / "model"
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer, there from the first step on: what was learned is in its token ids."""
+        """The tokenizer, from the first step on: the weights depend on its token ids."""
         return self.root / "tokenizer"
 
     @property
     def last(self) -> Path:
-        """Checkpoint of the last save: model, optimizer, schedule, progress."""
+        """The last checkpoint; see `training.checkpoint` for its content."""
         return self.root / "checkpoints" / "last.ckpt"
 
     @property
     def best(self) -> Path:
-        """Checkpoint of the lowest validation loss."""
+        """The checkpoint with the lowest validation loss."""
         return self.root / "checkpoints" / "best.ckpt"
 
     @property
     def metrics(self) -> Path:
-        """One row per optimizer step."""
+        """A table with one row per optimizer step."""
         return self.root / "metrics.csv"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files: `tensorboard --logdir`."""
+        """Event files, for `tensorboard --logdir`."""
         return self.root / "tensorboard"
 
     @property
     def data(self) -> Path:
-        """The data set, where the run simulated its own."""
+        """The data set, if the run simulated its own."""
         return self.root / "data"
 
     @property
+    def processes(self) -> Path:
+        """Notes of the run's processes, while several train; see `training.launch.presence`."""
+        return self.root / ".processes"
+
+    @property
     def evaluation(self) -> Path:
-        """Written by `clipseq evaluate`."""
+        """The result of `clipseq evaluate`."""
         return self.root / "evaluation.json"

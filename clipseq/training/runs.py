@@ -1,4 +1,4 @@
-"""A finished run, read again: its model, its data, its evaluation."""
+"""Finished runs: their model, their data, and their evaluation."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from clipseq.training.folder import RunFolder
 
 
 def load_model(run: Path) -> CLIP:
-    """The trained model of a run folder, or of a folder written by `CLIP.save_pretrained`.
+    """Return the model of a run folder, or of a folder written by `CLIP.save_pretrained`.
 
     Raises:
-        ConfigError: the folder holds neither.
-        CheckpointError: the run is not finished, or what it saved is incomplete or corrupt.
+        ConfigError: the folder is neither.
+        CheckpointError: the run is not finished, or its model is incomplete or corrupt.
     """
     folder = RunFolder(run)
     if (folder.model / "config.json").exists():
@@ -26,18 +26,30 @@ def load_model(run: Path) -> CLIP:
         return CLIP.from_pretrained(run)
     if folder.config.exists():
         raise CheckpointError(
-            f"the run {run} is not finished; finish it with: clipseq train --resume {run}"
+            f"run must be finished, got {run}, which is not; "
+            f"finish it with: clipseq train --resume {run}"
         )
-    raise ConfigError(f"{run} is neither a run folder nor a saved model")
+    raise ConfigError(f"run must be a run folder or a saved model, got {run}")
 
 
 def evaluate_run(
     run: Path, data: Path | None = None, *, split: str = "test"
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a run, by default on its own data, and write evaluation.json into its folder.
+    """Evaluate a run and write evaluation.json into its folder.
 
-    `data` may be a data set or a radhar .npz file, which is spliced as in training. Returns the
-    evaluation and where it was written.
+    Args:
+        run: a run folder, or a folder written by `CLIP.save_pretrained`.
+        data: a data set, or a radhar .npz file, which is spliced as in training. None: the data
+            set that the run was trained on.
+        split: name of the split to evaluate on.
+
+    Returns:
+        The evaluation, and the path that it was written to.
+
+    Raises:
+        ConfigError: `run` is neither.
+        CheckpointError: the run is not finished, or a model without a run is given no data.
+        DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
     model = load_model(run).to("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(run)
@@ -46,7 +58,10 @@ def evaluate_run(
     elif folder.config.exists():
         dataset = open_dataset(read_config(folder.config).data, folder)
     else:
-        raise CheckpointError(f"{run} is a model without a run: name the data set to evaluate on")
+        raise CheckpointError(
+            f"data must be a data set for a model without a run, got None for {run}; "
+            "name the data set to evaluate on"
+        )
     evaluation = evaluate(model, dataset, split=split)
     evaluation.write(folder.evaluation)
     return evaluation, folder.evaluation

@@ -1,9 +1,17 @@
 """The order of the training clips: one stream of batches, the same whenever it is picked up."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sized
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+
+from clipseq.data import Clip, MapDataset
+from clipseq.evaluation.encoding import collate_for
+
+if TYPE_CHECKING:
+    from clipseq.model import CLIP
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -18,8 +26,8 @@ class ShuffledBatches(Sampler[list[int]]):
         items: number of clips.
         batch_size: clips in a batch.
         batches: number of batches of the whole run; also the length, wherever it starts.
-        seed: of the shuffling.
-        start: the first batch to give.
+        seed: random seed of the shuffling.
+        start: the first batch to yield.
 
     Raises:
         ValueError: fewer than two clips, or a size that is not positive.
@@ -57,7 +65,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 
 class OwnRows(Sampler[list[int]]):
-    """The part of each batch that one of several processes takes: row after row, nothing twice.
+    """The part of each batch that one of several processes takes.
 
     Process r of W takes the rows from ``r·B // W`` to ``(r + 1)·B // W`` of a batch of B: the
     parts in the order of the ranks are the batch, so which clips a step compares does not depend
@@ -92,6 +100,52 @@ class OwnRows(Sampler[list[int]]):
                     "each needs at least one clip"
                 )
             yield batch[self.rank * rows // self.size : (self.rank + 1) * rows // self.size]
+
+
+def training_batches(
+    clips: MapDataset, stream: ShuffledBatches, model: "CLIP", rank: int, size: int, workers: int
+) -> "DataLoader[Clip]":
+    """Load the rows of the stream's batches that process `rank` of `size` takes.
+
+    Args:
+        clips: the clips of the stream.
+        stream: the batches of the whole run.
+        model: a model; views that it does not take are left out.
+        rank: of this process.
+        size: number of processes.
+        workers: processes that load ahead; 0 loads in this process.
+    """
+    return DataLoader(
+        clips,
+        batch_sampler=_own(stream, rank, size),
+        collate_fn=collate_for(model, clips),
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupts if workers else None,
+    )
+
+
+def validation_batches(
+    clips: MapDataset | None, batch_size: int, model: "CLIP", rank: int, size: int
+) -> "DataLoader[Clip] | None":
+    """Load the rows of the validation batches that process `rank` of `size` takes.
+
+    The batches are whole: the loss depends on the number of clips that are compared.
+    """
+    if clips is None:
+        return None
+    whole = BatchSampler(SequentialSampler(clips), min(batch_size, len(clips)), drop_last=True)
+    return DataLoader(
+        clips, batch_sampler=_own(whole, rank, size), collate_fn=collate_for(model, clips)
+    )
+
+
+def _own(batches: Sampler[list[int]], rank: int, size: int) -> Sampler[list[int]]:
+    return OwnRows(batches, rank, size) if size > 1 else batches
+
+
+def _ignore_interrupts(worker: int) -> None:
+    # Ctrl-C reaches every process of the group; only the training process decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

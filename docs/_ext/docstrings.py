@@ -1,9 +1,9 @@
-"""Docstrings as the house writes them, for autodoc.
+"""Docstrings in the style of this project, for autodoc.
 
-Sections are Google's. A name in single backticks is a link where it names something that is on
-the site, and code where it does not: arguments, values of options and names of the API stand in the
-same backticks. The same holds for types in signatures, where other libraries' and private ones
-occur. So nothing is said about a name that is not found there; in a page's text it is a warning.
+Sections follow Google's style. A name in single backticks becomes a link if it is documented on the
+site, and code otherwise, because arguments and values of options use the same backticks. The same
+holds for types in signatures, which may be private or from other libraries. So a missing name in a
+docstring is not a warning; in the text of a page it is.
 """
 
 from typing import Any
@@ -14,17 +14,27 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 WITHOUT_WARNING = "api"
-"""The page that consists of docstrings."""
+"""The page that consists of docstrings, and gives no warnings for missing names."""
 
 _GOOGLE = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+
+
+class _Docstring(GoogleDocstring):
+    """A docstring whose section Returns is plain text, even if it contains a colon."""
+
+    def _consume_returns_section(
+        self, preprocess_types: bool = False
+    ) -> list[tuple[str, str, list[str]]]:
+        lines = self._dedent(self._consume_to_next_section())
+        return [("", "", lines)] if lines else []
 
 
 def _read_sections(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
-    # To napoleon a property's "Before the colon: after it" would be a type and a meaning.
+    # In a property, napoleon would read "Before: after" as a type and its meaning.
     what = "method" if what in ("property", "attribute", "data") else what
-    lines[:] = GoogleDocstring(lines, _GOOGLE, app, what, name, obj, options).lines()
+    lines[:] = _Docstring(lines, _GOOGLE, app, what, name, obj, options).lines()
 
 
 def _name(
@@ -59,9 +69,17 @@ def _not_found(
     return content if silent else None
 
 
+def _dash(app: Sphinx, doctree: nodes.document) -> None:
+    # Sphinx puts " -- " between an argument and its meaning, and smart quotes are off.
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the role, which conf.py makes the default, and the sections."""
     app.add_role("name", _name)
     app.connect("autodoc-process-docstring", _read_sections)
     app.connect("missing-reference", _not_found)
+    app.connect("doctree-read", _dash)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

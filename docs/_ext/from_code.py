@@ -1,15 +1,15 @@
-"""Directives whose content is the code's: what is added there is on the page at the next build.
+"""Directives that take their content from the code, so that pages follow it at the next build.
 
 - ``{config-keys} CLASS`` with ``:table: training``: every key of a table of the configuration.
 - ``{similarity-options} NAME``: every option of a registered similarity.
-- ``{cost} NAME``: what a similarity's docstring says of its cost.
+- ``{cost} NAME``: the cost in a similarity's docstring.
 - ``{command} NAME``: usage, arguments and options of a command.
 - ``{pytest-options}``: the options that clipseq adds to pytest.
-- ``{public-packages} ROOT``: a section for every package that says what is public in it.
+- ``{public-packages} ROOT``: a section for every package with an ``__all__``.
 - ``{checks}``: every check of `clipseq.testing`.
 
-Each writes MyST, which is then parsed as if it stood on the page. Names, types and defaults come
-from signatures, meanings from the docstrings' sections; a key without a meaning is a warning.
+Each writes MyST, which is parsed as part of the page. Names, types and defaults come from
+signatures, and meanings from the sections of docstrings; a key without a meaning is a warning.
 """
 
 import ast
@@ -40,7 +40,7 @@ _ENTRY = re.compile(r"^    (\w+): ")
 
 
 def described(docstring: str | None) -> dict[str, str]:
-    """Name -> meaning, of the sections Args and Attributes of a docstring."""
+    """Return name -> meaning from the sections Args and Attributes of a docstring."""
     found: dict[str, str] = {}
     section, name = "", ""
     for line in inspect.cleandoc(docstring or "").splitlines():
@@ -58,7 +58,7 @@ def described(docstring: str | None) -> dict[str, str]:
 
 
 def readable_type(kind: Any) -> str:
-    """A type as the author of a file thinks of it: "whole number", "path", "table"."""
+    """Return a type in the words of a configuration: "whole number", "path", "table"."""
     if get_origin(kind) is Literal:
         return " or ".join(f'`"{choice}"`' for choice in get_args(kind))
     if get_origin(kind) is Union or type(kind).__name__ == "UnionType":
@@ -80,15 +80,15 @@ def readable_type(kind: Any) -> str:
 
 
 def shown_default(default: Any) -> str:
-    """A default as it would be written in a configuration."""
+    """Return a default in the syntax of a configuration."""
     if type(default).__name__ == "DefaultValue":
-        # autodoc, if it has been here before, has left the default as it is written.
+        # autodoc may have replaced the default by its source text.
         try:
             default = ast.literal_eval(default.name)
         except ValueError:
             return f"`{default.name}`"
     if default in (inspect.Parameter.empty, attrs.NOTHING):
-        return "none: it must be given"
+        return "none, required"
     if default is None:
         return "not set"
     if isinstance(default, bool):
@@ -111,7 +111,7 @@ class Key:
 
 
 def keys_of(cls: type, *, leave_out: tuple[str, ...] = ()) -> Iterator[Key]:
-    """The fields of an attrs class, or the keyword arguments of any other class."""
+    """Yield the fields of an attrs class, or the keyword arguments of any other class."""
     if attrs.has(cls):
         meanings = described(cls.__doc__)
         for field in attrs.fields(cls):
@@ -148,7 +148,7 @@ class _Generated(SphinxDirective):
 
 
 def _markdown(text: str) -> str:
-    # Docstrings' double backticks are code in both; a dangling pointer to a docstring is a link.
+    # Double backticks are code in both; "see `name`" becomes a link.
     return re.sub(r"^see `([\w.]+)`\.?$", r"See {py:class}`\1`.", text)
 
 
@@ -172,7 +172,7 @@ class ConfigKeys(_Generated):
 
 
 class SimilarityOptions(_Generated):
-    """The options of a registered similarity, but for `embed_dim`, which all have."""
+    """The options of a registered similarity, except `embed_dim`, which all have."""
 
     required_arguments = 1
 
@@ -184,7 +184,7 @@ class SimilarityOptions(_Generated):
 
 
 class Cost(_Generated):
-    """What the docstring of a registered similarity says of its cost."""
+    """The cost of a registered similarity, from its docstring."""
 
     required_arguments = 1
 
@@ -192,7 +192,7 @@ class Cost(_Generated):
         from clipseq import available_similarities
 
         docstring = inspect.getdoc(available_similarities()[self.arguments[0]].cls) or ""
-        found = re.search(r"\bCost: (.*?)(?=\n\n|\Z)", docstring, re.DOTALL)
+        found = re.search(r"\bCost:\s+(.*?)(?=\n\n|\Z)", docstring, re.DOTALL)
         if found is None:
             logger.warning("no cost in the docstring", location=self.get_location())
             return ""
@@ -200,7 +200,7 @@ class Cost(_Generated):
 
 
 class Command(_Generated):
-    """Usage, arguments and options of a command; without a name, those of ``clipseq`` itself."""
+    """Usage, arguments and options of a command, or of ``clipseq`` itself without a name."""
 
     optional_arguments = 1
 
@@ -242,7 +242,7 @@ def _option(signature: str, parameter: Any) -> str:
 
 
 class PytestOptions(_Generated):
-    """What ``pytest`` can be told once clipseq is installed."""
+    """The options that clipseq adds to ``pytest``."""
 
     def markdown(self) -> str:
         from _pytest.config.argparsing import Parser
@@ -260,7 +260,7 @@ class PytestOptions(_Generated):
 
 
 class Checks(_Generated):
-    """Every check, its promise, and where its author says to look first."""
+    """Every check with its promise and the first place to look if it fails."""
 
     def markdown(self) -> str:
         from clipseq.testing import CHECKS
@@ -274,18 +274,21 @@ class Checks(_Generated):
 
 
 class PublicPackages(_Generated):
-    """Every package and module below one that says in ``__all__`` what is public."""
+    """Every package and module below one that has an ``__all__``."""
 
     required_arguments = 1
 
     def markdown(self) -> str:
         root = importlib.import_module(self.arguments[0])
-        at_root = [getattr(root, name) for name in root.__all__]
+        described = [getattr(root, name) for name in root.__all__]
         parts = []
         for name in sorted(_with_all(root)):
             module = importlib.import_module(name)
-            # What the root offers too is documented there.
-            left_out = [n for n in module.__all__ if any(getattr(module, n) is o for o in at_root)]
+            # A name that several modules export is documented in the outermost of them.
+            left_out = [
+                n for n in module.__all__ if any(getattr(module, n) is d for d in described)
+            ]
+            described += [getattr(module, n) for n in module.__all__]
             excluded = f"   :exclude-members: {', '.join(left_out)}\n" if left_out else ""
             data = "".join(_data(module, n) for n in module.__all__ if n not in left_out)
             parts.append(
@@ -298,35 +301,39 @@ class PublicPackages(_Generated):
 
 
 def _data(module: ModuleType, name: str) -> str:
-    """A constant with the string below its definition; autodoc looks where it is offered."""
+    """Return a constant with the string below its definition, which autodoc would not find."""
     value = getattr(module, name)
     if inspect.isclass(value) or inspect.isroutine(value):
         return ""
+    if inspect.isroutine(function := getattr(value, "fn", None)):  # compiled by Triton
+        arguments = ", ".join(inspect.signature(function).parameters)
+        text = textwrap.indent(inspect.getdoc(function) or "", "   ")
+        return f"\n.. py:function:: {name}({arguments})\n   :module: {module.__name__}\n\n{text}\n"
     for other, defining in list(sys.modules.items()):
         if other.startswith(module.__name__) and getattr(defining, name, None) is value:
             meaning = ModuleAnalyzer.for_module(other).find_attr_docs().get(("", name))
             if meaning:
                 text = textwrap.indent("\n".join(meaning), "   ")
                 return f"\n.. py:data:: {name}\n   :module: {module.__name__}\n\n{text}\n"
-    logger.warning("%s.%s has no string below it that says what it is", module.__name__, name)
+    logger.warning("%s.%s must have a docstring below it", module.__name__, name)
     return ""
 
 
 def _with_all(root: ModuleType) -> Iterator[str]:
     for found in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         spec = importlib.util.find_spec(found.name)
-        # Read, not imported: what is not public may need what is not installed.
+        # Files are read, not imported, because private modules may need extras.
         if spec and spec.origin and "\n__all__ = " in Path(spec.origin).read_text("utf-8"):
             yield found.name
 
 
 def _sentence(text: str) -> str:
-    # A name stays as it is: torch.compile, or the w of a formula.
+    # Names such as torch.compile, or the w of a formula, keep their case.
     return text if re.match(r"torch|[a-z],", text) else text[:1].upper() + text[1:]
 
 
 def _cell(text: str) -> str:
-    # What stands between backticks is code already.
+    # Text between backticks is code already.
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(p if p.startswith("`") else re.sub(r"([|*_])", r"\\\1", p) for p in parts)
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: a page needs no script and no network."""
+"""Formulas as MathML, which browsers draw themselves, without a script and without a network."""
 
 import re
 from typing import Any
@@ -11,21 +11,21 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 
-# What docutils does not read as LaTeX does.
+# Constructs that docutils reads differently from LaTeX.
 _UNREAD = (
     (r"\\(big|Big)(?=[(\[/])", r"\\\1l"),
     (r"\\(big|Big)(?=[)\]])", r"\\\1r"),
     (r"\\dots(?![a-zA-Z])", r"\\ldots"),
     (r"\\([td]?frac)(\d)(\d)", r"\\\1{\2}{\3}"),
-    (r"\\hat (\w)(_\w)", r"\\hat{\1\2}"),  # it puts what follows an accent below it
+    (r"\\hat (\w)(_\w)", r"\\hat{\1\2}"),  # otherwise the subscript lands below the accent
 )
 
 
 def mathml(formula: str, *, block: bool) -> str:
-    """The MathML of a LaTeX formula.
+    """Return the MathML of a LaTeX formula.
 
     Raises:
-        MathError: a command that docutils does not know.
+        MathError: docutils does not know a command.
     """
     for pattern, replacement in _UNREAD:
         formula = re.sub(pattern, replacement, formula)
@@ -46,7 +46,7 @@ def _inline(translator: Any, node: nodes.math) -> None:
 
 def _block(translator: Any, node: nodes.math_block) -> None:
     translator.body.append(translator.starttag(node, "div", CLASS="math"))
-    for formula in re.split(r"\n\s*\n", node.astext()):  # a blank line starts a new one
+    for formula in re.split(r"\n\s*\n", node.astext()):  # a blank line separates formulas
         _write(translator, node, formula, block=True)
     translator.body.append("</div>\n")
     raise nodes.SkipNode

@@ -42,8 +42,8 @@ class CombinedSimilarity(Similarity):
     Raises:
         UnknownSimilarityError: a part is not registered.
         PluginError: `parts` is None, and a registered similarity cannot be made or a name is
-        offered
-            twice. A part that is named in `parts` raises its own error, with a note that names it.
+            offered twice. A part that is named in `parts` raises its own error, with a note that
+            names it.
         TypeError: a weight is not a number.
         ValueError: there are no parts, a weight is not positive and finite, or a weight does not
             belong to a part.

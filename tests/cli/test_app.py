@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it leaves, its exit status."""
+"""The command line as a user meets it: its output, the files it leaves, its exit status."""
 
 import json
 import os
@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import attrs
 import pytest
 
+from clipseq import PairLoss, register_loss
 from clipseq import __main__ as entry
 
 CONFIG = """
@@ -31,7 +33,7 @@ accelerator = "cpu"
 
 @pytest.fixture
 def clipseq(monkeypatch, capsys):
-    """`clipseq("train", path)`: exit status, standard output, standard error."""
+    """A function that runs a command; returns exit status, standard output, standard error."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["clipseq", *map(str, arguments)])
@@ -91,17 +93,17 @@ def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
     assert "clipseq train --resume" in err
     status, _, err = clipseq("train", "--resume", tmp_path / "run", "--out", tmp_path / "other")
     assert status == 2
-    assert f"--out {tmp_path / 'other'} is for a new run" in err
+    assert f"--out {tmp_path / 'other'} starts a new run" in err
     status, out, _ = clipseq("train", "--resume", tmp_path / "run")
     assert status == 0
-    assert out.startswith("nothing to train: the run was finished already; to go on, raise ")
+    assert out.startswith("nothing to train: the run was finished already; to train on, raise ")
     assert clipseq("train", config, "--out", tmp_path / "other")[0] == 0
     assert (tmp_path / "other" / "model").exists()
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path):
     config = write_config(tmp_path, data, steps=2000)
-    # A signal to a whole process, which is how a terminal sends it.
+    # The signal goes to a whole process, as a terminal sends it.
     process = subprocess.Popen(
         [sys.executable, "-m", "clipseq", "train", str(config)],
         stdout=subprocess.PIPE,
@@ -109,7 +111,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    for line in process.stderr:  # the first line of progress: it is training
+    for line in process.stderr:  # wait for the first line of progress
         if "loss_total" in line:
             break
     time.sleep(0.2)
@@ -129,7 +131,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == done + 3
 
 
-def test_a_folder_in_the_place_of_a_config_is_told_where_it_belongs(clipseq, data, tmp_path):
+def test_a_folder_in_the_place_of_a_config_is_explained(clipseq, data, tmp_path):
     status, _, err = clipseq("train", data)
     assert status == 2
     assert f"{data} is a folder, and the configuration of a run is a TOML file; to train" in err
@@ -144,16 +146,18 @@ def test_a_folder_in_the_place_of_a_config_is_told_where_it_belongs(clipseq, dat
         (["train"], 2, "give either a CONFIG or --resume RUN"),
         (["train", "none.toml"], 2, "there is no config file none.toml"),
         (["train", "--resume", "none"], 2, "nothing to resume"),
-        (["evaluate", "none"], 2, "none is neither a run folder nor a saved model"),
+        (["evaluate", "none"], 2, "run must be a run folder or a saved model, got none"),
         (["simulate", "--out", "x", "--clips", "0"], 2, "--clips"),
         (["trian"], 2, "trian"),
         (["bench", "locl"], 2, "did you mean 'local'?"),
-        (["bench", "local", "--device", "warp"], 2, "cannot compute on the device 'warp': "),
+        (
+            ["bench", "local", "--device", "warp"],
+            2,
+            "device must be one that torch can compute on",
+        ),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
-    clipseq, tmp_path, monkeypatch, arguments, status, said
-):
+def test_an_error_is_one_line_and_a_status(clipseq, tmp_path, monkeypatch, arguments, status, said):
     monkeypatch.chdir(tmp_path)
     got, _, err = clipseq(*arguments)
     assert got == status
@@ -178,7 +182,7 @@ def test_a_typo_in_the_config_names_the_nearest_key(clipseq, data, tmp_path):
         ('accelerator = "warp"', "training.accelerator = 'warp'"),
     ],
 )
-def test_what_a_run_cannot_be_made_from_is_status_2(clipseq, data, tmp_path, wrong, said):
+def test_a_wrong_model_or_trainer_is_status_2(clipseq, data, tmp_path, wrong, said):
     config = write_config(tmp_path, data)
     replaced = "[model]" if "[model]" in wrong else 'accelerator = "cpu"'
     config.write_text(config.read_text().replace(replaced, wrong))
@@ -220,7 +224,33 @@ def test_similarities_lists_the_five(clipseq):
 
 
 @pytest.mark.usefixtures("fresh_registry")
-def test_similarities_tells_what_is_left_out(clipseq, monkeypatch):
+def test_losses_lists_the_built_in_and_the_registered(clipseq):
+    class MarginLoss(PairLoss):
+        """A margin between positives and negatives."""
+
+        def __init__(self, margin: float = 0.25, init_scale: float = 1.0) -> None:
+            super().__init__(init_scale=init_scale)
+
+        def loss(self, scores, positives):
+            return scores.mean()
+
+    register_loss("margin", MarginLoss)
+    status, out, _ = clipseq("losses", "--json")
+    assert status == 0
+    listed = {loss["name"]: loss for loss in json.loads(out)["losses"]}
+    assert {"clip", "siglip", "margin"} == listed.keys()
+    assert listed["margin"]["options"] == {"margin": 0.25, "init_scale": 1.0}
+    assert listed["margin"]["distribution"] == "this process"
+    assert listed["margin"]["summary"] == "A margin between positives and negatives."
+    assert listed["clip"]["starts_at_temperature"] is True
+    assert listed["siglip"]["starts_at_temperature"] is False
+    status, out, _ = clipseq("losses")
+    assert status == 0
+    assert "margin=0.25" in out
+
+
+@pytest.mark.usefixtures("fresh_registry")
+def test_similarities_names_the_disabled_plugins(clipseq, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", "global,local,attention,temporal,combined")
     status, out, _ = clipseq("similarities")
     assert status == 0
@@ -228,8 +258,8 @@ def test_similarities_tells_what_is_left_out(clipseq, monkeypatch):
 
 
 @pytest.mark.usefixtures("fresh_registry")
-def test_similarities_tells_what_failed(clipseq, tmp_path, monkeypatch):
-    """A distribution is installed whose plugin does not import."""
+def test_similarities_reports_the_plugins_that_failed(clipseq, tmp_path, monkeypatch):
+    """An installed plugin that cannot be imported is listed with its cause."""
     info = tmp_path / "clipseq_broken-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: clipseq-broken\nVersion: 1.2\n")
@@ -251,7 +281,26 @@ def test_simulate_writes_a_data_set(clipseq, tmp_path):
     assert "15 train, 1 val, 2 test, 2 zeroshot" in out
 
 
-def test_without_typer_it_says_what_to_install(clipseq, monkeypatch):
+def test_demo_shows_finished_results_and_names_the_command_that_continues(clipseq, tmp_path):
+    from clipseq.demo import SMALL
+
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "data").mkdir()
+    status, _, err = clipseq("demo", "--small", "--out", out)
+    assert status == 2
+    assert f"continue an interrupted demo with: clipseq demo --small --resume --out {out};" in err
+    settings = {"size": attrs.asdict(SMALL), "seed": 0}
+    (out / "metrics.json").write_text(json.dumps(settings))
+    (out / "report.txt").write_text("order accuracy 0.739")
+    status, shown, err = clipseq("demo", "--small", "--out", out)
+    assert status == 0
+    assert shown.startswith("order accuracy 0.739\n\n")
+    assert shown.endswith(f"in a new folder:\n  clipseq demo --small --out {out}-2\n")
+    assert err == ""
+
+
+def test_without_typer_it_names_the_extra_to_install(clipseq, monkeypatch):
     monkeypatch.setattr(entry, "find_spec", lambda name: None if name == "typer" else object())
     status, _, _ = clipseq("train")
     assert str(status).startswith("the command line needs typer: pip install 'clipseq[train]'")

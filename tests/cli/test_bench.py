@@ -1,4 +1,4 @@
-"""A benchmark says what was measured, of a similarity that is known."""
+"""A benchmark reports the time and memory of a similarity whose cost is known."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from clipseq.cli.bench import bench
 
 
 class Hungry(Similarity):
-    """Takes 50 ms and 64 MiB more than it has to, at each scoring."""
+    """A similarity that takes 50 ms and 64 MiB more than it needs, at each scoring."""
 
     def score_all(self, x, y, steps):
         time.sleep(0.05)
@@ -30,12 +30,12 @@ class Hungry(Similarity):
 SIZES = {"batch": 3, "steps": 5, "others": 4, "features": 8, "repeats": 2}
 
 
-def test_measures_time_and_memory(fresh_registry):
+def test_it_measures_time_and_memory(fresh_registry):
     register_similarity("hungry", Hungry)
-    # A peak of the past does not hide this one, and what was freed in the heap is not used unseen.
+    # An earlier peak does not hide this one, and memory freed in the heap is not reused unseen.
     del_me = torch.ones(64 * 2**20)
     del del_me
-    torch.ones(7 * 2**20)  # from now on glibc takes what is smaller than 28 MiB from the heap
+    torch.ones(7 * 2**20)  # from now on glibc takes blocks below 28 MiB from the heap
     blocks = [torch.ones(2**18) for _ in range(100)]
     kept = [blocks.pop(), torch.ones(2**17)]
     del blocks
@@ -49,7 +49,7 @@ def test_measures_time_and_memory(fresh_registry):
 
 
 def test_the_floor_is_three_products(monkeypatch):
-    """In blocks of rows, it computes what it should: as many operations as three products have."""
+    """It runs in blocks of rows, and has as many operations as three whole products."""
     from clipseq.cli import bench as module
 
     monkeypatch.setattr(module, "_FLOOR_CELLS", 50)
@@ -66,7 +66,7 @@ def test_the_floor_is_three_products(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["local", "temporal", "combined"])
-def test_a_built_in_one(name):
+def test_it_measures_a_built_in(name):
     before = torch.get_num_threads()
     found = bench(name, **SIZES, threads=2)
     assert torch.get_num_threads() == before
@@ -76,7 +76,7 @@ def test_a_built_in_one(name):
 
 
 @pytest.mark.parametrize(("dtype", "handed"), [("bfloat16", "float32"), ("float64", "float64")])
-def test_sequences_and_floor_are_of_the_dtype(dtype, handed, fresh_registry, monkeypatch):
+def test_sequences_and_floor_have_the_dtype(dtype, handed, fresh_registry, monkeypatch):
     from clipseq.cli import bench as module
 
     class Seen(Hungry):
@@ -90,16 +90,16 @@ def test_sequences_and_floor_are_of_the_dtype(dtype, handed, fresh_registry, mon
         module, "matmul_floor", lambda x, y: (seen.extend([x.dtype, y.dtype]), plain(x, y))[1]
     )
     assert bench("seen", **SIZES, dtype=dtype).dtype == dtype
-    # A similarity is handed float32 or better, whatever the caller has.
+    # A similarity receives float32 or better, whatever the caller passes.
     assert set(seen) == {getattr(torch, dtype), getattr(torch, handed)}
 
 
-def test_says_what_is_wrong():
+def test_bad_arguments_are_named():
     with pytest.raises(UnknownSimilarityError, match="did you mean 'local'"):
         bench("locl")
     absent = "mps" if torch.cuda.is_available() else "cuda"
     for device in (absent, "warp", "meta"):
-        with pytest.raises(ValueError, match=f"cannot compute on the device '{device}': .*doctor"):
+        with pytest.raises(ValueError, match=f"device must be .*, got '{device}' .*doctor"):
             bench("local", **SIZES, device=device)
     with pytest.raises(ValueError, match="dtype must be one of float32, .*, got 'int8'"):
         bench("local", **SIZES, dtype="int8")
@@ -108,7 +108,7 @@ def test_says_what_is_wrong():
             bench("local", **{option: 0})
 
 
-def test_is_a_command(monkeypatch, capsys):
+def test_it_is_a_command(monkeypatch, capsys):
     pytest.importorskip("typer")
     sizes = [f"--{name}={SIZES[name]}" for name in ("batch", "steps", "others", "features")]
     for more, wanted in (([], "times the floor"), (["--json"], '"times_floor": ')):

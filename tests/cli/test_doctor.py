@@ -12,7 +12,7 @@ import torch
 import clipseq
 from clipseq import __main__ as entry
 from clipseq.cli.doctor import diagnose
-from clipseq.registry import lookup
+from clipseq.registry import discovery, lookup
 
 BUILT_IN = ["attention", "combined", "global", "local", "temporal"]
 
@@ -209,7 +209,7 @@ def test_says_that_all_is_left_out(fresh_registry, monkeypatch):
 
 
 def test_says_that_nothing_is_installed(fresh_registry, monkeypatch):
-    monkeypatch.setattr(lookup, "entry_points", lambda group: [])
+    monkeypatch.setattr(discovery, "entry_points", lambda group: [])
     found = diagnose()
     assert not found.healthy
     assert "the package clipseq is not installed" in found.problem
@@ -226,7 +226,7 @@ def test_is_json(install):
 def test_is_a_command(install, monkeypatch, capsys):
     pytest.importorskip("typer")
     for source, status in (("import clipseq", 1), (None, 0)):
-        monkeypatch.setattr(lookup, "_registry", lookup._Registry())
+        monkeypatch.setattr(lookup, "_registry", lookup.Registry())
         if source is None:
             monkeypatch.setenv("CLIPSEQ_DISABLE", "broken")
         else:

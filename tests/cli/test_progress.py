@@ -1,4 +1,4 @@
-"""Progress on a terminal and in a file."""
+"""Progress is a bar on a terminal, and a few lines in a file."""
 
 import io
 

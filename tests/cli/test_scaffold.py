@@ -1,4 +1,4 @@
-"""What `new_plugin` writes works as it is; what it must not write over stays."""
+"""The package that `new_plugin` writes works unchanged, and nothing is overwritten."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from clipseq.cli import scaffold
 from clipseq.cli.scaffold import new_plugin
 
 
-def test_passes_as_generated(tmp_path):
+def test_the_generated_package_passes_its_tests(tmp_path):
     made = new_plugin("best_of_all", tmp_path)
     assert made == tmp_path / "clipseq-best-of-all"
     (tmp_path / "metadata").mkdir()
@@ -22,7 +22,7 @@ def test_passes_as_generated(tmp_path):
     assert " skipped" not in finished.stdout
 
 
-def test_appears_in_the_list_of_similarities(tmp_path):
+def test_it_appears_in_the_list_of_similarities(tmp_path):
     pytest.importorskip("typer")
     made = new_plugin("mine", tmp_path)
     (tmp_path / "metadata").mkdir()
@@ -36,7 +36,7 @@ def test_appears_in_the_list_of_similarities(tmp_path):
     assert '"distribution": "clipseq-mine"' in listed.stdout
 
 
-def test_writes_these_files_and_leaves_nothing_else(tmp_path):
+def test_it_writes_these_files_and_no_others(tmp_path):
     made = new_plugin("mine", str(tmp_path))
     files = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert files == [
@@ -52,7 +52,7 @@ def test_writes_these_files_and_leaves_nothing_else(tmp_path):
         assert file.is_dir() or "$" not in file.read_text()
 
 
-def test_is_in_good_order(tmp_path):
+def test_the_generated_code_passes_the_linter(tmp_path):
     pytest.importorskip("ruff")
     made = new_plugin("mine", tmp_path)
     ruff = [sys.executable, "-m", "ruff"]
@@ -65,7 +65,7 @@ def test_is_in_good_order(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "Mine", "9a", "_a", "a_", "a__b", "a-b", "a b", "é", "../a"])
-def test_refuses_a_bad_name(name, tmp_path):
+def test_a_bad_name_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=r"must match \[a-z\]\[a-z0-9_\]\*"):
         new_plugin(name, tmp_path)
     assert os.listdir(tmp_path) == []
@@ -74,18 +74,18 @@ def test_refuses_a_bad_name(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lambda", "'lambda' is a word of Python's"),
+        ("lambda", "must not be a keyword of Python, got 'lambda'"),
         ("local", "'local' is taken: LocalSimilarity of clipseq 0"),
         ("combined", "'combined' is taken"),
     ],
 )
-def test_refuses_a_name_that_is_taken(name, message, tmp_path):
+def test_a_taken_name_is_refused(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         new_plugin(name, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-def test_refuses_what_this_process_has_registered(tmp_path, fresh_registry):
+def test_a_name_registered_in_this_process_is_refused(tmp_path, fresh_registry):
     class Mine(Similarity):
         def score(self, x, y):
             return x.values.new_zeros(len(x.values), len(y.values))
@@ -98,9 +98,7 @@ def test_refuses_what_this_process_has_registered(tmp_path, fresh_registry):
         new_plugin("mine", tmp_path)
 
 
-def test_refuses_the_name_of_a_plugin_that_is_broken_or_left_out(
-    tmp_path, monkeypatch, fresh_registry
-):
+def test_the_name_of_a_broken_or_disabled_plugin_is_refused(tmp_path, monkeypatch, fresh_registry):
     info = tmp_path / "clipseq_broken-1.0.dist-info"
     info.mkdir()
     info.joinpath("METADATA").write_text("Name: clipseq-broken\nVersion: 1.0\n")
@@ -112,15 +110,15 @@ def test_refuses_the_name_of_a_plugin_that_is_broken_or_left_out(
             new_plugin(name, tmp_path)
 
 
-def test_refuses_the_name_of_a_module(tmp_path, monkeypatch):
+def test_the_name_of_a_module_is_refused(tmp_path, monkeypatch):
     (tmp_path / "clipseq_notes.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match="there is a module clipseq_notes already"):
+    with pytest.raises(ValueError, match="a module clipseq_notes is installed already"):
         new_plugin("notes", tmp_path)
 
 
 @pytest.mark.parametrize("there", ["folder", "file", "dangling link"])
-def test_never_overwrites(there, tmp_path):
+def test_it_never_overwrites(there, tmp_path):
     target = tmp_path / "clipseq-mine"
     if there == "folder":
         target.mkdir()
@@ -135,36 +133,36 @@ def test_never_overwrites(there, tmp_path):
     assert there != "folder" or os.listdir(target) == []
 
 
-def test_a_folder_made_meanwhile_is_kept(tmp_path, monkeypatch):
-    contents = scaffold._contents
+def test_a_folder_created_meanwhile_is_kept(tmp_path, monkeypatch):
+    contents = scaffold._render_files
 
     def slow(names):
         (tmp_path / "clipseq-mine").mkdir()
         (tmp_path / "clipseq-mine" / "kept").write_text("kept")
         return contents(names)
 
-    monkeypatch.setattr(scaffold, "_contents", slow)
+    monkeypatch.setattr(scaffold, "_render_files", slow)
     with pytest.raises(OSError, match="clipseq-mine"):
         new_plugin("mine", tmp_path)
     assert [p.name for p in tmp_path.rglob("*")] == ["clipseq-mine", "kept"]
 
 
-def test_leaves_nothing_when_it_is_interrupted(tmp_path, monkeypatch):
+def test_an_interruption_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(names):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scaffold, "_contents", interrupted)
+    monkeypatch.setattr(scaffold, "_render_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         new_plugin("mine", tmp_path)
     assert os.listdir(tmp_path) == []
 
 
-def test_says_that_there_is_no_such_folder(tmp_path):
-    with pytest.raises(NotADirectoryError, match="no folder .*nowhere: make it first"):
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(NotADirectoryError, match="existing folder, got .*nowhere; create it"):
         new_plugin("mine", tmp_path / "nowhere")
 
 
-def test_is_a_command(tmp_path, monkeypatch, capsys):
+def test_it_is_a_command(tmp_path, monkeypatch, capsys):
     pytest.importorskip("typer")
     for status, output in ((0, "clipseq-mine: try it"), (2, "clipseq-mine exists already")):
         monkeypatch.setattr(

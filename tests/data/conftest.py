@@ -1,4 +1,4 @@
-"""Where the real recordings lie, for the tests that want them."""
+"""Real recordings, for the tests that need them."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def shared_data() -> Callable[[str], Path]:
-    """The file of that name in the folder CLIPSEQ_DATA, else in ../shared/data; or skips."""
+    """Function that finds a file in the folder CLIPSEQ_DATA, else in ../shared/data, or skips."""
     folder = os.environ.get("CLIPSEQ_DATA")
     root = Path(folder) if folder else Path(__file__).parents[3] / "shared" / "data"
 

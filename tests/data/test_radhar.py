@@ -1,3 +1,5 @@
+"""Real recordings spliced into sequences: from one block, one split, and in the units promised."""
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ CLASSES = ["boxing", "jack", "jump", "squats", "walk"]
 
 
 def arrays(**changed):
-    """40 recordings in 4 blocks; every byte of recording i is i + 1."""
+    """Return a file of 40 recordings in 4 blocks; every byte of recording i is i + 1."""
     n, frames = 40, 600
     value = (np.arange(n, dtype=np.uint8) + 1)[:, None, None]
     block = np.arange(n) // 10
@@ -38,15 +40,16 @@ def path(tmp_path):
 
 
 def recordings(clip):
-    """Which recording each frame came from, read from its values."""
+    """Return the number of the recording that each frame came from, read from its values."""
     mean, scale = DECIBELS["doppler"]
-    return np.round((clip.radar["doppler"][0] * scale + mean) * 6).astype(int) - 1
+    return np.round((clip.signal["doppler"][0] * scale + mean) * 6).astype(int) - 1
 
 
 def test_clips_are_spliced_from_one_block_and_one_split(path):
     dataset = radhar_dataset(path, seed=1, clips={"train": 60, "val": 20, "test": 30})
     assert dataset.splits == {"train": 60, "val": 20, "test": 30, "zeroshot": 40}
     assert dataset.frame_rate == 15
+    assert dataset.modality == "radar"
     file = arrays()
     for clip in dataset:
         came_from = recordings(clip)
@@ -82,33 +85,33 @@ def test_two_recorded_frames_become_one_by_their_maximum(tmp_path):
     np.savez(tmp_path / "r.npz", **arrays(doppler=maps))
     mean, scale = DECIBELS["doppler"]
     clip = radhar_dataset(tmp_path / "r.npz", clips={"train": 1})[0]
-    np.testing.assert_allclose(clip.radar["doppler"], (10 - mean) / scale, rtol=1e-3)
+    np.testing.assert_allclose(clip.signal["doppler"], (10 - mean) / scale, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        ({"class_names": np.array(["a", *CLASSES[1:]])}, "no wording"),
+        ({"class_names": np.array(["a", *CLASSES[1:]])}, "class_names must be some of .* got .'a'"),
         ({"split": np.array(["train"] * 40)}, "no recording in split 'val'"),
     ],
 )
-def test_another_file_is_told(tmp_path, changed, told):
+def test_a_file_of_another_form_is_refused(tmp_path, changed, message):
     np.savez(tmp_path / "r.npz", **arrays(**changed))
-    with pytest.raises(DataError, match=rf"r\.npz.*{told}"):
+    with pytest.raises(DataError, match=rf"r\.npz.*{message}"):
         radhar_dataset(tmp_path / "r.npz")
 
 
-def test_bad_arguments_and_files_are_told(tmp_path, path):
+def test_bad_arguments_and_files_are_refused(tmp_path, path):
     np.savez(tmp_path / "r.npz", x=np.ones(2))
     with pytest.raises(DataError, match="lacks"):
         radhar_dataset(tmp_path / "r.npz")
     with pytest.raises(DataError, match="no such file"):
         radhar_dataset(tmp_path / "none.npz")
-    with pytest.raises(ValueError, match="no split"):
+    with pytest.raises(ValueError, match="clips must name splits"):
         radhar_dataset(path, clips={"training": 3})
     with pytest.raises(ValueError, match="window_seconds"):
         radhar_dataset(path, window_seconds=(5.0, 3.0))
-    with pytest.raises(ValueError, match=r"has but 19\.7 s"):
+    with pytest.raises(ValueError, match=r"at most 19\.7 s"):
         radhar_dataset(path, window_seconds=(5.0, 30.0))
 
 
@@ -117,6 +120,6 @@ def test_the_real_recordings(shared_data):
     assert dataset.views == {"range_moving": 128, "doppler": 16, "azimuth_moving": 64}
     assert dataset.splits["zeroshot"] == 47 * 4
     for view in dataset.views:
-        values = np.concatenate([c.radar[view].ravel() for c in dataset.subset("train")])
+        values = np.concatenate([c.signal[view].ravel() for c in dataset.subset("train")])
         assert abs(values.mean()) < 0.15
         assert 0.8 < values.std() < 1.2

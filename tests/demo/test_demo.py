@@ -1,4 +1,4 @@
-"""The demo at a size for tests: what it compares, what it leaves, how it goes on."""
+"""The demo at a size for tests: the comparison, the folder it leaves, and how it continues."""
 
 import json
 import shlex
@@ -9,26 +9,35 @@ import pytest
 import torch
 
 from clipseq.data.simulation.captions import PHRASES, WORDINGS
+from clipseq.demo import COMBINED, FULL, PLAIN, demo_configs
 from clipseq.demo import run as demo
+from clipseq.demo.alignment import (
+    align_clips,
+    choose_typical,
+    find_action_words,
+    mean_agreement,
+    right_share,
+)
+from clipseq.demo.configs import Size
 from clipseq.errors import ClipseqError, ConfigError
 from clipseq.training import RunFolder, TrainingInterrupted
 
-TINY = demo.Size(clips=40, steps=4, batch_size=4, width=8)
+TINY = Size(clips=40, steps=4, batch_size=4, width=8)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A demo that ran to its end: its folder, its report, what it told on the way."""
-    told = []
+    """A demo that ran to its end: its folder, its report, and the lines that it printed."""
+    said = []
     out = tmp_path_factory.mktemp("demo") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "SMALL", TINY)
-        report = demo.run_demo(out, small=True, tell=told.append)
-    return out, report, told
+        report = demo.run_demo(out, small=True, say=said.append)
+    return out, report, said
 
 
 def test_the_two_runs_differ_in_one_thing(tmp_path):
-    plain, combined = demo.demo_configs(tmp_path, demo.FULL).values()
+    plain, combined = demo_configs(tmp_path, FULL).values()
     assert plain.data == combined.data
     assert plain.tokenizer == combined.tokenizer
     assert attrs.evolve(plain.training, out=combined.training.out) == combined.training
@@ -48,10 +57,10 @@ def test_both_start_from_the_same_weights_and_clips(finished):
 
 
 def test_the_run_folder_holds_numbers_report_and_figures(finished):
-    out, report, told = finished
+    out, report, said = finished
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics["models"]) == [demo.PLAIN, demo.COMBINED]
-    order = metrics["models"][demo.COMBINED]["metrics"]["sequence"]["order accuracy"]
+    assert list(metrics["models"]) == [PLAIN, COMBINED]
+    order = metrics["models"][COMBINED]["metrics"]["sequence"]["order accuracy"]
     assert 0 <= order["value"] <= 1
     assert order["chance"] == 0.5
     assert set(metrics["combined_weights"]) == {"global", "local", "attention", "temporal"}
@@ -62,16 +71,75 @@ def test_the_run_folder_holds_numbers_report_and_figures(finished):
     assert (out / "report.txt").read_text() == report
     assert "order accuracy" in report
     assert f"{order['value']:.3f}" in report
-    assert [line.split()[0] for line in told] == [
+    assert said[0].startswith("this takes under a minute")
+    assert [line.split()[0] for line in said[1:]] == [
         "simulating", "training", "training", "evaluating", "drawing",
     ]  # fmt: skip
 
 
-def test_a_demo_is_not_overwritten_and_resume_keeps_what_is_done(finished, monkeypatch):
+def test_a_finished_demo_is_shown_again_and_says_how_to_run_anew(finished, monkeypatch):
+    out, report, _ = finished
+    monkeypatch.setattr(demo, "SMALL", TINY)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    said = []
+    shown = demo.run_demo(out, small=True, say=said.append)
+    assert shown.startswith(report)
+    assert shown.endswith(f"new folder:\n  clipseq demo --small --out {out}-2")
+    assert said == []
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    out.with_name(f"{out.name}-2").mkdir()
+    try:
+        assert demo.run_demo(out, small=True).endswith(f"clipseq demo --small --out {out}-3")
+    finally:
+        out.with_name(f"{out.name}-2").rmdir()
+
+
+@pytest.mark.parametrize(("changed", "options"), [("seed", "--small --seed 1 "), ("size", "")])
+def test_results_of_another_demo_are_not_shown_as_those_of_this_one(
+    finished, monkeypatch, changed, options
+):
     out, _, _ = finished
     monkeypatch.setattr(demo, "SMALL", TINY)
-    with pytest.raises(ClipseqError, match=r"clipseq demo --small --resume --out"):
-        demo.run_demo(out, small=True)
+    seed, small = (1, True) if changed == "seed" else (0, False)
+    with pytest.raises(ConfigError, match="of another size or seed") as error:
+        demo.run_demo(out, small=small, seed=seed)
+    assert str(error.value).endswith(f"with: clipseq demo {options}--out {out}-2")
+    assert str(out / "report.txt") in str(error.value)
+
+
+def test_a_demo_without_a_report_is_unfinished(finished, tmp_path, monkeypatch):
+    out, _, _ = finished
+    monkeypatch.setattr(demo, "SMALL", TINY)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "metrics.json").write_text((out / "metrics.json").read_text())
+    with pytest.raises(ConfigError, match=r"clipseq demo --small --resume --out"):
+        demo.run_demo(cut, small=True)
+    assert [path.name for path in cut.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_it_begins_by_saying_how_long_it_takes(tmp_path, monkeypatch, small):
+    said = []
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_run", stop)
+    out = tmp_path / "demo"
+    with pytest.raises(TrainingInterrupted):
+        demo.run_demo(out, small=small, say=said.append)
+    (line,) = said
+    if small:
+        assert line.startswith("this takes under a minute on two cores")
+    else:
+        assert line.startswith("this takes about 5 minutes on two cores; under a minute in small: ")
+        assert line.endswith(f": clipseq demo --small --out {out}-small")
+
+
+def test_resume_keeps_what_is_done(finished, monkeypatch):
+    out, _, _ = finished
+    monkeypatch.setattr(demo, "SMALL", TINY)
     before = json.loads((out / "metrics.json").read_text())
     monkeypatch.setattr(demo, "train", lambda *a, **o: pytest.fail("trained again"))
     demo.run_demo(out, small=True, resume=True)
@@ -94,7 +162,7 @@ def test_the_command_that_continues_is_the_one_that_was_begun(tmp_path):
     ]  # fmt: skip
 
 
-def test_ctrl_c_says_how_to_go_on_and_resume_finishes(finished, tmp_path, monkeypatch):
+def test_ctrl_c_names_the_command_that_resumes_and_finishes(finished, tmp_path, monkeypatch):
     whole, _, _ = finished
     monkeypatch.setattr(demo, "SMALL", TINY)
     train = demo.train
@@ -118,7 +186,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_finishes(finished, tmp_path, monkey
     assert got["models"] == expected["models"]
 
 
-@pytest.mark.parametrize("wording", WORDINGS, ids=lambda w: w.tell(["a", "b", "c"]))
+@pytest.mark.parametrize("wording", WORDINGS, ids=lambda w: w.describe(["a", "b", "c"]))
 def test_the_words_of_every_phrase_are_found(wording):
     from clipseq.encoders.tokenizer import train_tokenizer
 
@@ -127,45 +195,45 @@ def test_the_words_of_every_phrase_are_found(wording):
     for _ in range(12):
         actions = [str(name) for name in rng.choice(names, 3, replace=False)]
         phrases = [str(rng.choice(PHRASES[action])) for action in actions]
-        caption = wording.tell(phrases)
+        caption = wording.describe(phrases)
         tokens = train_tokenizer([caption], kind="word").tokens(caption)
         words = [token for token in tokens if any(char.isalnum() for char in token)]
-        found = demo.action_words(words, actions)
+        found = find_action_words(words, actions)
         for phrase, places in zip(phrases, found, strict=True):
             assert "".join(words[i] for i in places) == phrase.replace("-", "").replace(" ", "")
 
 
-def test_an_action_that_is_not_told_is_an_error():
-    with pytest.raises(ClipseqError, match=r"'a person waves' does not tell the action 'box'"):
-        demo.action_words(["a", "person", "waves"], ["box"])
+def test_an_action_that_the_caption_lacks_is_an_error():
+    with pytest.raises(ClipseqError, match=r"describe the action 'box' .*, got 'a person waves'"):
+        find_action_words(["a", "person", "waves"], ["box"])
 
 
 def test_right_share_is_the_time_at_which_the_right_words_lead():
-    # Steps of 1 s; words 1 and 2 tell the first action, word 3 the second; word 0 tells nothing.
+    # Steps of 1 s; words 1 and 2 describe the first action, word 3 the second, word 0 neither.
     weights = np.array([[9, 1, 0, 0], [0, 0, 2, 1], [0, 1, 1, 3], [0, 0, 0, 1]], dtype=float)
-    told = [(1, 2), (3,)]
+    words = [(1, 2), (3,)]
     # First action 0 to 2.5 s: right in the first two seconds, wrong for half a second after.
-    assert demo.right_share(weights, told, [(0.0, 2.5), (2.5, 4.0)], 1.0) == pytest.approx(3.5 / 4)
-    assert demo.right_share(weights, told, [(0.0, 2.0), (2.0, 4.0)], 1.0) == 1.0
-    assert demo.right_share(weights, told, [(2.0, 4.0), (0.0, 2.0)], 1.0) == 0.0
+    assert right_share(weights, words, [(0.0, 2.5), (2.5, 4.0)], 1.0) == pytest.approx(3.5 / 4)
+    assert right_share(weights, words, [(0.0, 2.0), (2.0, 4.0)], 1.0) == 1.0
+    assert right_share(weights, words, [(2.0, 4.0), (0.0, 2.0)], 1.0) == 0.0
 
 
 def test_a_straight_alignment_follows_the_diagonal(finished):
-    """What the model is compared with: no better than the order of the words."""
+    """The alignment that the model is compared with knows the order of the words."""
     out, _, _ = finished
     from clipseq import CLIP
     from clipseq.data import MapDataset
 
     model = CLIP.from_pretrained(out / "combined" / "model")
-    alignments = demo.align_clips(model, MapDataset(out / "data").subset("test"))
+    alignments = align_clips(model, MapDataset(out / "data").subset("test"))
     for one in alignments:
         assert one.weights.shape[1] == len(one.words)
         assert one.duration == pytest.approx(10.0, abs=0.5)
         assert 0 <= one.right <= 1
         assert one.straight > 1 / len(one.actions)
-    agreement = demo.alignment_agreement(alignments)
+    agreement = mean_agreement(alignments)
     assert agreement["model"].value == pytest.approx(np.mean([a.right for a in alignments]))
-    chosen = demo.representative(alignments)
+    chosen = choose_typical(alignments)
     same = [a.right for a in alignments if len(a.actions) == len(chosen.actions)]
     assert chosen.right == sorted(same)[len(same) // 2]
 
@@ -178,4 +246,4 @@ def test_a_model_without_temporal_aligns_nothing(finished):
     plain = CLIP.from_pretrained(out / "plain" / "model")
     assert not torch.is_grad_enabled() or plain.sequence_loss_fn is None
     with pytest.raises(ClipseqError, match="part 'temporal'"):
-        demo.align_clips(plain, MapDataset(out / "data").subset("test"))
+        align_clips(plain, MapDataset(out / "data").subset("test"))

@@ -1,4 +1,4 @@
-"""Figures are made without pyplot and show what they were given."""
+"""Figures are drawn without pyplot and show the numbers that they are given."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipseq.demo import figures
+from clipseq.errors import ClipseqError
 
 
 def curve(steps=20, *, validated=True):
@@ -29,9 +30,9 @@ def test_loss_curves_have_a_panel_for_each_loss():
     figure = figures.loss_curves({"plain": plain, "combined": combined})
     titles = [panel.get_title(loc="left") for panel in figure.axes]
     assert titles == ["loss_clip", "loss_seq", "loss_total"]
-    # a thin line, a running mean and the validation for every curve there is
+    # a thin line, a running mean and the validation for every curve
     assert [len(panel.lines) for panel in figure.axes] == [6, 3, 6]
-    assert "plain: has none" in texts(figure)
+    assert "plain: no loss_seq" in texts(figure)
     np.testing.assert_allclose(figure.axes[0].lines[0].get_ydata(), plain["loss_clip"].values)
 
 
@@ -45,7 +46,7 @@ def test_similarity_matrices_are_sorted_and_relative_to_their_row():
     expected = scores[np.ix_(order, order)]
     expected = (expected - expected.mean(1, keepdims=True)) / expected.std(1, keepdims=True)
     np.testing.assert_allclose(one, expected)
-    np.testing.assert_allclose(two, expected)  # scale and offset of a model do not show
+    np.testing.assert_allclose(two, expected)  # a model's scale and offset do not matter
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["box", "fall", "wave"]
 
@@ -95,9 +96,9 @@ def test_a_figure_is_saved_and_pyplot_is_never_loaded(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch):
+def test_without_matplotlib_it_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    with pytest.raises(figures.ClipseqError, match=r"pip install 'clipseq\[plot\]'"):
+    with pytest.raises(ClipseqError, match=r"pip install 'clipseq\[plot\]'"):
         figures.loss_curves({"a": {"loss_clip": curve()}})
 
 

@@ -1,8 +1,8 @@
-"""One batch, whole or as the ranks have it; and what a loss makes of it. Run as a script: a rank.
+"""One batch, whole or divided among ranks, and the losses and gradients computed from it.
 
     python one_batch.py FOLDER RANK RANKS
 
-computes every case as one of several processes, and saves what came out in FOLDER.
+computes every case as one of several processes, and saves the outcomes in FOLDER.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from clipseq.distributed import count_traffic
 
 FEATURES = 6
 
-# Items of each rank: unequal, for 1 to 4 ranks; the same 9 in all.
+# Number of items of each rank, for 1 to 4 ranks: unequal, and 9 in total.
 SIZES = {1: (9,), 2: (5, 4), 3: (2, 4, 3), 4: (3, 1, 4, 1)}
 
 SIMILARITIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -47,8 +47,17 @@ class Halves(clipseq.Similarity):
         raise NotImplementedError
 
 
+class Focal(clipseq.PairLoss):
+    """A loss as a third party writes it: sigmoid, with easy pairs weighted down."""
+
+    def loss(self, scores: Tensor, positives: Any) -> Tensor:
+        signed = torch.where(positives.mask, scores, -scores) * self.scale
+        own = -((1 - signed.sigmoid()) * nn.functional.logsigmoid(signed)).sum()
+        return positives.world.sum(own) / positives.world.total
+
+
 def cases() -> dict[str, dict[str, Any]]:
-    """Name -> which loss of what."""
+    """Return the cases by name: each is a loss, and the kind of features it is computed from."""
     found: dict[str, dict[str, Any]] = {}
     for dtype in ("float64", "float32"):
         for gather in ("ring", "all"):
@@ -64,18 +73,26 @@ def cases() -> dict[str, dict[str, Any]]:
                         "dtype": getattr(torch, dtype),
                         "grouped": grouped,
                     }
+    for of in ("pooled", "local"):
+        found[f"a third party's loss of {of}"] = {
+            "kind": "focal",
+            "of": of,
+            "gather": "ring",
+            "dtype": torch.float64,
+            "grouped": True,
+        }
     return found
 
 
 def batch(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Nine items, ragged; masks are not prefixes; captions come several times."""
+    """Return nine ragged items, whose masks are not prefixes and some of whose captions repeat."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(9, 7, FEATURES, generator=generator, dtype=torch.float64)
     y = torch.randn(9, 5, FEATURES, generator=generator, dtype=torch.float64)
     x_mask = torch.rand(9, 7, generator=generator) < 0.7
     y_mask = torch.rand(9, 5, generator=generator) < 0.7
     x_mask[:, 2], y_mask[:, 1] = True, True
-    # Each rank's own longest: the first items are short, the last long.
+    # The first items are short and the last long, so the longest sequence differs between ranks.
     x_mask[:4, 4:], y_mask[:6, 3:] = False, False
     x_mask[8, 6], y_mask[7, 4] = True, True
     y_mask[3] = False  # a caption without a token
@@ -89,7 +106,7 @@ def batch(dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict[str, Tensor]:
-    """What a rank has of it: its items, padded to its own longest."""
+    """Return a rank's items, padded to the longest of them."""
     start = sum(sizes[:rank])
     part = {name: value[start : start + sizes[rank]] for name, value in whole.items()}
     for side in "xy":
@@ -102,19 +119,20 @@ def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict
 
 
 def loss_of(case: dict[str, Any]) -> nn.Module:
-    """The loss module of a case, its parameters moved from where they start."""
+    """Return the loss module of a case, with its parameters moved away from their start."""
     torch.manual_seed(3)
     options = {"gather": case["gather"], "init_scale": 5.0}
     if case["kind"] == "siglip":
         options["init_bias"] = "batch_size"
+    kinds = {"clip": clipseq.ClipLoss, "siglip": clipseq.SigLipLoss, "focal": Focal}
     loss: nn.Module
     if case["of"] == "pooled":
-        loss = (clipseq.ClipLoss if case["kind"] == "clip" else clipseq.SigLipLoss)(**options)
+        loss = kinds[case["kind"]](**options)
     else:
         name, similarity_options = SIMILARITIES[case["of"]]
         make = Halves if name == "halves" else partial(clipseq.get_similarity, name)
         similarity = make(**similarity_options)
-        loss = clipseq.SequenceLoss(similarity, case["kind"], **options)
+        loss = clipseq.SequenceLoss(similarity, kinds[case["kind"]](**options))
     with torch.no_grad():
         for parameter in loss.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -122,7 +140,7 @@ def loss_of(case: dict[str, Any]) -> nn.Module:
 
 
 def outcome(loss: nn.Module, case: dict[str, Any], part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The loss, and the gradient of every parameter and input."""
+    """Return the loss, and the gradient of every parameter and input."""
     x, y = (part[side].clone().requires_grad_() for side in "xy")
     groups = part["groups"] if case["grouped"] else None
     if case["of"] == "pooled":
@@ -150,7 +168,7 @@ CAPTIONS = [
 
 
 def clip_batch(dtype: torch.dtype) -> dict[str, Any]:
-    """Nine recordings of their own lengths, and captions that come several times."""
+    """Return nine recordings of different lengths, with captions some of which repeat."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.tensor([8, 12, 3, 5, 20, 17, 4, 9, 11])
     maps = torch.randn(9, 4, 20, generator=generator, dtype=torch.float64)
@@ -159,7 +177,7 @@ def clip_batch(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def clip_part(whole: dict[str, Any], sizes: tuple[int, ...], rank: int) -> dict[str, Any]:
-    """A rank's recordings, cut to its own longest, and its captions."""
+    """Return a rank's recordings, cut to the longest of them, and its captions."""
     start = sum(sizes[:rank])
     part = {name: value[start : start + sizes[rank]] for name, value in whole.items()}
     part["radar"] = part["radar"][:, :, : int(part["radar_lengths"].max())]
@@ -167,7 +185,7 @@ def clip_part(whole: dict[str, Any], sizes: tuple[int, ...], rank: int) -> dict[
 
 
 class TrainingStep(nn.Module):
-    """A CLIP whose forward is its training step, as DDP wants it."""
+    """A CLIP whose forward is its training step, as DDP requires."""
 
     def __init__(self, use_siglip: bool, dtype: torch.dtype, gather: str | None = "ring") -> None:
         super().__init__()
@@ -188,7 +206,7 @@ class TrainingStep(nn.Module):
 
 
 def clip_outcome(step: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """The total loss and its parts, and the gradient of every parameter."""
+    """Return the total loss and its parts, and the gradient of every parameter."""
     value = step(batch)
     value.backward()
     module = getattr(step, "module", step)
@@ -200,7 +218,7 @@ CLIPS = [(siglip, dtype) for siglip in (False, True) for dtype in (torch.float64
 
 
 class Counting(clipseq.Similarity):
-    """Mean cosine of all pairs of steps, which counts the pairs that it is asked for."""
+    """The mean cosine of all pairs of steps, with a count of the pairs that were scored."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,7 +233,7 @@ class Counting(clipseq.Similarity):
 
 
 class Dropping(Counting):
-    """Mean cosine with dropout, which remembers how many features it kept, call by call."""
+    """The mean cosine with dropout, with a record of the number of features kept in each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +246,7 @@ class Dropping(Counting):
 
 
 def dropouts(ranks: int, rank: int) -> list[int]:
-    """How many features were kept in forward, block by block; and then in backward."""
+    """List the number of features kept in each block, in forward and then in backward."""
     part = part_of(batch(torch.float32), SIZES[ranks], rank)
     similarity = Dropping()
     loss = clipseq.SequenceLoss(similarity)
@@ -237,7 +255,7 @@ def dropouts(ranks: int, rank: int) -> list[int]:
 
 
 def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
-    """What is scored and sent for one loss, by a counter in the similarity and by ours."""
+    """Count the pairs scored and bytes sent for one loss, in the similarity and by our counters."""
     part = part_of(batch(torch.float32), SIZES[ranks], rank)
     found: dict[str, Any] = {"items": SIZES[ranks][rank]}
     for name in ("counting", "global"):
@@ -254,7 +272,7 @@ def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
 
 
 def disagreements() -> list[str]:
-    """What a rank is told when the ranks do not do the same."""
+    """List the errors that a rank raises when the ranks make different calls."""
     messages = []
     x, y = torch.randn(2, 4, 3), torch.randn(2, 4, 3)
     name = ("global", "temporal")[dist.get_rank() % 2]

@@ -1,4 +1,4 @@
-"""Real processes that make one world, and what came of them."""
+"""Real processes that make up one world."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 def run_ranks(
     script: Path, folder: Path, ranks: int, *arguments: str, seconds: float = 240
 ) -> None:
-    """Run ``script FOLDER RANK RANKS ARGUMENTS`` once for each rank; every one must end well."""
+    """Run ``script FOLDER RANK RANKS ARGUMENTS`` once for each rank; every run must succeed."""
     folder.mkdir(parents=True, exist_ok=True)
     started = []
     for rank in range(ranks):

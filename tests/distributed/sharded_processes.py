@@ -1,4 +1,4 @@
-"""What each process of the sharded tests does; started by test_fsdp.py, one process a rank.
+"""The scenarios of the sharded tests; test_fsdp.py starts one process for each rank.
 
 python sharded_processes.py SCENARIO,SCENARIO,... RANK WORLD FOLDER
 """
@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from clipseq import CLIP, RadarConfig, Sequences, TextConfig
+from clipseq import CLIP, Sequences, SignalConfig, TextConfig
 from clipseq.errors import ClipseqError
 from clipseq.training.optimizer import parameter_groups
 
@@ -35,7 +35,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def make(seed=0, kind=CLIP, **options):
     torch.manual_seed(seed)
     options = {
-        "encoder_cfg": RadarConfig({"range_time": 5, "doppler_time": 3}, patch_frames=4),
+        "encoder_cfg": SignalConfig(views={"range_time": 5, "doppler_time": 3}, patch_frames=4),
         "text_cfg": TextConfig(),
         "context_length": 48,
         "transformer_width": 8,
@@ -62,14 +62,14 @@ def shard_all(model, **options):
 
 
 def shard_blocks(model, **options):
-    for tower in (model.radar_encoder, model.text_encoder):
+    for tower in (model.x_encoder, model.y_encoder):
         for block in tower.transformer.blocks:
             fully_shard(block, **options)
     fully_shard(model, **options)
 
 
 def shard_as_documented(model, **options):
-    for tower in (model.radar_encoder, model.text_encoder):
+    for tower in (model.x_encoder, model.y_encoder):
         for block in tower.transformer.blocks:
             fully_shard(block, **options)
     for loss in (model.clip_loss_fn, model.sequence_loss_fn):
@@ -100,7 +100,7 @@ def gradients(model):
 
 
 def ddp_step(model, data, micro_batch=None):
-    """Gradients, and which parameters were reduced, in the order in which they were."""
+    """Return the loss, the gradients, and the parameters in the order in which DDP reduced them."""
     model.micro_batch = micro_batch
     reduced = []
 
@@ -139,7 +139,7 @@ def same_gradients(rank, folder):
 
 
 class Counting(CLIP):
-    """A model with a step of its own, as users write them."""
+    """A model with its own training step, as users write them."""
 
     steps = 0
 
@@ -152,14 +152,16 @@ def other_calls(rank, folder):
     data = batch(0)
     plain, sharded = make().eval(), make().eval()
     shard_as_documented(sharded)
-    arguments = {"radar": data["radar"], "text": data["text"]}
+    both = data["radar"], data["text"]
     lengths = {"radar_lengths": data["radar_lengths"]}
     calls = {
-        "encode_sequences": lambda m: m.encode_sequences(**arguments, **lengths)[0],
-        "encode_radar": lambda m: m.encode_radar(data["radar"], **lengths)[0],
-        "encode_text": lambda m: m.encode_text(data["text"])[0],
-        "similarity": lambda m: m.similarity(**arguments, **lengths),
-        "forward": lambda m: m(**arguments, **lengths)[1],
+        "encode_sequences": lambda m: m.encode_sequences(*both, **lengths)[0],
+        "encode_batch x": lambda m: m.encode_batch(
+            "radar", data["radar"], lengths=lengths["radar_lengths"]
+        )[0],
+        "encode_batch y": lambda m: m.encode_batch("text", data["text"])[0],
+        "similarity": lambda m: m.similarity(*both, **lengths),
+        "forward": lambda m: m(*both, **lengths)[1],
         "training_step": lambda m: m.training_step(data),
     }
     found = {}
@@ -180,7 +182,7 @@ def half_precision(rank, folder):
     for layout, micro_batch in (("all", None), ("documented", None), ("documented", 2)):
         model = make()
         seen = set()
-        model.radar_encoder.projection.register_forward_hook(
+        model.x_encoder.projection.register_forward_hook(
             lambda module, args, output, seen=seen: seen.add(output.dtype)
         )
         LAYOUTS[layout](model, mp_policy=policy)
@@ -204,7 +206,7 @@ def half_precision(rank, folder):
 
 
 def trained(model, seed=0):
-    """The optimizer, after three steps."""
+    """Train for three steps; return the optimizer."""
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-2)
     for step in range(3):
         optimizer.zero_grad()
@@ -226,7 +228,7 @@ def read_checkpoint(model, optimizer, folder, **options):
 
 def whole_states(model, optimizer):
     weights, state = get_state_dict(model, optimizer, options=WHOLE)
-    # Copied: the steps are counted in the optimizer's own tensors.
+    # Copied, as the optimizer counts steps in place.
     return copy.deepcopy({"model": weights, "optimizer": state["state"]}) if weights else None
 
 
@@ -261,7 +263,7 @@ class Own(nn.Module):
 
 def writes_own_tower(rank, folder):
     model = make(encoder_cfg=Own())
-    fully_shard(model.radar_encoder.module)
+    fully_shard(model.x_encoder.module)
     fully_shard(model)
     data = {"radar": batch(0)["radar"]["doppler_time"], "text": CAPTIONS}
     model.training_step(data).backward()
@@ -271,7 +273,7 @@ def writes_own_tower(rank, folder):
 
 def writes_hugging_face(rank, folder):
     model = make(text_cfg=TextConfig(pretrained=str(folder / "bert")))
-    fully_shard(model.text_encoder.language_model)
+    fully_shard(model.y_encoder.language_model)
     fully_shard(model)
     data = {"radar": batch(0)["radar"], "text": CAPTIONS}
     model.training_step(data).backward()

@@ -1,6 +1,6 @@
-"""CLIP under FSDP2: its gradients, bfloat16, and checkpoints that any number of processes reads.
+"""CLIP under FSDP2: gradients, bfloat16, and checkpoints that any number of processes can read.
 
-The processes run sharded_processes.py; what this process computes itself is not sharded.
+The processes run sharded_processes.py. Models in this process itself are not sharded.
 """
 
 import importlib.util
@@ -35,7 +35,7 @@ def here():
 
 
 def start(scenarios, world, folder, timeout=240):
-    """Run the scenarios in `world` processes; what each returned, by name and rank."""
+    """Run the scenarios in `world` processes; return their results by name and rank."""
     rendezvous = folder / "rendezvous"
     rendezvous.unlink(missing_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -67,7 +67,7 @@ def start(scenarios, world, folder, timeout=240):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """A folder with a tiny BERT in it."""
+    """Make a folder with a tiny BERT in it."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("hugging face")
     directory = folder / "bert"
@@ -83,7 +83,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes found, and their folder."""
+    """Return the results of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     scenarios = ["same_gradients", "other_calls", "half_precision", "writes", "writes_own_tower"]
     return start(scenarios, 2, folder), folder
@@ -191,7 +191,7 @@ def test_save_pretrained_writes_a_sharded_model_whole_and_once(two):
         assert type(model) is CLIP
         _assert_saved(model, found["writes"][0]["states"]["model"])
         assert not list((folder / name).glob(".saving-*"))
-    # one file in the way: the process that writes says so, and the other does not wait for ever
+    # A file is in the way: the process that writes raises, and the other does not wait forever.
     refused = [process["refused"] for process in found["writes"]]
     assert refused == ["FileExistsError", "ClipseqError"]
 

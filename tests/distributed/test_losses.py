@@ -1,4 +1,4 @@
-"""Many processes, one batch: loss and gradients are those of one process with all of it."""
+"""Several processes share one batch: loss and gradients are those of one process with all of it."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 @pytest.fixture(scope="module", params=[1, 2, 3, 4])
 def world(request, tmp_path_factory):
-    """What each rank of a world of that size found."""
+    """Return the outcomes of each rank, in a world of that size."""
     folder = tmp_path_factory.mktemp(f"world{request.param}")
     run_ranks(Path(one_batch.__file__), folder, request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
@@ -38,7 +38,7 @@ def test_loss_and_gradients_are_those_of_one_process(world, of):
             for what, value in found.items():
                 wanted = expected[what]
                 if what in ("x", "y"):
-                    # An input is one rank's: averaging over ranks divides it by their number.
+                    # An input belongs to one rank, so that averaging divides its gradient.
                     value = value / len(world)
                     wanted = wanted[start : start + sizes[rank]]
                     assert wanted[:, value.shape[1] :].count_nonzero() == 0
@@ -78,10 +78,10 @@ def test_every_pair_is_scored_once_in_the_world(world, gather):
 
 def test_no_process_of_a_ring_holds_all_sequences(world):
     if len(world) < 3:
-        pytest.skip("two processes hold one's own and the other's: that is all there is")
+        pytest.skip("with two processes, the own block and the other one are all blocks")
     sizes = one_batch.SIZES[len(world)]
     for rank, found in enumerate(world):
-        # What it works on, and what is arriving meanwhile.
+        # The block it works on, and the block that is arriving.
         most = max(sizes[k] + sizes[k - 1] for k in range(len(sizes)) if k - 1 != rank)
         held = found["counts"]["ring"]["counting"]["held"]
         assert held <= max(most, sizes[rank] + sizes[rank - 1]) < sum(sizes)
@@ -89,18 +89,18 @@ def test_no_process_of_a_ring_holds_all_sequences(world):
 
 
 def test_what_travels_is_what_was_prepared(world):
-    """``global`` sends one vector (and a flag) an item, whatever the length of its sequence."""
+    """``global`` sends one vector and one flag per item, whatever the length of its sequence."""
     sizes = one_batch.SIZES[len(world)]
     for rank, found in enumerate(world):
         traffic = found["counts"]["ring"]["global"]
-        # A block passes this rank unless it is the next one's own: that one has it already.
+        # This rank passes on every block except that of the next rank, which has it already.
         passing = [k for k in range(len(sizes)) if k != (rank + 1) % len(sizes)]
         if len(sizes) == 1:
             passing = []
         vectors = sum(_aligned(sizes[k] * one_batch.FEATURES * 4) for k in passing)
         flags = sum(_aligned(sizes[k]) for k in passing)
         assert traffic["blocks"] == 2 * (vectors + flags)  # in forward, and again in backward
-        # Gradients: of every block but one's own, after this rank's part.
+        # It sends the gradients of every block except its own, after adding its part.
         others = [k for k in range(len(sizes)) if k != rank]
         assert traffic["gradients"] == sum(
             _aligned(sizes[k] * one_batch.FEATURES * 4) for k in others
@@ -113,18 +113,18 @@ def _aligned(size):
 
 def test_dropout_is_the_same_when_pairs_are_scored_again(world):
     if len(world) == 1:
-        pytest.skip("one process scores them once")
+        pytest.skip("a single process scores them once")
     for found in world:
         forward, backward = found["dropouts"][: len(world)], found["dropouts"][len(world) :]
         assert forward == backward
         assert len(set(forward)) > 1
 
 
-def test_processes_that_do_not_do_the_same_are_told_so(world):
+def test_processes_that_make_different_calls_are_an_error(world):
     if len(world) == 1:
-        pytest.skip("one process agrees with itself")
+        pytest.skip("a single process agrees with itself")
     for found in world:
         structure, groups, items = found["disagreements"]
-        assert "disagree about the structure of what is compared, by rank" in structure
-        assert "disagree about whether there are groups" in groups
-        assert "at least one item of its own, got by rank: [0, 1" in items
+        assert "the processes must agree about the structure of the prepared y, got" in structure
+        assert "the processes must agree about groups, passed (1) or not (0), got [1, 0" in groups
+        assert "must have at least one item of its own, got [0, 1" in items

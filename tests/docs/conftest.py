@@ -1,4 +1,4 @@
-"""The site, built once."""
+"""The site, built once for all tests."""
 
 import os
 import re
@@ -17,24 +17,25 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @attrs.frozen
 class Site:
-    """What a build left.
+    """A built site.
 
     Attributes:
-        folder: the pages.
-        names: (kind, name) of everything that a page describes, as `py:function`, `clipseq.unit`.
+        folder: the folder of its pages.
+        names: (kind, name) of everything that a page describes, such as (`py:function`,
+            `clipseq.unit`).
     """
 
     folder: Path
     names: frozenset[tuple[str, str]]
 
     def has(self, domain: str, name: str) -> bool:
-        """Whether a page describes it, as whatever kind of that domain."""
+        """Return whether a page describes the name, as any kind of that domain."""
         return any(kind.startswith(domain) and name == known for kind, known in self.names)
 
 
 @pytest.fixture(scope="session")
 def build() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Builds pages as ``make docs`` does: every warning is an error."""
+    """A function that builds pages as ``make docs`` does, with every warning an error."""
 
     def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
         pytest.importorskip("sphinx", reason="the extra docs is not installed")
@@ -57,7 +58,7 @@ def build() -> Callable[..., subprocess.CompletedProcess[str]]:
 def site(
     build: Callable[..., subprocess.CompletedProcess[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> Site:
-    """The whole site. Workers of one run share the build."""
+    """The whole site, built once for all workers of a run."""
     if not (ROOT / "docs" / "conf.py").exists():
         pytest.skip("the tests were copied without the docs")
     base = tmp_path_factory.getbasetemp()
@@ -72,7 +73,7 @@ def site(
 
 
 def _inventory(path: Path) -> frozenset[tuple[str, str]]:
-    # Four lines in plain text, then lines of name, kind, priority, address and title.
+    # Four lines of plain text precede lines of name, kind, priority, address and title.
     text = zlib.decompress(path.read_bytes().split(b"\n", 4)[4]).decode()
     found = re.findall(r"^(.+?)\s+(\S+:\S+)\s+-?\d+\s+\S*\s+.*$", text, re.MULTILINE)
     return frozenset((kind, name) for name, kind in found)

@@ -1,7 +1,7 @@
-"""Every code block of the README and of the pages does what it says, from top to bottom.
+"""Every code block of the README and of the pages works, from top to bottom.
 
 Python runs. Configurations are read, and their models built. Commands are parsed by the programs
-that they call, and those of clipseq that are quick run as well.
+that they call, and quick ones of clipseq run as well.
 """
 
 import doctest
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(len(PAGES) < 2, reason="the tests were copied wi
 
 @attrs.frozen
 class Block:
-    """A code block: its language ("" where it is indented), its text, and the line it starts at."""
+    """A code block: its language ("" if it is indented), its text, and its first line."""
 
     language: str
     text: str
@@ -60,7 +60,7 @@ def test_every_block_is_of_a_kind_that_is_tested():
         f"{page}:{block.line}: {block.language or 'no language'}"
         for page in PAGES
         for block in blocks_of(page)
-        # An indented block is text, commands or TOML: what it starts with tells. {} is sphinx's.
+        # An indented block is text, commands or TOML, by its first word. Sphinx owns {}.
         if block.language not in known
         and not block.language.startswith("{")
         and not (page == "README.md" and block.language == "")
@@ -70,13 +70,13 @@ def test_every_block_is_of_a_kind_that_is_tested():
 
 @pytest.fixture
 def namespace(request, monkeypatch, tmp_path, fresh_registry):
-    """A module for the page's code, as classes that are pickled have to be importable."""
+    """A module for the page's code, because classes must be importable to be pickled."""
     monkeypatch.chdir(tmp_path)
     module = types.ModuleType("a_page_of_the_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     page = ROOT / request.param
     if page.parent.parent == ROOT / "docs" / "examples":
-        # A distribution of its own, which is not installed here.
+        # An example is a distribution of its own, which is not installed here.
         name = page.parent.name.replace("-", "_")
         spec = importlib.util.spec_from_file_location(name, page.parent / f"{name}.py")
         plugin = importlib.util.module_from_spec(spec)
@@ -98,7 +98,7 @@ def with_python(page: str) -> bool:
 def test_the_python_runs_top_to_bottom(page, namespace):
     for block in blocks_of(page):
         if block.language == "python":
-            # The lines before it, so that a traceback names the page's own.
+            # Empty lines make a traceback show the line numbers of the page.
             code = "\n" * block.line + block.text
             exec(compile(code, str(ROOT / page), "exec"), namespace)
     if page == "README.md":
@@ -157,7 +157,7 @@ def commands():
                 continue
             for line in block.text.replace("\\\n", " ").splitlines():
                 if block.language == "console" and not line.startswith("$ "):
-                    continue  # what the command printed
+                    continue  # output of the command
                 words = shlex.split(line.removeprefix("$ "), comments=True)
                 program = next((w for w in words if not re.match(r"[A-Z_]+=", w)), None)
                 if program in PROGRAMS or (program and block.language):
@@ -238,7 +238,7 @@ def test_a_command_in_the_text_exists(words):
 
 
 def docstring_examples():
-    """Modules with an example in a docstring; the kit's own takes long, and is tested as such."""
+    """Yield modules with an example in a docstring, except the kit, which tests its own."""
     for path in sorted((ROOT / "clipseq").rglob("*.py")):
         if ">>> " in path.read_text(encoding="utf-8") and "testing" not in path.parts:
             parts = path.relative_to(ROOT).with_suffix("").parts

@@ -1,4 +1,4 @@
-"""Nothing that a user may name is missing from the site."""
+"""Every name that a user may use is on the site."""
 
 import importlib
 import inspect
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def public_modules():
-    """Every module below clipseq that says in `__all__` what is public."""
+    """Yield every module of clipseq that has an `__all__`."""
     yield "clipseq"
     for found in pkgutil.walk_packages(clipseq.__path__, "clipseq."):
         path = Path(found.module_finder.path) / found.name.rpartition(".")[2]
@@ -31,7 +31,7 @@ def test_every_public_name_is_described(site, module):
     modules = {name: importlib.import_module(name) for name in public_modules()}
 
     def described(name):
-        # What two modules offer need be described in one of them.
+        # A name that two modules export is described in one of them.
         value = getattr(modules[module], name)
         return any(
             site.has("py:", f"{other}.{name}")
@@ -86,7 +86,7 @@ def test_every_option_of_the_pytest_plugin_is_described(site):
 
 
 def config_keys():
-    """Every key of a training configuration, by its dotted path."""
+    """Yield every key of a training configuration by its dotted path."""
     from clipseq.training import RunConfig
 
     def fields(cls, prefix):
@@ -102,7 +102,7 @@ def config_keys():
     for name in list(inspect.signature(clipseq.CLIP.__init__).parameters)[1:]:
         if name != "tokenizer":  # made from the table [tokenizer]
             yield f"model.{name}"
-    yield from fields(clipseq.RadarConfig, "model.encoder_cfg.")
+    yield from fields(clipseq.SignalConfig, "model.encoder_cfg.")
     yield from fields(clipseq.TextConfig, "model.text_cfg.")
 
 
@@ -132,7 +132,7 @@ def test_every_check_and_its_promise_are_listed(site):
 
 
 def _letters(text: str) -> str:
-    # Typographic quotes and escapes are the page's affair.
+    # Quotes and escapes may differ on the page.
     return re.sub(r"[^a-z0-9]+", "", re.sub(r"&\w+;", "", text).lower())
 
 
@@ -142,6 +142,7 @@ def test_a_warning_is_an_error(build, tmp_path):
         "{confval}`training.no_such_key`": "training.no_such_key",
         "$\\nosuchcommand$": "nosuchcommand",
         "```{config-keys} clipseq.FailedPlugin\n```": "cause has no meaning",
+        "```{house}\nattic: what is not used\n```": "a room attic that does not exist",
     }
     page = "# Title\n\n" + "\n\n".join(broken)
     (tmp_path / "index.md").write_text(page, encoding="utf-8")

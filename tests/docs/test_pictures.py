@@ -1,4 +1,4 @@
-"""The pictures of the similarities are those that the code draws today."""
+"""The committed pictures of the similarities are those that the code draws."""
 
 import importlib.util
 from pathlib import Path
@@ -35,13 +35,14 @@ def test_drawn_again_they_are_the_same(script, tmp_path):
     for drawn in script.draw_all(tmp_path):
         committed, again = imread(script.FIGURES / drawn.name), imread(drawn)
         assert committed.shape == again.shape, f"{drawn.name}: run docs/draw_figures.py"
-        # Another version of a font or of freetype moves edges of letters, not bars and cells.
+        # Another version of a font or of freetype moves the edges of letters, but not bars or
+        # cells.
         apart = float(np.abs(committed - again).mean())
         assert apart < 0.001, f"{drawn.name}: run docs/draw_figures.py ({apart})"
 
 
 def test_only_temporal_tells_orders_apart(script):
-    # What the page says of the pictures.
+    # The page claims this about the pictures.
     x, captions = script.recording_and_captions()
     right, permuted, other = captions.values()
     for name in ("global", "local", "attention", "temporal", "combined"):

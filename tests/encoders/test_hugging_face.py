@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from clipseq import CLIP, CheckpointError, RadarConfig
+from clipseq import CLIP, CheckpointError, SignalConfig
 from clipseq.encoders import HuggingFaceTextTower, TextConfig
 
 transformers = pytest.importorskip("transformers")
@@ -59,7 +59,7 @@ def test_the_sequence_is_the_last_hidden_state_at_the_words(bert):
 
 def test_token_ids_with_special_tokens_are_the_same_thing(bert):
     tower = make(bert)
-    ids, mask = tower.tokenize(["a person walks", "waves"])
+    ids, mask = tower.read(["a person walks", "waves"])
     expected = tower(["a person walks", "waves"])
     for given in (mask, None):
         got = tower(ids, mask=given)
@@ -87,14 +87,14 @@ def gpt2(tmp_path_factory):
 def test_without_a_pad_token_every_id_is_real_unless_a_mask_says_otherwise(gpt2):
     tower = make(gpt2)
     ids = torch.tensor([[1, 2, 3, 0], [0, 1, 2, 4]])
-    got, mask = tower.tokenize(ids)
+    got, mask = tower.read(ids)
     assert torch.equal(got, ids)
     assert mask.all()
     captions = ["aws!", "!aw "]
     assert [tower.tokenizer.encode(caption) for caption in captions] == ids.tolist()
     torch.testing.assert_close(tower(ids)[0], tower(captions)[0])
     mask[0, 3] = False
-    got, mask = tower.tokenize(ids, mask)
+    got, mask = tower.read(ids, mask=mask)
     assert [row[real].tolist() for row, real in zip(got, mask, strict=True)] == [
         [1, 2, 3],
         [0, 1, 2, 4],
@@ -104,7 +104,7 @@ def test_without_a_pad_token_every_id_is_real_unless_a_mask_says_otherwise(gpt2)
 
 def test_without_a_pad_token_captions_that_differ_in_id_0_are_not_the_same(gpt2):
     model = CLIP(
-        RadarConfig({"a": 3}, patch_frames=2),
+        SignalConfig(views={"a": 3}, patch_frames=2),
         TextConfig(pretrained=str(gpt2)),
         transformer_width=8,
         transformer_layers=1,
@@ -159,11 +159,11 @@ def test_words_for_the_figures(bert):
 
 def test_captions_that_are_empty_or_too_long_for_the_pretrained_model(bert):
     tower = make(bert)  # its 16 positions are the tighter limit
-    with pytest.raises(ValueError, match=r"caption 1 is empty"):
+    with pytest.raises(ValueError, match=r"text caption 1 must have at least one token"):
         tower(["a", " "])
-    with pytest.raises(ValueError, match=r"caption 1 has 17 tokens.*16"):
+    with pytest.raises(ValueError, match=r"caption 1 must have at most 16 tokens.*got 17"):
         tower(["a", "a " * 15])
-    with pytest.raises(ValueError, match=r"caption 0 has 6 tokens.*5"):
+    with pytest.raises(ValueError, match=r"caption 0 must have at most 5 tokens.*got 6"):
         make(bert, context_length=5)(["a " * 4])
 
 
@@ -195,10 +195,10 @@ def test_without_transformers_the_error_says_what_to_install(bert, monkeypatch):
 
 
 def test_captions_of_the_same_ids_are_positives_of_one_another(bert):
-    from clipseq import CLIP, RadarConfig
+    from clipseq import CLIP, SignalConfig
 
     model = CLIP(
-        RadarConfig({"a": 3}, patch_frames=2),
+        SignalConfig(views={"a": 3}, patch_frames=2),
         TextConfig(pretrained=str(bert), freeze=True),
         transformer_width=8,
         transformer_layers=1,
@@ -207,7 +207,7 @@ def test_captions_of_the_same_ids_are_positives_of_one_another(bert):
         use_sequence_similarity=False,
     )
     captions = ["A person waves", "a person walks", "a  Person waves", "a person [SEP] waves"]
-    groups = model.text_groups(captions)
+    groups = model.caption_groups(captions)
     # It reads lower case words; but also what it takes for a special token.
     same = torch.tensor([[i == j or {i, j} == {0, 2} for i in range(4)] for j in range(4)])
     assert torch.equal(groups[:, None] == groups, same)
@@ -226,7 +226,7 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
     shutil.copytree(bert, tmp_path / "source", dirs_exist_ok=True)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         model = CLIP(
-            RadarConfig({"a": 3}, patch_frames=2),
+            SignalConfig(views={"a": 3}, patch_frames=2),
             TextConfig(pretrained=str(tmp_path / "source"), freeze=True),
             transformer_width=8,
             transformer_layers=1,
@@ -243,7 +243,7 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
         again.save_pretrained(tmp_path / "second")
         again = CLIP.from_pretrained(tmp_path / "second")
         (tmp_path / "gone").rename(tmp_path / "source")
-        assert again.text_encoder.config.freeze
+        assert again.y_encoder.config.freeze
         for name, value in model.state_dict().items():
             assert torch.equal(again.state_dict()[name], value), name
             assert again.state_dict()[name].dtype == value.dtype
@@ -251,12 +251,12 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
         scores = model.similarity(radar, ["a person", "waves"])
         assert torch.equal(again.similarity(radar, ["a person", "waves"]), scores)
         assert again.tokenizer.tokens("a person") == ["a", "person"]
-    files = sorted(path.name for path in (tmp_path / "model" / "text_encoder").iterdir())
+    files = sorted(path.name for path in (tmp_path / "model" / "y_encoder").iterdir())
     assert "model.safetensors" in files
     saved = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert len({path.stat().st_mode for path in saved}) == 1  # who may read one may read all
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
-    weights = tmp_path / "model" / "text_encoder" / "model.safetensors"
+    weights = tmp_path / "model" / "y_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=r"transformers cannot load .*text_encoder"):
+    with pytest.raises(CheckpointError, match=r"transformers cannot load .*y_encoder"):
         CLIP.from_pretrained(tmp_path / "model")

@@ -64,7 +64,7 @@ def test_padding_may_be_anywhere_among_token_ids(causal, mask, junk):
 
 def test_token_ids_and_captions_are_the_same_thing():
     tower = TOWERS[True]
-    ids, mask = tower.tokenize(["waves", "is"])
+    ids, mask = tower.read(["waves", "is"])
     assert mask.sum(1).tolist() == [5, 2]
     for given_mask in (mask, None):  # 0 is padding
         torch.testing.assert_close(tower(ids, mask=given_mask)[0], tower(["waves", "is"])[0])
@@ -87,24 +87,28 @@ def test_the_pooled_feature_knows_the_order(causal):
 def test_the_longest_caption_that_fits_and_one_that_does_not():
     tower = TOWERS[True]
     assert tower(["a" * 12])[1].values.shape == (1, 12, 16)
-    with pytest.raises(ValueError, match=r"caption 1 has 13 tokens.*context_length of 12"):
+    with pytest.raises(ValueError, match=r"text caption 1 must have at most 12 tokens.*got 13"):
         tower(["a", "a" * 13])
 
 
 @pytest.mark.parametrize(
     ("text", "error", "match"),
     [
-        (["a", ""], ValueError, "caption 1 is empty"),
-        (["a", "b", " \n"], ValueError, "caption 2 is empty"),
-        ([], ValueError, "batch is empty"),
-        ("walks", TypeError, r"one string: write \['walks'\]"),
+        (["a", ""], ValueError, "text caption 1 must .* one token"),
+        (["a", "b", " \n"], ValueError, "text caption 2 must have at least one token"),
+        ([], ValueError, "at least one caption, got an empty batch"),
+        ("walks", TypeError, r"one string; write \['walks'\]"),
         (["a", 3], TypeError, "caption 1 must be a string, got 3"),
         (torch.zeros(2, 3), TypeError, "whole numbers"),
         (torch.ones(3, dtype=torch.long), ValueError, r"\(B, L\).*got \(3,\)"),
         (torch.ones(2, 0, dtype=torch.long), ValueError, r"got \(2, 0\)"),
-        (torch.tensor([[1, 2], [0, 0]]), ValueError, "caption 1 is empty"),
-        (torch.tensor([[1, 2], [3, 257]]), ValueError, "item 1 has the token id 257.*257 ids"),
-        (torch.tensor([[1, -2], [3, 2]]), ValueError, "item 0 has the token id -2"),
+        (torch.tensor([[1, 2], [0, 0]]), ValueError, "text caption 1 must .* one token"),
+        (
+            torch.tensor([[1, 2], [3, 257]]),
+            ValueError,
+            r"text token ids .*\[0, 257\).*got 257 in item 1",
+        ),
+        (torch.tensor([[1, -2], [3, 2]]), ValueError, "got -2 in item 0"),
     ],
 )
 def test_what_is_wrong_with_text_is_said(text, error, match):
@@ -118,14 +122,14 @@ def test_what_is_wrong_with_a_text_mask_is_said():
         tower(ids, mask=ids)
     with pytest.raises(ValueError, match=r"\(2, 3\), got \(2, 2\)"):
         tower(ids, mask=torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="captions need none"):
+    with pytest.raises(ValueError, match="text_mask must be None for captions"):
         tower(["a"], mask=torch.ones(1, 1, dtype=torch.bool))
 
 
 def test_a_vocabulary_of_ones_own():
     tower = make(vocab_size=1000)
     assert tower(torch.tensor([[999, 5]]))[0].shape == (1, 16)
-    with pytest.raises(ValueError, match=r"vocab_size is 10.*257"):
+    with pytest.raises(ValueError, match=r"vocab_size must be at least 257.*got 10"):
         make(vocab_size=10)
 
 
@@ -148,5 +152,5 @@ def test_the_same_seed_gives_the_same_tower():
 
 
 def test_freeze_needs_something_pretrained():
-    with pytest.raises(ConfigError, match="freeze=True needs pretrained"):
+    with pytest.raises(ConfigError, match="freeze must be False without pretrained"):
         TextConfig(freeze=True)

@@ -1,4 +1,4 @@
-"""An evaluation against the model asked pair by pair."""
+"""Evaluations equal what the model says pair by pair, for radar with text and for two signals."""
 
 import json
 import math
@@ -9,17 +9,20 @@ import pytest
 import torch
 
 from clipseq import CLIP
-from clipseq.data import MapDataset, collate, simulate
+from clipseq.data import Clip, MapDataset, collate, simulate
 from clipseq.encoders import train_tokenizer
 from clipseq.errors import DataError
-from clipseq.evaluation import as_text, evaluate, evaluation_table
+from clipseq.evaluation import Metric, as_text, evaluate, evaluation_table, metric_table
 from clipseq.evaluation.encoding import (
     Encoded,
+    collate_for,
     encode_captions,
-    encode_clips,
+    encode_side,
     pooled_scores,
     sequence_scores,
+    sides,
 )
+from clipseq.evaluation.metrics import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def dataset(tmp_path_factory) -> MapDataset:
     shares = {"train": 0.1, "val": 0.1, "test": 0.6, "zeroshot": 0.2}
     folder = tmp_path_factory.mktemp("evaluate") / "data"
     clips = list(simulate(folder, 24, seconds=5.0, split_shares=shares))
-    # Two clips of one caption: each is a hit for the other.
+    # Two clips have the same caption, so each is a hit for the other.
     test = [i for i, clip in enumerate(clips) if clip.split == "test"]
     twin = clips[test[0]]
     clips[test[1]] = attrs.evolve(
@@ -50,7 +53,7 @@ def model(dataset: MapDataset, **options) -> CLIP:
 
 
 def score(clip_model: CLIP, clip, captions: list[str], kind: str) -> list[float]:
-    """The scores of one clip with captions, by one call."""
+    """Score one clip with captions by one call."""
     batch = collate([clip])
     with torch.no_grad():
         if kind == "sequence":
@@ -75,7 +78,7 @@ def test_every_metric_equals_the_slow_one(dataset, sequences):
     for kind, metrics in found.metrics.items():
         matrix = np.array([score(clip_model, clip, captions, kind) for clip in clips])
         np.testing.assert_allclose(found.scores[kind].numpy(), matrix, atol=2e-6)
-        # ranks, from the evaluation's own matrix, so that rounding decides no tie
+        # Ranks come from the evaluation's own matrix, so that rounding decides no tie.
         own = found.scores[kind].numpy()
         for direction, queries in (("radar to text", own), ("text to radar", own.T)):
             ranks = []
@@ -102,15 +105,17 @@ def test_every_metric_equals_the_slow_one(dataset, sequences):
         assert right / len(pairs) <= estimate.value + 1e-9
         assert estimate.value <= (right + len(pairs) - len(clear)) / len(pairs) + 1e-9
         names = list(dataset.class_captions)
-        told = [dataset.class_captions[name] for name in names]
+        class_captions = [dataset.class_captions[name] for name in names]
         one_action = list(dataset.subset("zeroshot"))
-        best = [names[int(np.argmax(score(clip_model, c, told, kind)))] for c in one_action]
+        best = [
+            names[int(np.argmax(score(clip_model, c, class_captions, kind)))] for c in one_action
+        ]
         correct = np.mean([a == c.label for a, c in zip(best, one_action, strict=True)])
         assert metrics["zero-shot accuracy"].estimate.value == pytest.approx(correct)
         assert metrics["zero-shot accuracy"].chance == pytest.approx(1 / len(names))
 
 
-def test_chance_is_what_shuffled_scores_get(dataset):
+def test_chance_equals_the_mean_of_shuffled_scores(dataset):
     found = evaluate(model(dataset, use_sequence_similarity=False), dataset)
     captions = [clip.caption for clip in dataset.subset("test")]
     rng = np.random.default_rng(0)
@@ -135,10 +140,10 @@ def test_captions_that_are_one_text_to_the_model_are_one(dataset):
     spelled = MapDataset.from_clips(clips, frame_rate=16.0, class_captions=dataset.class_captions)
     found = evaluate(clip_model, spelled, draws=50)
     assert found.to_json() == evaluate(clip_model, dataset, draws=50).to_json()
-    # Encoded once, so that rounding does not tell one from the other.
+    # They are encoded once, so that rounding cannot distinguish them.
     for matrix in found.scores.values():
         assert torch.equal(matrix[:, 0], matrix[:, 1])
-    # Byte by byte they differ, and only one of them is a hit.
+    # Byte by byte they differ, so only one of them is a hit.
     by_bytes = model(dataset)
     chances = [
         evaluate(by_bytes, data, draws=5).own["radar to text R@1"].chance
@@ -151,8 +156,9 @@ def test_captions_that_are_one_text_to_the_model_are_one(dataset):
 def test_blocks_change_nothing(dataset, block):
     clip_model = model(dataset).eval()
     clips = dataset.subset("test")
-    radar = encode_clips(clip_model, clips, batch_size=5)
-    text = encode_captions(clip_model, clips.captions, batch_size=4)
+    radar = encode_side(clip_model, sides(clip_model, clips)[0], clips, batch_size=5)
+    text = encode_captions(clip_model, "text", clips.captions, batch_size=4)
+    radar, text = radar.take(slice(0, 7)), text.take(slice(0, 5))
     whole = sequence_scores(clip_model, radar, text)
     blocks = sequence_scores(clip_model, radar, text, block=block)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=2e-6)
@@ -178,7 +184,7 @@ def test_json_is_plain_and_repeatable(dataset, tmp_path):
     )
 
 
-def test_what_the_data_cannot_answer_is_absent_with_a_reason(dataset):
+def test_metrics_that_the_data_does_not_allow_are_absent_with_a_reason(dataset):
     bare = MapDataset.from_clips(
         attrs.evolve(clip, permuted=(), actions=(), spans=())
         for clip in dataset
@@ -217,6 +223,142 @@ def test_the_table_shows_value_interval_and_chance(dataset):
     assert not math.isnan(metric.value)
 
 
-def test_a_split_that_is_not_there_is_named(dataset):
+def test_an_unknown_split_is_named(dataset):
     with pytest.raises(DataError, match="tset"):
         evaluate(model(dataset), dataset, split="tset")
+
+
+def pairs(count=7, *, captions=True, zeroshot=True) -> MapDataset:
+    """Return clips of audio with motion; two of the test split share a caption."""
+    rng = np.random.default_rng(3)
+    clips = [
+        Clip(
+            id=f"{i}",
+            signal={
+                "mel": rng.normal(size=(4, 16 + i)).astype(np.float32),
+                "pitch": rng.normal(size=(2, 16 + i)).astype(np.float32),
+            },
+            paired={"joints": rng.normal(size=(6, 24 - i)).astype(np.float32)},
+            caption=f"caption {max(i, 1)}" if captions else "",
+            permuted=(f"caption {i} again",) if captions else (),
+            split="zeroshot" if zeroshot and i >= count - 2 else "test",
+            label="ab"[i % 2] if zeroshot and i >= count - 2 else None,
+        )
+        for i in range(count)
+    ]
+    classes = {"a": "one", "b": "another"} if zeroshot else None
+    return MapDataset.from_clips(
+        clips, modality="audio", paired_modality="motion", class_captions=classes
+    )
+
+
+SIZE = {"transformer_width": 8, "transformer_layers": 1, "transformer_heads": 2}
+AUDIO = {"name": "audio", "views": {"mel": 4, "pitch": 2}, "patch_frames": 4}
+MOTION = {"tower": "signal", "name": "motion", "views": {"joints": 6}, "patch_frames": 4}
+
+
+@pytest.mark.parametrize("captions", [True, False])
+@pytest.mark.parametrize("sequences", [True, False])
+def test_two_signals_are_retrieved_both_ways_by_identity_and_equal_captions(captions, sequences):
+    torch.manual_seed(1)
+    clip_model = CLIP(AUDIO, MOTION, use_sequence_similarity=sequences, **SIZE).eval()
+    data = pairs(captions=captions)
+    found = evaluate(clip_model, data, batch_size=2)
+    clips = list(data.subset("test"))
+    matrix = np.zeros((len(clips), len(clips)))
+    for i, one in enumerate(clips):
+        for j, two in enumerate(clips):
+            batch = collate(
+                [attrs.evolve(one, paired=two.paired)], modality="audio", paired_modality="motion"
+            )
+            with torch.no_grad():
+                matrix[i, j] = clip_model.similarity(batch["audio"], batch["motion"])
+    own = next(iter(found.scores.values())).numpy()
+    np.testing.assert_allclose(own, matrix, atol=2e-6)
+    for direction, queries in (("audio to motion", own), ("motion to audio", own.T)):
+        ranks = []
+        for i, row in enumerate(queries):
+            hits = {i} | ({0, 1} if captions and i < 2 else set())
+            best = max(row[j] for j in hits)
+            ranks.append(1 + sum(row[j] >= best for j in range(len(row)) if j not in hits))
+        assert found.own[f"{direction} R@1"].estimate.value == np.mean(np.array(ranks) == 1)
+        assert found.own[f"{direction} median rank"].estimate.value == np.median(ranks)
+        assert found.own[f"{direction} R@1"].section == direction
+    hits = 7 / 5 if captions else 1.0
+    assert found.own["audio to motion R@1"].chance == pytest.approx(hits / 5)
+    assert found.absent.keys() == {"zero-shot accuracy", "order accuracy"}
+    for reason in found.absent.values():
+        assert reason == "the y side of the model must be text, got 'motion'"
+
+
+@pytest.mark.parametrize("name", ["audio", "motion"])
+def test_either_signal_of_a_pair_is_evaluated_with_its_captions(name):
+    data = pairs()
+    tower = AUDIO | {"views": {"mel": 4}} if name == "audio" else MOTION
+    torch.manual_seed(1)
+    clip_model = CLIP(tower, **SIZE)
+    found = evaluate(clip_model, data, draws=20)
+    maps = [{"mel": c.signal["mel"]} if name == "audio" else c.paired for c in data]
+    alone = MapDataset.from_clips(
+        (attrs.evolve(c, signal=m, paired={}) for c, m in zip(data, maps, strict=True)),
+        modality=name,
+        class_captions=data.class_captions,
+    )
+    assert found.to_json() == evaluate(clip_model, alone, draws=20).to_json()
+    assert not found.absent
+    assert f"{name} to text R@1" in found.own
+
+
+def test_text_may_be_the_x_side_and_lacks_zero_shot_and_order():
+    data = pairs()
+    clip_model = CLIP({"tower": "text"}, MOTION, **SIZE)
+    found = evaluate(clip_model, data, draws=20)
+    assert "text to motion R@1" in found.own
+    assert found.absent.keys() == {"zero-shot accuracy", "order accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("towers", "captions", "message"),
+    [
+        (
+            ({"views": {"mel": 4}},),
+            True,
+            r"\(radar, text\), got audio, motion, text without 'radar'",
+        ),
+        ((AUDIO,), False, r"\(audio, text\), got audio, motion without captions"),
+        ((AUDIO, MOTION | {"name": "imu"}), True, r"\(audio, imu\), .* without 'imu'"),
+        (
+            (AUDIO | {"name": "text"}, MOTION),
+            True,
+            r"\(text, motion\), got audio, motion, text without 'text'",
+        ),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_refused_with_both_names(towers, captions, message):
+    clip_model, data = CLIP(*towers, **SIZE), pairs(captions=captions, zeroshot=False)
+    with pytest.raises(DataError, match=message):
+        evaluate(clip_model, data)
+    with pytest.raises(DataError, match=message):
+        collate_for(clip_model, data)
+
+
+def test_batches_hold_only_the_views_and_sides_that_the_model_takes():
+    data = pairs()
+    some = [data[0], data[1]]
+    batch = collate_for(CLIP(AUDIO | {"views": {"mel": 4}}, MOTION, **SIZE), data)(some)
+    assert batch.keys() == {"audio", "audio_lengths", "motion", "motion_lengths", "ids"}
+    assert batch["audio"].keys() == {"mel"}
+    clip_model = CLIP(MOTION, {"name": "caption"}, **SIZE)
+    batch = collate_for(clip_model, data)(some)
+    assert batch.keys() == {"motion", "motion_lengths", "caption", "ids"}
+    assert batch["caption"] == ["caption 1", "caption 1"]
+    assert "motion to caption R@1" in evaluate(clip_model, data, draws=5).own
+
+
+def test_a_table_is_cut_where_the_section_changes_whatever_the_names():
+    estimate = Estimate(0.5, 0.4, 0.6, 3)
+    sections = ["a", "a", "b R@1 to c", "b R@1 to c", "a"]
+    metrics = {f"m{i}": Metric(estimate, section) for i, section in enumerate(sections)}
+    lines = as_text(metric_table({"x": metrics, "y": {}}, title="t")).splitlines()
+    rows = [line for line in lines if line.startswith(("│ m", "├"))]
+    assert [row[2] if row[0] == "│" else "-" for row in rows] == list("mm-mm-m")

@@ -1,4 +1,4 @@
-"""Metrics against slow loops written from their definitions."""
+"""Metrics equal slow loops written from their definitions."""
 
 import math
 
@@ -21,7 +21,7 @@ from clipseq.evaluation.metrics import (
 
 
 def slow_ranks(scores: list[list[float]], hits: list[list[bool]]) -> list[int]:
-    """Sort each query's gallery by hand, wrong items first among equals; place of the first hit."""
+    """Sort each gallery by hand, wrong items first among equals; return where the first hit is."""
     ranks = []
     for row, row_hits in zip(scores, hits, strict=True):
         order = sorted(range(len(row)), key=lambda j: (-row[j], row_hits[j]))
@@ -56,7 +56,7 @@ def test_ranks_equal_a_sorted_list(gallery):
     assert ranks.tolist() == slow_ranks(scores, hits)
 
 
-def test_what_stands_for_captions_may_be_token_ids():
+def test_captions_may_be_compared_by_their_token_ids():
     assert same_caption([(1, 2), (3,), (1, 2)]).tolist() == same_caption("aba").tolist()
 
 
@@ -81,9 +81,9 @@ def test_a_caption_of_a_twin_is_a_hit():
 def test_ranks_refuse_bad_input():
     with pytest.raises(ValueError, match="one shape"):
         retrieval_ranks(torch.zeros(2, 3), torch.eye(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"queries \[1\] have none"):
+    with pytest.raises(ValueError, match=r"no hit at queries \[1\]"):
         retrieval_ranks(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
-    with pytest.raises(ValueError, match=r"NaN is at \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"first at \[0, 1\]"):
         retrieval_ranks(torch.tensor([[0.0, math.nan], [0.0, 0.0]]), torch.ones(2, 2).bool())
 
 
@@ -123,7 +123,7 @@ def test_order_counts_equal_a_loop(data):
     assert result.pairs.tolist() == counts
 
 
-def test_a_score_blind_to_order_gets_one_half():
+def test_a_score_that_ignores_order_gets_one_half():
     counts = order_counts(
         torch.tensor([0.3, 0.7]), torch.tensor([0.3, 0.7, 0.7]), torch.tensor([0, 1, 1])
     )
@@ -178,11 +178,11 @@ def test_interval_covers_the_truth_about_nineteen_times_in_twenty():
 def test_resamples_are_seeded():
     assert torch.equal(resamples(9, seed=3), resamples(9, seed=3))
     assert not torch.equal(resamples(9, seed=3), resamples(9, seed=4))
-    with pytest.raises(ValueError, match="0 clips"):
+    with pytest.raises(ValueError, match="got 0 clips"):
         resamples(0)
 
 
-def test_retrieval_estimates_are_the_definitions():
+def test_retrieval_estimates_follow_their_definitions():
     ranks = torch.tensor([1, 2, 5, 6, 11])
     estimates = retrieval_estimates(ranks, resamples(5))
     assert estimates["R@1"].value == pytest.approx(1 / 5)

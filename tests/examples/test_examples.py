@@ -1,4 +1,4 @@
-"""The example distributions: each passes its own tests, the conformance kit among them."""
+"""Each example distribution passes its own tests, which include the conformance kit."""
 
 from pathlib import Path
 

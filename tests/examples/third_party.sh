@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# A third party's life: installed next to clipseq, weighed, trained, saved, uninstalled, missed.
+# The life of a third party's plugin: installed, weighed, trained, saved, uninstalled, missed.
 #
 # usage: third_party.sh PYTHON
-# PYTHON is that of an environment of its own, with clipseq[train,testing] installed from its wheel.
-# It is left as it was.
+# PYTHON belongs to an environment of its own, with clipseq[train,testing] installed from its wheel.
+# The script leaves the environment unchanged.
 set -euo pipefail
 python=$(realpath --no-symlinks "$1")
 examples=$(realpath "$(dirname "$0")/../../docs/examples")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"  # so that no source tree stands in for what is installed
-export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1  # all that is computed here is small
+export PIP_DISABLE_PIP_VERSION_CHECK=1 OMP_NUM_THREADS=1  # all computations here are small
 
 cp -r "$examples/clipseq-sinkhorn" .  # a build leaves nothing in the tree
 "$python" -m pip install --quiet ./clipseq-sinkhorn
@@ -19,14 +19,14 @@ cp -r "$examples/clipseq-sinkhorn" .  # a build leaves nothing in the tree
 
 cat > model.py <<'PYTHON'
 import torch
-from clipseq import CLIP, RadarConfig, TextConfig, available_similarities
+from clipseq import CLIP, SignalConfig, TextConfig, available_similarities
 
 info = available_similarities()["sinkhorn"]
 assert (info.distribution, info.cls.__module__) == ("clipseq-sinkhorn", "clipseq_sinkhorn"), info
 
 torch.manual_seed(0)
 model = CLIP(
-    RadarConfig({"range_time": 8}, patch_frames=4),
+    SignalConfig(views={"range_time": 8}, patch_frames=4),
     TextConfig(),
     context_length=20,
     transformer_width=16,
@@ -78,6 +78,6 @@ PYTHON
 "$python" -m clipseq new-plugin made_here
 "$python" -m pip install --quiet ./clipseq-made-here
 "$python" -m clipseq similarities --json | grep '"distribution": "clipseq-made-here"'
-# The contract is checked in the tests of the scaffold.
+# The tests of the scaffold check the contract.
 (cd clipseq-made-here && "$python" -m pytest -q -p no:cacheprovider -k "not contract")
 "$python" -m pip uninstall --quiet --yes clipseq-made-here

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clipseq import CLIP, RadarConfig, Sequences, TextConfig, available_similarities
+from clipseq import CLIP, Sequences, SignalConfig, TextConfig, available_similarities
 from clipseq.encoders import train_tokenizer
 from clipseq.errors import ConfigError, UnknownSimilarityError
-from clipseq.model.clip import caption_groups
+from clipseq.model.batches import caption_groups
 
 VIEWS = {"range_time": 5, "doppler_time": 3}
 CAPTIONS = ["walks", "sits down", "waves", "walks"]
@@ -28,7 +28,7 @@ def make(seed=0, dropout=0.0, **options):
         "sequence_similarity_type": "global",
         **options,
     }
-    radar = options.pop("encoder_cfg", RadarConfig(VIEWS, patch_frames=4, dropout=dropout))
+    radar = options.pop("encoder_cfg", SignalConfig(views=VIEWS, patch_frames=4, dropout=dropout))
     text = options.pop("text_cfg", TextConfig(dropout=dropout))
     return CLIP(radar, text, **options)
 
@@ -48,7 +48,7 @@ def positives(captions):
 
 
 def info_nce(logits, same):
-    """Both directions, each positive of an item with the same share; a plain loop."""
+    """Return InfoNCE in both directions, by a plain loop; positives of an item share equally."""
     total = 0.0
     for z, p in ((logits, same), (logits.T, same.T)):
         for i in range(len(z)):
@@ -102,9 +102,7 @@ def test_without_sequence_similarity_it_is_bit_for_bit_the_towers_and_the_clip_l
         rest = {k: v for k, v in full.items() if not k.startswith("sequence_loss_fn.")}
         assert list(rest) == list(plain.state_dict())
         assert all(torch.equal(rest[k], v) for k, v in plain.state_dict().items())
-    towers = sum(
-        p.numel() for m in (plain.radar_encoder, plain.text_encoder) for p in m.parameters()
-    )
+    towers = sum(p.numel() for m in (plain.x_encoder, plain.y_encoder) for p in m.parameters())
     assert sum(p.numel() for p in plain.parameters()) == towers + 1  # the scale
     assert plain.sequence_loss_fn is None
 
@@ -131,7 +129,7 @@ def test_no_sequence_is_computed_where_none_is_compared():
     for options in ({"use_sequence_similarity": False}, {"sequence_similarity_weight": 0.0}, {}):
         model = make(**options)
         count = []
-        for tower in (model.radar_encoder, model.text_encoder):
+        for tower in (model.x_encoder, model.y_encoder):
             tower.projection.register_forward_hook(lambda *_, count=count: count.append(1))
         model.training_step(batch())
         calls.append(len(count))
@@ -185,11 +183,11 @@ def test_sequences_pooled_features_and_masks():
     assert torch.equal(both[3], y)
     assert torch.equal(model(data["radar"], CAPTIONS, **lengths)[0], both[0])
     assert len(model.encode_sequences(data["radar"], CAPTIONS)) == 2
-    pooled, sequences = model.encode_radar(data["radar"], **lengths)
+    pooled, sequences = model.encode_batch("radar", data["radar"], lengths=data["radar_lengths"])
     assert torch.equal(pooled, both[0])
     assert torch.equal(sequences.values, x)
-    assert torch.equal(model.encode_text(CAPTIONS)[1].mask, y_mask)
-    assert make(use_sequence_similarity=False).encode_text(CAPTIONS)[1] is None
+    assert torch.equal(model.encode_batch("text", CAPTIONS)[1].mask, y_mask)
+    assert make(use_sequence_similarity=False).encode_batch("text", CAPTIONS)[1] is None
 
 
 def test_similarity_is_rectangular_and_honours_masks():
@@ -219,7 +217,7 @@ def test_padding_does_not_change_the_loss():
 def test_token_ids_train_as_captions_do():
     model, data = make(), batch()
     loss = model.training_step(data)
-    ids, mask = model.text_encoder.tokenize(CAPTIONS)
+    ids, mask = model.y_encoder.read(CAPTIONS)
     for extra in ({}, {"text_mask": mask}):
         torch.testing.assert_close(model.training_step({**data, "text": ids, **extra}), loss)
 
@@ -265,21 +263,21 @@ def test_captions_of_the_same_token_ids_are_positives_however_they_are_spelled(
 
 def test_groups_of_captions_are_those_of_what_the_tower_reads():
     def same(model, captions):
-        groups = model.text_groups(captions)
+        groups = model.caption_groups(captions)
         return groups[:, None] == groups
 
     trained = make(tokenizer=train_tokenizer(SPELLINGS, 400))
     assert torch.equal(same(trained, SPELLINGS), SAME_TEXT)
     # Whatever else is in the batch, as in another process; and as token ids.
-    alone = trained.text_groups(SPELLINGS[1:2])
-    assert alone == trained.text_groups(SPELLINGS)[1]
-    assert alone == caption_groups(*trained.text_encoder.tokenize(SPELLINGS))[1]
+    alone = trained.caption_groups(SPELLINGS[1:2])
+    assert alone == trained.caption_groups(SPELLINGS)[1]
+    assert alone == caption_groups(*trained.y_encoder.read(SPELLINGS))[1]
     # To bytes, and to a tower that reads strings in its own way, every difference is one.
     for model in (make(), make(text_cfg=Own())):
         captions = ["walks", "Walks", "walks ", "walks"]
         assert torch.equal(same(model, captions), positives(captions))
-    with pytest.raises(ValueError, match="caption 1 is empty"):
-        trained.text_groups(["walks", " "])
+    with pytest.raises(ValueError, match="text caption 1 must have at least one token"):
+        trained.caption_groups(["walks", " "])
 
 
 def test_metrics_are_detached_and_complete():
@@ -381,7 +379,7 @@ def test_any_module_that_returns_sequences_is_a_tower():
     assert model.tokenizer is None
     with pytest.raises(ValueError, match=r"tower Own must return values \(B, T, 16\)"):
         make(encoder_cfg=Own(width=8)).training_step({"radar": torch.randn(1, 7, 5), "text": ["a"]})
-    with pytest.raises(ValueError, match="brings its own tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer must be None, since no tower"):
         make(text_cfg=Own(), tokenizer=train_tokenizer(CAPTIONS, 300))
 
 
@@ -390,15 +388,15 @@ def test_plain_dictionaries_are_configs():
         encoder_cfg={"views": VIEWS, "patch_frames": 4, "fusion": "add"},
         text_cfg={"causal": False},
     )
-    assert model.radar_encoder.config == RadarConfig(VIEWS, patch_frames=4, fusion="add")
-    assert model.text_encoder.config == TextConfig(causal=False)
+    assert model.x_encoder.config == SignalConfig(views=VIEWS, patch_frames=4, fusion="add")
+    assert model.y_encoder.config == TextConfig(causal=False)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
         ({"encoder_cfg": {"patch_frame": 4}}, ConfigError, r"encoder_cfg\.patch_frame'.*_frames'"),
-        ({"text_cfg": {"freeze": "no"}}, ConfigError, r"text_cfg\.freeze: expected bool.*'no'"),
+        ({"text_cfg": {"freeze": "no"}}, ConfigError, r"text_cfg\.freeze must be bool.*'no'"),
         ({"sequence_similarity_type": "locl"}, UnknownSimilarityError, "did you mean 'local'"),
         ({"sequence_similarity_options": {"pol": "max"}}, TypeError, "did you mean 'pool'"),
         ({"sequence_similarity_weight": 1.5}, ValueError, r"\[0, 1\], got 1\.5"),
@@ -424,17 +422,17 @@ def test_what_it_cannot_be_built_from_is_said(options, error, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"use_siglip": 1}, r"use_siglip: expected bool, got 1 \(int\)"),
-        ({"use_siglip": "no"}, r"use_siglip: expected bool, got 'no' \(str\)"),
-        ({"use_sequence_similarity": 0}, r"use_sequence_similarity: expected bool, got 0"),
-        ({"transformer_layers": True}, r"transformer_layers: expected int, got True \(bool\)"),
-        ({"transformer_width": "64"}, r"transformer_width: expected int, got '64' \(str\)"),
-        ({"transformer_heads": 2.0}, r"transformer_heads: expected int, got 2\.0 \(float\)"),
-        ({"context_length": None}, r"context_length: expected int, got None"),
-        ({"temperature": torch.tensor(0.07)}, r"temperature: expected float, got tensor\(0\.07"),
-        ({"sequence_similarity_weight": "0.5"}, r"_weight: expected float, got '0\.5' \(str\)"),
-        ({"sequence_similarity_type": 3}, r"sequence_similarity_type: expected str, got 3 \(int\)"),
-        ({"sequence_similarity_options": "max"}, r"_options: expected dict.*, got 'max' \(str\)"),
+        ({"use_siglip": 1}, r"use_siglip must be bool, got 1 \(int\)"),
+        ({"use_siglip": "no"}, r"use_siglip must be bool, got 'no' \(str\)"),
+        ({"use_sequence_similarity": 0}, r"use_sequence_similarity must be bool, got 0"),
+        ({"transformer_layers": True}, r"transformer_layers must be int, got True \(bool\)"),
+        ({"transformer_width": "64"}, r"transformer_width must be int, got '64' \(str\)"),
+        ({"transformer_heads": 2.0}, r"transformer_heads must be int, got 2\.0 \(float\)"),
+        ({"context_length": None}, r"context_length must be int, got None"),
+        ({"temperature": torch.tensor(0.07)}, r"temperature must be float, got tensor\(0\.07"),
+        ({"sequence_similarity_weight": "0.5"}, r"_weight must be float, got '0\.5' \(str\)"),
+        ({"sequence_similarity_type": 3}, r"sequence_similarity_type must be str, got 3 \(int\)"),
+        ({"sequence_similarity_options": "max"}, r"_options must be dict.*, got 'max' \(str\)"),
     ],
 )
 def test_an_option_of_another_type_is_refused_before_anything_is_trained(options, match):
@@ -452,12 +450,13 @@ def test_numbers_of_numpy_and_whole_ones_become_pythons_own():
         sequence_similarity_type=np.str_("local"),
         sequence_similarity_options={"window": [np.int64(2), np.uint8(3)]},
     )
-    got = [model.transformer_width, model.temperature, model.use_siglip]
-    got += [model.sequence_similarity_type, *model.sequence_similarity_options["window"]]
+    config = model.config
+    got = [config.transformer_width, config.temperature, config.use_siglip]
+    got += [config.sequence_similarity_type, *config.sequence_similarity_options["window"]]
     wanted = [16, 0.5, True, "local", 2, 3]
     assert got == wanted
     assert list(map(type, got)) == list(map(type, wanted))
-    assert type(make(temperature=1).temperature) is float
+    assert type(make(temperature=1).config.temperature) is float
 
 
 def test_the_smallest_temperature_is_taken():
@@ -468,16 +467,28 @@ def test_the_smallest_temperature_is_taken():
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"radar": None}, ValueError, "batch 7 has no 'radar'.*text"),
-        ({"text": None}, ValueError, "batch 7 has no 'text'"),
-        ({"text": []}, ValueError, "batch 7 is empty: 'text'"),
-        ({"radar": {}}, ValueError, "batch 7 is empty: 'radar'"),
-        ({"radar": {"range_time": torch.zeros(0, 5, 8)}}, ValueError, "batch 7 is empty: 'radar'"),
-        ({"text": ["a", "b"]}, ValueError, "batch 7.*'radar' holds 4 items and 'text' 2"),
+        ({"radar": None}, ValueError, "batch 7 must have the key 'radar', got.*text"),
+        ({"text": None}, ValueError, "batch 7 must have the key 'text'"),
+        ({"text": []}, ValueError, "batch 7 must .* one item, got no 'text'"),
+        ({"radar": {}}, ValueError, "batch 7 must .* one item, got no 'radar'"),
+        (
+            {"radar": {"range_time": torch.zeros(0, 5, 8)}},
+            ValueError,
+            "batch 7 must .* one item, got no 'radar'",
+        ),
+        (
+            {"text": ["a", "b"]},
+            ValueError,
+            "as many 'radar' as 'text'.*got 4 and 2",
+        ),
         ({"radar": {"range_time": torch.zeros(4, 6, 12)}}, ValueError, "'range_time'.*5 bins.*6"),
         ({"radar": {"range_time": torch.zeros(4, 5)}}, ValueError, r"'range_time'.*\(4, 5\)"),
-        ({"text": ["a", "", "b", "c"]}, ValueError, "caption 1 is empty"),
-        ({"text": ["a", "b", "c" * 17, "d"]}, ValueError, "caption 2 has 17 tokens"),
+        ({"text": ["a", "", "b", "c"]}, ValueError, "text caption 1 must .* one token"),
+        (
+            {"text": ["a", "b", "c" * 17, "d"]},
+            ValueError,
+            "caption 2 must have at most 16 .*got 17",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_batch_is_said(change, error, match):
@@ -499,7 +510,7 @@ def test_what_is_wrong_with_a_batch_is_said(change, error, match):
     ],
 )
 def test_a_key_that_looks_like_lengths_or_a_mask_is_not_passed_over(key, meant):
-    match = f"batch 7 has the unknown key {key!r}: did you mean {meant!r}"
+    match = f"batch 7 must not have the unknown key {key!r}: did you mean {meant!r}"
     ids = torch.randint(1, 9, (4, 5))
     model, data = make(), {"radar": batch()["radar"], "text": ids}
     value = torch.full((4,), 12) if meant == "radar_lengths" else torch.ones_like(ids)
@@ -512,10 +523,10 @@ def test_keys_of_the_callers_own_are_left_alone():
     data = {"radar": batch()["radar"], "text": CAPTIONS}
     expected = model.training_step(data)
     assert torch.equal(model.training_step({**data, **dict.fromkeys(own)}), expected)
-    # Captions need no mask, and what is no tensor of numbers is no length.
+    # Captions need no mask, and lengths are numbers.
     others = {"attention_mask": torch.ones(4, 3), "radar_length": ["3 s"] * 4, "lengths": 2.0}
     assert torch.equal(model.training_step({**data, **others}), expected)
-    # Of something else, where those of the radar are given.
+    # Where the radar's own lengths are given, these belong to something else.
     model.training_step({**batch(), "lengths": None, "mask": None})
 
 
@@ -528,12 +539,12 @@ def test_a_batch_must_be_a_mapping():
 def test_nan_in_a_real_frame_names_view_item_and_batch_and_changes_nothing(junk):
     model, data = make(), batch()
     data["radar"]["doppler_time"][2, 1, 6] = junk  # item 2 has 7 real frames
-    with pytest.raises(ValueError, match=r"batch 7: radar view 'doppler_time'.*item 2"):
+    with pytest.raises(ValueError, match=r"batch 7: radar view 'doppler_time' must be .*item 2"):
         model.training_step(data, 7)
     data["radar_lengths"][2] = 6
     assert model.training_step(data).isfinite()
-    single = make(encoder_cfg=RadarConfig({"only": 5}))
-    with pytest.raises(ValueError, match=r"batch 0: radar view 'only' has NaN.*item 0"):
+    single = make(encoder_cfg=SignalConfig(views={"only": 5}))
+    with pytest.raises(ValueError, match=r"batch 0: radar view 'only'.*got NaN.*item 0"):
         single.training_step({"radar": torch.full((1, 5, 20), junk), "text": ["a"]})
 
 

@@ -1,4 +1,7 @@
-"""The registry, against distributions that are on the path but were never installed by pip."""
+"""The registry, against distributions that are on the path but were never installed by pip.
+
+Here they offer similarities; test_losses.py has the losses.
+"""
 
 import copy
 import os
@@ -14,6 +17,7 @@ import torch
 
 import clipseq
 from clipseq.cli.doctor import diagnose
+from clipseq.registry import discovery, lookup
 
 WORKING = """
     from clipseq import Similarity, hookimpl, unit
@@ -37,26 +41,6 @@ WORKING = """
 """
 
 
-@pytest.fixture
-def distribution(tmp_path, monkeypatch, fresh_registry):
-    """Put a distribution on the path: its metadata, its entry point, its module."""
-    monkeypatch.syspath_prepend(tmp_path)
-    made = []
-
-    def make(source, name="foo", version="1.2"):
-        module = f"clipseq_{name}_{len(made)}_{tmp_path.name.replace('-', '_')}"
-        made.append(module)
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        info = tmp_path / f"clipseq_{name}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Name: clipseq-{name}\nVersion: {version}\n")
-        (info / "entry_points.txt").write_text(f"[clipseq]\n{name} = {module}\n")
-
-    yield make
-    for module in made:
-        sys.modules.pop(module, None)
-
-
 BUILT_IN = {"attention", "combined", "global", "local", "temporal"}
 
 
@@ -72,7 +56,7 @@ def test_finds_the_built_ins_through_their_entry_points(fresh_registry):
     assert [name for name, info in infos.items() if info.composite] == ["combined"]
 
 
-def test_finds_a_third_partys(distribution):
+def test_finds_the_similarity_of_a_third_party(distribution):
     distribution(WORKING)
     info = clipseq.available_similarities()["foo"]
     assert (info.distribution, info.version) == ("clipseq-foo", "1.2")
@@ -94,7 +78,7 @@ BROKEN = {
     "hook looks up": (
         "import clipseq\n@clipseq.hookimpl\n"
         "def clipseq_similarities(): return dict(clipseq.available_similarities())",
-        "must not look similarities up, or register one, while it is loaded: .* in __init__",
+        "must not look up or register anything while it is loaded; do it in the __init__",
     ),
     "registers": (
         WORKING + "    import clipseq\n    clipseq.register_similarity('foo', FooSimilarity)",
@@ -165,7 +149,7 @@ def test_a_broken_plugin_is_one_warning_and_nothing_else_breaks(
         clipseq.get_similarity("foo")
 
 
-def test_an_interrupt_while_a_plugin_loads_is_no_failure_of_the_plugin(distribution):
+def test_an_interrupt_while_a_plugin_loads_is_not_a_failure_of_the_plugin(distribution):
     source = "import builtins\nif not hasattr(builtins, 'again'): raise KeyboardInterrupt\n"
     distribution(source + textwrap.dedent(WORKING))
     with pytest.raises(KeyboardInterrupt):
@@ -213,7 +197,7 @@ def test_disable_leaves_plugins_out(distribution, monkeypatch):
     assert "attention" not in clipseq.get_similarity("combined").parts
 
 
-def test_where_all_is_disabled_it_is_not_said_to_be_missing(fresh_registry, monkeypatch):
+def test_when_all_is_disabled_nothing_is_reported_as_missing(fresh_registry, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
     with pytest.raises(clipseq.UnknownSimilarityError) as caught:
         clipseq.get_similarity("xyz")
@@ -258,7 +242,7 @@ def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_pa
         clipseq.get_similarity("combined", parts={"global": {}}).load_state_dict(
             combined.state_dict()
         )
-    # What could be meant is offered, if not to be had.
+    # The name in doubt is still suggested.
     with pytest.raises(clipseq.UnknownSimilarityError, match="did you mean 'local'"):
         clipseq.get_similarity("locl")
 
@@ -279,7 +263,7 @@ def test_a_clash_of_entry_points_is_settled_by_what_the_message_says(
     with pytest.raises(clipseq.PluginError) as caught:
         clipseq.get_similarity("local")
     value = re.search(rf"CLIPSEQ_DISABLE=(\S+) keeps that of {kept}\b(?!-)", str(caught.value))[1]
-    monkeypatch.setattr(clipseq.registry.lookup, "_registry", clipseq.registry.lookup._Registry())
+    monkeypatch.setattr(lookup, "_registry", lookup.Registry())
     monkeypatch.setenv("CLIPSEQ_DISABLE", value)
     infos = clipseq.available_similarities()
     assert infos["local"].distribution == kept
@@ -299,7 +283,7 @@ def test_a_broken_plugin_that_is_called_as_another_is_silenced_alone(distributio
     distribution("1 / 0", name="local")
     with pytest.warns(clipseq.PluginWarning, match="CLIPSEQ_DISABLE=clipseq-local:local silences"):
         clipseq.available_similarities()
-    monkeypatch.setattr(clipseq.registry.lookup, "_registry", clipseq.registry.lookup._Registry())
+    monkeypatch.setattr(lookup, "_registry", lookup.Registry())
     monkeypatch.setenv("CLIPSEQ_DISABLE", "Clipseq_Local:local")  # as package indexes read it
     assert set(clipseq.available_similarities()) == BUILT_IN
 
@@ -323,7 +307,7 @@ def test_an_unknown_option_suggests_the_nearest():
         clipseq.get_similarity("local", 16)
 
 
-def test_a_similarity_shows_the_options_that_it_was_made_with():
+def test_a_similarity_shows_the_options_it_was_created_with():
     local = clipseq.get_similarity("local", window=7)
     assert repr(local) == repr(copy.deepcopy(local)) == "LocalSimilarity(window=7, stride=1)"
     assert repr(clipseq.get_similarity("temporal")) == "TemporalSimilarity(gamma=0.1)"
@@ -353,7 +337,7 @@ def test_an_init_that_leaves_out_that_of_similarity_is_named(distribution, body)
 
 
 def test_an_empty_registry_says_that_nothing_is_installed(fresh_registry, monkeypatch):
-    monkeypatch.setattr(clipseq.registry.lookup, "entry_points", lambda group: ())
+    monkeypatch.setattr(discovery, "entry_points", lambda group: ())
     with pytest.raises(clipseq.UnknownSimilarityError, match="clipseq is not installed"):
         clipseq.get_similarity("local")
 

@@ -109,7 +109,7 @@ def test_a_pretrained_text_tower_is_found_from_another_directory(tmp_path, monke
     ("change", "said"),
     [
         (("epochs = 2", "epohcs = 2"), "training.epohcs': did you mean 'epochs'?"),
-        (("epochs = 2", "epochs = '2'"), "training.epochs: expected int or None, got '2'"),
+        (("epochs = 2", "epochs = '2'"), "training.epochs must be int or None, got '2'"),
         (("epochs = 2", "epochs = 0"), "training: epochs must be at least 1, got 0"),
         (("epochs = 2", ""), "either training.epochs or training.max_steps, got neither"),
         (("epochs = 2", "epochs = 2\nmax_steps = 3"), "training.max_steps, got both"),

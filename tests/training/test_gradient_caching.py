@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipseq import CLIP, RadarConfig, Sequences, TextConfig
+from clipseq import CLIP, Sequences, SignalConfig, TextConfig
 from clipseq.errors import ConfigError
 from clipseq.training import RunFolder, train
 
@@ -20,7 +20,7 @@ def make(seed=0, dropout=0.0, gradient_checkpointing=False, **options):
     torch.manual_seed(seed)
     tower = {"dropout": dropout, "gradient_checkpointing": gradient_checkpointing}
     options = {
-        "encoder_cfg": RadarConfig(VIEWS, patch_frames=4, **tower),
+        "encoder_cfg": SignalConfig(views=VIEWS, patch_frames=4, **tower),
         "text_cfg": TextConfig(**tower),
         "context_length": 24,
         "transformer_width": 8,
@@ -119,7 +119,7 @@ def test_every_form_of_input(change, unchecked_signatures):
 
 
 def test_one_tensor_of_radar():
-    model = make(encoder_cfg=RadarConfig({"doppler_time": 3}, patch_frames=4)).double()
+    model = make(encoder_cfg=SignalConfig(views={"doppler_time": 3}, patch_frames=4)).double()
     data = batch()
     data["radar"] = data["radar"]["doppler_time"]
     assert_same(step(model, data, 4), step(model, data))
@@ -162,10 +162,10 @@ def test_what_cannot_be_cut_into_items_is_refused(unchecked_signatures):
     model.micro_batch = 2
     mask = torch.ones(6, 9, dtype=torch.bool)
     text = {"points": torch.ones(6, 3, 9), "real": mask}
-    with pytest.raises(ValueError, match=r"micro_batch=2 cannot cut a object into items"):
+    with pytest.raises(ValueError, match=r"radar must be a tensor.*micro_batch=2 .*got object"):
         model.training_step({"radar": object(), "text": text})
     radar = text | {"angles": torch.zeros(7)}
-    with pytest.raises(ValueError, match=r"each of the 6 items.*a Tensor has 7"):
+    with pytest.raises(ValueError, match=r"each of the 6 items.*a Tensor with 7"):
         model.training_step({"radar": radar, "text": text})
 
 
@@ -173,7 +173,7 @@ def _reference(model, data, size):
     """Loss and gradients from micro-batches that all keep their graph: what caching replays."""
     model.zero_grad()
     outputs = []
-    for tower, key in ((model.radar_encoder, "radar"), (model.text_encoder, "text")):
+    for tower, key in ((model.x_encoder, "radar"), (model.y_encoder, "text")):
         pooled, values, masks = [], [], []
         for i in range(0, len(data["text"]), size):
             if key == "radar":
@@ -233,7 +233,7 @@ def test_in_eval_mode_with_gradients_too():
 
 def _count_calls(model):
     sizes = []
-    for tower in (model.radar_encoder, model.text_encoder):
+    for tower in (model.x_encoder, model.y_encoder):
         tower.register_forward_hook(lambda module, args, output: sizes.append(len(output[0])))
     return sizes
 
@@ -277,7 +277,7 @@ def test_autocast_is_replayed_and_gradients_are_summed_in_full_precision():
     exact = step(model.double(), data)
     model.float()
     dtypes = set()
-    hook = model.radar_encoder.projection.register_forward_hook(
+    hook = model.x_encoder.projection.register_forward_hook(
         lambda module, args, output: dtypes.add(output.dtype)
     )
     with torch.autocast("cpu", torch.bfloat16):
@@ -287,8 +287,8 @@ def test_autocast_is_replayed_and_gradients_are_summed_in_full_precision():
     loss.backward()
     hook.remove()
     assert dtypes == {torch.bfloat16}  # in backward as well
-    found = model.radar_encoder.projection.weight.grad.double()
-    wanted = exact[1]["radar_encoder.projection.weight"]
+    found = model.x_encoder.projection.weight.grad.double()
+    wanted = exact[1]["x_encoder.projection.weight"]
     assert float((found - wanted).norm() / wanted.norm()) < 0.02
 
 
@@ -305,11 +305,11 @@ def test_errors_count_items_from_the_start_of_the_batch():
     model.micro_batch = 2
     data = batch(torch.float32)
     data["radar"]["doppler_time"][3, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match=r"'doppler_time' has NaN.*item 3"):
+    with pytest.raises(ValueError, match=r"'doppler_time' must be finite.*item 3"):
         model.training_step(data)
     data = batch(torch.float32)
     data["text"][5] = " "
-    with pytest.raises(ValueError, match="caption 5 is empty"):
+    with pytest.raises(ValueError, match="caption 5 must have at least one token"):
         model.training_step(data)
 
 
@@ -324,7 +324,7 @@ def test_an_error_of_a_module_says_where_its_micro_batch_begins():
     data = {"radar": torch.ones(6, 3, 9), "text": torch.ones(6, 3, 9)}
     masks = {key: torch.ones(6, 9, dtype=torch.bool) for key in ("radar_mask", "text_mask")}
     data["radar"][5] = 1e7
-    with pytest.raises(ValueError, match="no real step for item 1") as error:
+    with pytest.raises(ValueError, match="one real step per item, got none for item 1") as error:
         model.training_step(data | masks)
     assert error.value.__notes__ == ["(micro_batch=2: items are counted from item 4)"]
 
@@ -342,14 +342,15 @@ def test_a_run_takes_the_same_steps_with_the_key_of_the_config(dataset, small_ru
 
 MEASURE = """
 import resource, sys, torch
-from clipseq import CLIP, RadarConfig
+from clipseq import CLIP, SignalConfig
 
 items, micro_batch = int(sys.argv[1]), int(sys.argv[2]) or None
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = CLIP(
-    RadarConfig({"doppler_time": 16}, patch_frames=4), context_length=32, transformer_width=64,
-    transformer_layers=4, transformer_heads=4, sequence_similarity_type="local",
+    SignalConfig(views={"doppler_time": 16}, patch_frames=4),
+    context_length=32, transformer_width=64, transformer_layers=4, transformer_heads=4,
+    sequence_similarity_type="local",
 )
 
 def step(items):

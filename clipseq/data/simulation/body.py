@@ -1,8 +1,8 @@
 """A kinematic person: 20 body points from joint angles, and point scatterers on them.
 
 Body frame: x forward, y to the left, z up; the floor is z = 0. Angles in radians, zero when
-standing with hanging arms. The points are those of the `uiprmd_points` recordings, so a simulated
-and a recorded person go before the radar in the same way.
+standing with the arms hanging. The points are those of the `uiprmd_points` recordings, so the radar
+treats a simulated and a recorded person in the same way.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ POINTS = (
 )  # fmt: skip
 
 # (points whose mean is the scatterer, radar cross-section in m^2): about 0.7 m^2 for the
-# whole person, most of it in the trunk.
+# whole person, most of it from the trunk.
 _PARTS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("head",), 0.04),
     (("neck", "chest"), 0.10),
@@ -51,7 +51,7 @@ for _row, (_names, _) in zip(_ON_POINTS, _PARTS, strict=True):
 
 
 def scatterers(points: Float[np.ndarray, "F 20 3"]) -> Float[np.ndarray, "F S 3"]:
-    """Positions of the 19 scatterers of a body given by its `POINTS`."""
+    """Return the positions of the 19 scatterers of a body, from its `POINTS`."""
     return _ON_POINTS @ points
 
 
@@ -68,13 +68,13 @@ ANGLES = (
     "left_arm", "left_raise", "left_elbow", "left_swing",
     "right_arm", "right_raise", "right_elbow", "right_swing",
 )  # fmt: skip
-"""Columns of a pose."""
+"""Names of the columns of a pose."""
 
 COLUMN: Mapping[str, int] = {name: i for i, name in enumerate(ANGLES)}
 
 
 def pose(**angles: float) -> Float[np.ndarray, " A"]:
-    """A pose with the angles given, zero elsewhere but for `planted`, which is 1."""
+    """Return a pose with the given angles; the others are zero, except `planted`, which is 1."""
     values = np.zeros(len(ANGLES))
     values[COLUMN["planted"]] = 1.0
     for name, angle in angles.items():
@@ -84,7 +84,12 @@ def pose(**angles: float) -> Float[np.ndarray, " A"]:
 
 @attrs.frozen
 class Person:
-    """Body measures: `height_m`, and `girth`, a factor on the widths and on the echo."""
+    """Measures of a body.
+
+    Attributes:
+        height_m: height in m.
+        girth: factor on the widths and on the amplitude of the echo.
+    """
 
     height_m: float = 1.72
     girth: float = 1.0
@@ -104,11 +109,13 @@ def body_points(
     heading: Float[np.ndarray, " F"],
     person: Person,
 ) -> Float[np.ndarray, "F 20 3"]:
-    """Points of the body in the room, in m.
+    """Return the points of the body in the room, in m.
 
-    poses    one row of `ANGLES` a frame
-    path     where the feet stand (or, not planted, the pelvis is) on the floor
-    heading  the direction faced, from the x axis to the left
+    Args:
+        poses: one row of `ANGLES` per frame.
+        path: place on the floor of the feet, or of the pelvis where the feet are not planted.
+        heading: direction that the person faces, counted from the x axis to the left.
+        person: measures of the body.
     """
     a = {name: poses[:, i] for name, i in COLUMN.items()}
     h = person.height_m
@@ -119,16 +126,16 @@ def body_points(
 
     points: dict[str, np.ndarray] = {"pelvis": vector(zero, zero, zero)}
 
-    # trunk frame R = Ry(lean) Rx(-side) Rz(twist): its axes forward, left and up
+    # The trunk's frame R = Ry(lean) Rx(-side) Rz(twist), with axes forward, left and up.
     cl, sl, cs, ss = np.cos(a["lean"]), np.sin(a["lean"]), np.cos(a["side"]), np.sin(a["side"])
 
-    def of_trunk(x, y, z):
+    def in_trunk(x, y, z):
         y, z = cs * y + ss * z, -ss * y + cs * z
         return vector(cl * x + sl * z, y, -sl * x + cl * z)
 
-    up = of_trunk(zero, zero, zero + 1)
-    forward = of_trunk(np.cos(a["twist"]), np.sin(a["twist"]), zero)
-    left = of_trunk(-np.sin(a["twist"]), np.cos(a["twist"]), zero)
+    up = in_trunk(zero, zero, zero + 1)
+    forward = in_trunk(np.cos(a["twist"]), np.sin(a["twist"]), zero)
+    left = in_trunk(-np.sin(a["twist"]), np.cos(a["twist"]), zero)
     points["chest"] = _CHEST * h * up
     points["neck"] = (_TRUNK + _NECK) * h * up
     points["head"] = (_TRUNK + _HEAD) * h * up + 0.02 * h * forward
@@ -152,7 +159,7 @@ def body_points(
 
         thigh, shin = a[f"{name}_hip"], a[f"{name}_hip"] - a[f"{name}_knee"]
         out, in_plane = sign * np.sin(a[f"{name}_spread"]), np.cos(a[f"{name}_spread"])
-        # the foot lies flat until the shin is tilted by more than an ankle gives
+        # The foot lies flat until the shin tilts further than an ankle bends.
         sole = shin - np.clip(shin, -0.6, 0.6)
         hip = vector(zero, sign * _HALF_HIPS * h * person.girth, zero)
         knee = hip + _THIGH * h * vector(np.sin(thigh) * in_plane, out, -np.cos(thigh) * in_plane)
@@ -165,15 +172,15 @@ def body_points(
 
     body = np.stack([points[name] for name in POINTS], axis=1)  # (F, 20, 3)
 
-    # tip over: pitch about y, then roll about x
+    # Tip over: pitch about y, then roll about x.
     c, s = np.cos(a["pitch"])[:, None], np.sin(a["pitch"])[:, None]
     x, y, z = np.moveaxis(body, -1, 0)
     x, z = c * x + s * z, -s * x + c * z
     c, s = np.cos(a["roll"])[:, None], np.sin(a["roll"])[:, None]
     y, z = c * y + s * z, -s * y + c * z
 
-    # ground: the lowest points carry the body; a soft minimum, so that the weight passes from
-    # foot to foot without a jolt that would flash in the Doppler map
+    # Stand on the floor: the lowest points carry the body. The minimum is soft, so that the weight
+    # passes from foot to foot without a jolt that would flash in the Doppler map.
     soft = 0.015
     lowest = z.min(axis=1, keepdims=True)
     lowest = lowest - soft * np.log(np.exp(-(z - lowest) / soft).sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Captions that tell actions in order, and the same captions with the order changed."""
+"""Captions that describe actions in order, and the same captions in every other order."""
 
 import itertools
 from collections.abc import Sequence
@@ -34,21 +34,27 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "fall": ("falls down", "falls to the floor", "collapses to the ground"),
     "get_up": ("gets up from the floor", "rises from the ground", "scrambles back up"),
 }
-"""Wordings of each simulated action, to follow a subject such as "a person"."""
+"""Phrases for each simulated action, which follow a subject such as "a person"."""
 
 
 @attrs.frozen
 class Wording:
-    """How a sequence is told: opening, then the phrases, joined by `join`, the last by `last`."""
+    """A way to describe a sequence of actions.
+
+    Attributes:
+        opening: beginning of the caption, such as "a person".
+        join: text between two phrases.
+        last: text before the last phrase.
+    """
 
     opening: str
     join: str
     last: str
 
-    def tell(self, phrases: Sequence[str]) -> str:
-        """The caption; `("sits down", "waves")` gives "a person sits down, then waves"."""
+    def describe(self, phrases: Sequence[str]) -> str:
+        """Return the caption; `("sits down", "waves")` gives "a person sits down, then waves"."""
         if len(phrases) < 2:
-            raise ValueError(f"a sequence wants at least two phrases, got {tuple(phrases)}")
+            raise ValueError(f"phrases must be at least two, got {tuple(phrases)}")
         return f"{self.opening} {self.join.join(phrases[:-1])}{self.last}{phrases[-1]}"
 
 
@@ -65,22 +71,24 @@ WORDINGS: tuple[Wording, ...] = tuple(
 )
 
 
-def tell_in_order(phrases: Sequence[str], rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
-    """A caption of `phrases` in a wording drawn from `WORDINGS`, and its permutations.
+def describe_in_order(
+    phrases: Sequence[str], rng: np.random.Generator
+) -> tuple[str, tuple[str, ...]]:
+    """Return a caption of `phrases` in a wording drawn from `WORDINGS`, and its permutations.
 
-    Returns (caption, permuted): permuted holds the same wording with the phrases in every other
-    order, n! - 1 captions for n different phrases. None of them equals the caption, and none
-    comes twice. A single phrase is told as a `class_caption`.
+    The permutations are captions in the same wording with the phrases in every other order: n! - 1
+    of them for n different phrases. They differ from the caption and from one another. A single
+    phrase gets a `class_caption` and no permutations.
     """
     if len(phrases) == 1:
         return class_caption(phrases[0]), ()
     wording = WORDINGS[rng.integers(len(WORDINGS))]
-    caption = wording.tell(phrases)
-    others = dict.fromkeys(wording.tell(order) for order in itertools.permutations(phrases))
+    caption = wording.describe(phrases)
+    others = dict.fromkeys(wording.describe(order) for order in itertools.permutations(phrases))
     others.pop(caption)
     return caption, tuple(others)
 
 
 def class_caption(phrase: str) -> str:
-    """The caption of a one-action class: "a person " and the phrase."""
+    """Return the caption of a class with one action: "a person " and the phrase."""
     return f"a person {phrase}"

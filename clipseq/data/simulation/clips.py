@@ -1,4 +1,4 @@
-"""Simulated datasets: persons in motion before a radar, told in captions."""
+"""Simulated data sets: people moving in front of a radar, and captions that describe them."""
 
 import contextlib
 import hashlib
@@ -11,24 +11,27 @@ import attrs
 import numpy as np
 import torch
 
+from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import SPLITS, Clip
-from clipseq.data.files import (
+from clipseq.data.dataset import MapDataset
+from clipseq.data.folder_format import (
     CLIPS_PER_FILE,
     UNFINISHED,
-    MapDataset,
-    load_arrays,
     maps_file,
     read_head,
     write_index,
     write_maps,
     write_text,
 )
-from clipseq.data.simulation import body, mocap, motions
-from clipseq.data.simulation.captions import PHRASES, class_caption, tell_in_order
+from clipseq.data.header import Header
+from clipseq.data.simulation import body, mocap, performance
+from clipseq.data.simulation.captions import PHRASES, class_caption, describe_in_order
+from clipseq.data.simulation.motions import ACTIONS
 from clipseq.data.simulation.radar import Radar, observe
 from clipseq.errors import DataError
 
 SPLIT_SHARES = {"train": 0.75, "val": 0.05, "test": 0.1, "zeroshot": 0.1}
+"""Share of each split in a simulated data set."""
 
 
 def simulate(
@@ -43,42 +46,43 @@ def simulate(
     split_shares: Mapping[str, float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> MapDataset:
-    """Simulates `clips` clips into the dataset folder `out` and opens it.
+    """Simulate `clips` clips into the folder `out`, and open it as a data set.
 
-    A clip of train, val and test lasts `seconds` and tells two to four actions in order; one of
-    zeroshot shows a single action for as long as it takes and carries it as its label. Every
-    person is a new one, with their own measures, place, pace and manner.
+    A clip of the splits train, val and test lasts `seconds` and shows two to four actions in order.
+    A clip of zeroshot shows a single action for as long as it takes, with the action as its label.
+    Every clip shows a new person, with their own measures, place, pace and manner.
 
-    Clip i depends on (seed, i) and the arguments alone. Interrupted, nothing is lost: called
-    again with the same arguments, `simulate` completes the folder; a complete one it only opens.
+    Clip i depends only on (seed, i) and the arguments. After an interruption, `simulate` completes
+    the folder when it is called again with the same arguments; a complete folder is only opened.
 
     Args:
-        out: the folder.
-        clips: how many.
-        seed: the same seed gives the same clips.
-        seconds: length of a clip of train, val and test.
-        motion: a recording (`uiprmd_points.npz`) to move the persons by instead of clipseq's own
-            motions; a split then only has recordings of the subjects that the file gives it.
-        radar: by default `Radar()`: range_time 64 x T, doppler_time 64 x T, azimuth_time 32 x T,
-            16 frames/s.
-        clutter: number of things at rest in each clip's room, at random places, of 0.1 to 1 m^2.
+        out: folder of the data set.
+        clips: number of clips.
+        seed: random seed; the same seed gives the same clips.
+        seconds: duration of a clip of train, val and test.
+        motion: a recording (`uiprmd_points.npz`) that moves the people instead of clipseq's own
+            motions; a split then contains only recordings of the subjects that the file gives it.
+        radar: the radar, by default `Radar()`, with the views range_time 64 x T, doppler_time
+            64 x T and azimuth_time 32 x T at 16 frames per second.
+        clutter: number of things at rest in the room of each clip, at random places, with radar
+            cross-sections of 0.1 to 1 m^2.
         split_shares: share of each split, by default 75 % train, 5 % val, 10 % test, 10 % zeroshot.
-        progress: called as progress(done, clips) after every file written.
+        progress: called as progress(done, clips) after every file that was written.
 
     Raises:
         DataError: the folder holds something else.
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
     """
     out = Path(out)
     radar = radar or Radar()
     shares = dict(SPLIT_SHARES if split_shares is None else split_shares)
-    if clips < 1 or seed < 0 or clutter < 0 or seconds <= 0:
-        raise ValueError(
-            "wanted clips >= 1, seed >= 0, clutter >= 0 and seconds > 0, "
-            f"got clips={clips}, seed={seed}, clutter={clutter}, seconds={seconds}"
-        )
+    for name, value, lowest in (("clips", clips, 1), ("seed", seed, 0), ("clutter", clutter, 0)):
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    if seconds <= 0:
+        raise ValueError(f"seconds must be positive, got {seconds}")
     if unknown := shares.keys() - set(SPLITS):
-        raise ValueError(f"split_shares: no split {sorted(unknown)}; splits are {SPLITS}")
+        raise ValueError(f"split_shares must name splits among {SPLITS}, got {sorted(unknown)}")
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
         raise ValueError(f"split_shares must be shares that sum up to 1, got {shares}")
     recordings = None if motion is None else mocap.read_recordings(Path(motion))
@@ -95,49 +99,82 @@ def simulate(
         return MapDataset(out)
 
     classes = (
-        {name: class_caption(PHRASES[name][0]) for name in motions.ACTIONS}
+        {name: class_caption(PHRASES[name][0]) for name in ACTIONS}
         if recordings is None
         else {name: class_caption(phrase) for name, phrase in recordings.phrases.items()}
     )
-    splits, labels = _assign(clips, shares), sorted(classes)
+    splits, labels = _assign_splits(clips, shares), sorted(classes)
     done: list[Clip] = []
     for start in range(0, clips, CLIPS_PER_FILE):
-        batch = range(start, min(start + CLIPS_PER_FILE, clips))
-        acts = []
-        for i in batch:
-            split = splits[i]
-            label = labels[i % len(labels)] if split == "zeroshot" else None
-            # a stream of its own for each purpose, so that a part that an earlier run has
-            # written is told again without being observed again
-            acting, telling, noise = (
-                np.random.default_rng(s) for s in np.random.SeedSequence((seed, i)).spawn(3)
-            )
-            act = _act(recordings, acting, split, label, None if label else seconds)
-            length = len(act.points) / act.rate if label else seconds
-            count = round(length * radar.frame_rate)
-            clip = _tell(f"{split}-{i:05d}", act, telling, radar.frame_rate, count, split, label)
-            acts.append((act, count, clip, noise))
-        maps = _written(out / maps_file(start), [count for _, count, _, _ in acts], radar.views)
+        scenes = []
+        for i in range(start, min(start + CLIPS_PER_FILE, clips)):
+            label = labels[i % len(labels)] if splits[i] == "zeroshot" else None
+            scenes.append(_make_scene(i, seed, recordings, radar, seconds, splits[i], label))
+        counts = [scene.frames for scene in scenes]
+        maps = _read_finished(out / maps_file(start), counts, radar.views)
         part = []
         with _single_thread():
-            for k, (act, count, clip, noise) in enumerate(acts):
-                seen = _observe(radar, act, clutter, count, noise) if maps is None else maps[k]
-                part.append(attrs.evolve(clip, radar=seen))
+            for k, scene in enumerate(scenes):
+                seen = _observe(radar, scene, clutter) if maps is None else maps[k]
+                part.append(attrs.evolve(scene.clip, signal=seen))
         if maps is None:
             write_maps(out, start, part)
         done += part
         if progress is not None:
             progress(len(done), clips)
-    dataset = MapDataset.from_clips(done, frame_rate=radar.frame_rate, class_captions=classes)
-    write_index(out, done, radar.frame_rate, classes, simulated=arguments)
+    header = Header(modality="radar", frame_rate=radar.frame_rate, class_captions=classes)
+    dataset = MapDataset.from_clips(done, **attrs.asdict(header))
+    write_index(out, done, header, simulated=arguments)
     (out / UNFINISHED).unlink()
     return dataset
 
 
+@attrs.frozen(eq=False)
+class _Scene:
+    """A clip before the radar observes it.
+
+    Attributes:
+        clip: the clip without its maps.
+        performance: the person's movement.
+        frames: number of frames.
+        noise: random generator of the radar's noise and the clutter.
+    """
+
+    clip: Clip
+    performance: performance.Performance
+    frames: int
+    noise: np.random.Generator
+
+
+def _make_scene(
+    i: int,
+    seed: int,
+    recordings: mocap.Recordings | None,
+    radar: Radar,
+    seconds: float,
+    split: str,
+    label: str | None,
+) -> _Scene:
+    # Each purpose has its own random stream, so that the captions of a part that an earlier run has
+    # written can be drawn again without observing it again.
+    acting, wording, noise = (
+        np.random.default_rng(s) for s in np.random.SeedSequence((seed, i)).spawn(3)
+    )
+    act = _perform(recordings, acting, split, label, None if label else seconds)
+    length = len(act.points) / act.rate if label else seconds
+    frames = round(length * radar.frame_rate)
+    id = f"{split}-{i:05d}"
+    clip = _describe(id, act, wording, radar.frame_rate, frames, split, label)
+    return _Scene(clip, act, frames, noise)
+
+
 @contextlib.contextmanager
 def _single_thread() -> Iterator[None]:
-    """Keeps torch to one thread: its transforms are so short here that threads only wait for one
-    another, for a hundred milliseconds a clip where something else is running."""
+    """Limit torch to one thread.
+
+    The transforms are so short here that threads only wait for one another, for a hundred
+    milliseconds per clip on a machine that has other work.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -146,13 +183,14 @@ def _single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _act(recordings, rng, split, label, seconds) -> motions.Performance:
+def _perform(recordings, rng, split, label, seconds) -> performance.Performance:
     if recordings is not None:
         return recordings.perform(rng, split, seconds=seconds, label=label)
-    return motions.perform(rng, seconds=seconds, actions=None if label is None else (label,))
+    return performance.perform(rng, seconds=seconds, actions=None if label is None else (label,))
 
 
-def _observe(radar, act, clutter, count, rng):
+def _observe(radar: Radar, scene: _Scene, clutter: int) -> dict[str, np.ndarray]:
+    act, rng = scene.performance, scene.noise
     points, rcs = body.scatterers(act.points), body.RCS * act.girth**2
     if clutter:
         away, right = rng.uniform(1.0, 9.0, clutter), rng.uniform(-0.7, 0.7, clutter)
@@ -162,43 +200,45 @@ def _observe(radar, act, clutter, count, rng):
         at_rest = np.broadcast_to(place, (len(points), *place.shape))
         points = np.concatenate([points, at_rest], axis=1)
         rcs = np.concatenate([rcs, rng.uniform(0.1, 1.0, clutter)])
-    maps = observe(radar, points, act.rate, rcs, count, rng)
+    maps = observe(radar, points, act.rate, rcs, scene.frames, rng)
     return {view: m.astype(np.float16) for view, m in maps.items()}
 
 
 def _fingerprint(path: Path) -> str:
-    """Name and content of the file, so that another one of that name is told apart."""
+    """Return name and hash of the file, which differ for another file of that name."""
     return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _begin(out: Path, arguments: dict) -> bool:
-    """Prepares the folder; True where it holds this very simulation, complete."""
+    """Prepare the folder; return True if it holds this very simulation, complete."""
     note = out / UNFINISHED
     if (out / "dataset.json").exists():
         if read_head(out).get("simulated") == arguments:
             note.unlink(missing_ok=True)
             return True
-        raise DataError(f"{out}: holds another dataset; remove it or choose another folder")
+        raise DataError(f"{out} holds another data set; remove it or choose another folder")
     if note.exists():
         try:
             begun = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{note}: cannot be read: {error}; remove the folder") from error
+            raise DataError(f"{note} cannot be read: {error}; remove the folder") from error
         if begun != arguments:
             raise DataError(
-                f"{out}: holds an unfinished simulation with other arguments, {begun}; "
-                "give the same, or remove it, or choose another folder"
+                f"{out} holds an unfinished simulation with other arguments, {begun}; give the "
+                "same, remove the folder, or choose another"
             )
         return False
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: is not an empty folder; remove it or choose another folder")
+        raise DataError(f"{out} is not an empty folder; remove it or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_text(note, json.dumps(arguments, indent=2))
     return False
 
 
-def _written(path: Path, counts: list[int], views: Mapping[str, int]):
-    """The maps of each clip in a file that an earlier run left whole, else None."""
+def _read_finished(
+    path: Path, counts: list[int], views: Mapping[str, int]
+) -> list[dict[str, np.ndarray]] | None:
+    """Return the maps of each clip in a file that an earlier run has finished, or None."""
     if not path.exists():
         return None
     try:
@@ -216,29 +256,30 @@ def _written(path: Path, counts: list[int], views: Mapping[str, int]):
     ]
 
 
-def _assign(clips: int, shares: Mapping[str, float]) -> list[str]:
-    """Split of each clip, in the order of `SPLITS`, every share rounded at its far end."""
+def _assign_splits(clips: int, shares: Mapping[str, float]) -> list[str]:
+    """Return the split of each clip, in the order of `SPLITS`, with rounded ends."""
     ends = np.round(np.cumsum([shares.get(split, 0.0) for split in SPLITS]) * clips).astype(int)
     return [SPLITS[int(np.searchsorted(ends, i, side="right"))] for i in range(clips)]
 
 
-def _tell(
+def _describe(
     id: str,
-    act: motions.Performance,
+    act: performance.Performance,
     rng: np.random.Generator,
     frame_rate: float,
-    count: int,
+    frames: int,
     split: str,
     label: str | None,
 ) -> Clip:
-    """The clip but for its maps."""
-    caption, permuted = tell_in_order(act.phrases, rng)
+    """Return the clip without its maps."""
+    caption, permuted = describe_in_order(act.phrases, rng)
     spans = tuple(
-        (int(start * frame_rate), min(count, round(stop * frame_rate))) for start, stop in act.spans
+        (int(start * frame_rate), min(frames, round(stop * frame_rate)))
+        for start, stop in act.spans
     )
     return Clip(
         id=id,
-        radar={},
+        signal={},
         caption=caption,
         actions=act.actions,
         spans=spans,

@@ -1,15 +1,15 @@
-"""Recorded motion (`uiprmd_points`) to move the simulated persons by.
+"""Recorded motion (`uiprmd_points`) that moves the simulated people.
 
-The file holds segments of one movement each, of 20 body points (`body.POINTS`). Every segment
-starts and ends standing, so segments of one subject are spliced into sequences. Its keys, for N
-segments of F frames in all and K movements:
+The file holds segments of 20 body points (`body.POINTS`), one movement each. Every segment starts
+and ends standing, so that segments of one subject can be spliced into sequences. The keys of the
+file, for N segments of F frames in all and K movements:
 
     points_delta2   (20, 3, F) whole numbers: second differences over time, see `read_recordings`
-    offsets         (N + 1,) where segments begin, and F
-    quantum_m, fps  the unit in m; frames a second (25)
+    offsets         (N + 1,) first frame of each segment, and F
+    quantum_m, fps  the unit in m; frames per second (25)
     point_names     (20,) `body.POINTS`
     label           (N,) number of the movement
-    class_names, captions   (K,) its name, and how to tell it after "a person"
+    class_names, captions   (K,) its name, and a phrase for it, which follows "a person"
     subject, split  (N,) a whole number; "train", "val" or "test"
 """
 
@@ -20,25 +20,29 @@ import attrs
 import numpy as np
 from jaxtyping import Float
 
-from clipseq.data.files import load_arrays
+from clipseq.data.arrays import load_arrays
 from clipseq.data.simulation.body import POINTS
-from clipseq.data.simulation.motions import FARTHEST_M, NEAREST_M, WIDEST, Performance
+from clipseq.data.simulation.performance import FARTHEST_M, NEAREST_M, WIDEST, Performance
 from clipseq.errors import DataError
 
 _KEYS = {
     "points_delta2", "offsets", "quantum_m", "point_names", "fps",
     "label", "class_names", "captions", "subject", "split",
 }  # fmt: skip
-_BLEND_S = 0.4  # from the end of a segment to the beginning of the next
+_BLEND_S = 0.4  # from the end of a segment to the start of the next
 
 
 @attrs.frozen(eq=False)
 class Recordings:
-    """Decoded segments.
+    """Decoded segments of recorded motion.
 
-    points    each segment (F, 20, 3) in m: z up from the floor, facing +x at first
-    labels, subjects, splits      class name, subject and split of each
-    phrases   how to tell each class, after "a person"
+    Attributes:
+        points: each segment (F, 20, 3) in m, z up from the floor, facing +x at first.
+        labels: class name of each segment.
+        subjects: number of the person in each segment.
+        splits: split of each segment.
+        phrases: phrase for each class, which follows "a person".
+        rate: frames per second.
     """
 
     points: tuple[Float[np.ndarray, "_ 20 3"], ...] = attrs.field(repr=False)
@@ -56,17 +60,23 @@ class Recordings:
         seconds: float | None = 10.0,
         label: str | None = None,
     ) -> Performance:
-        """Segments of one subject of the split in a row, before the radar somewhere in the room.
+        """Draw segments of one subject in a row, somewhere in the room in front of the radar.
 
-        Two to four movements of different classes that fill `seconds` with standing between; or,
-        with a label, one segment of that class. A split "zeroshot" takes from "test".
+        Without a label, these are two to four movements of different classes, which fill `seconds`
+        together with pauses between them; with a label, one segment of that class. The split
+        "zeroshot" draws from the segments of "test".
+
+        Raises:
+            DataError: the split has no segment, or none with this label.
+            ValueError: no two segments of a subject fit into `seconds`.
         """
         group = "test" if split == "zeroshot" else split
         mine = [i for i, s in enumerate(self.splits) if s == group]
         if label is not None:
             mine = [i for i in mine if self.labels[i] == label]
         if not mine:
-            raise DataError(f"the recordings have no segment for {label or 'split'} in {group!r}")
+            what = f"of {label!r} " if label else ""
+            raise DataError(f"the recordings have no segment {what}in the split {group!r}")
         subject = self.subjects[mine[rng.integers(len(mine))]]
         mine = [i for i in mine if self.subjects[i] == subject]
         if label is None:
@@ -88,7 +98,7 @@ class Recordings:
         )
 
     def _choose(self, rng, mine, seconds) -> list[int]:
-        """Segments of different classes that fit: two, then a third and fourth if there is room."""
+        """Draw segments of different classes that fit: two, and up to two more if there is room."""
         number = int(rng.integers(2, 5))
         for _ in range(200):
             order = rng.permutation(mine)
@@ -106,7 +116,7 @@ class Recordings:
                     break
             if len(chosen) >= 2:
                 return chosen
-        raise ValueError(f"found no two segments of one subject that fit into {seconds} s")
+        raise ValueError(f"seconds must leave room for two segments of a subject, got {seconds}")
 
     def _splice(self, chosen, rests):
         pieces, spans, clock = [], [], 0
@@ -125,7 +135,7 @@ class Recordings:
 
 
 def _place(points, rng):
-    """The person somewhere in the room, turned more often to the radar than not."""
+    """Move the person somewhere in the room, facing the radar more often than not."""
     reach = np.hypot(points[..., 0], points[..., 1]).max()
     away = rng.uniform(NEAREST_M + reach, max(NEAREST_M + reach, FARTHEST_M - reach))
     right = rng.uniform(-0.8, 0.8) * WIDEST
@@ -140,28 +150,32 @@ def _place(points, rng):
 
 
 def read_recordings(path: Path) -> Recordings:
-    """Reads and decodes a file in the form of `uiprmd_points.npz`.
+    """Read and decode a file in the form of `uiprmd_points.npz`.
 
-    Segment a:b of `points_delta2` (20, 3, F) holds second time differences in units of
-    `quantum_m`; summing them up twice gives the positions (the first two entries of a segment
-    carry its start).
-    Raises DataError where the file is missing, corrupt or of another form.
+    Segment a:b of `points_delta2` (20, 3, F) holds second differences over time, in units of
+    `quantum_m`. Summing them up twice gives the positions; the first two entries of a segment
+    carry its start.
+
+    Raises:
+        DataError: the file is missing, corrupt or in another form.
     """
     arrays = load_arrays(path)
     if missing := _KEYS - arrays.keys():
-        raise DataError(f"{path}: not a recording of body points: lacks {sorted(missing)}")
+        raise DataError(f"{path} must be a recording of body points, but lacks {sorted(missing)}")
     names, deltas = tuple(arrays["point_names"].tolist()), arrays["points_delta2"]
     if names != POINTS or deltas.shape[:2] != (len(POINTS), 3):
         raise DataError(
-            f"{path}: wanted the points {POINTS} as (20, 3, F), got {names} {deltas.shape}"
+            f"{path}: points must be {POINTS} in shape (20, 3, F), got {names} {deltas.shape}"
         )
     offsets = arrays["offsets"].astype(int)
     count = len(offsets) - 1
     for key in ("label", "subject", "split"):
         if arrays[key].shape != (count,):
-            raise DataError(f"{path}: {key} must be ({count},), got {arrays[key].shape}")
+            raise DataError(f"{path}: {key} must have shape ({count},), got {arrays[key].shape}")
     if offsets[0] != 0 or offsets[-1] != deltas.shape[2] or (np.diff(offsets) < 2).any():
-        raise DataError(f"{path}: offsets do not cut the {deltas.shape[2]} frames into segments")
+        raise DataError(
+            f"{path}: offsets must cut the {deltas.shape[2]} frames into segments of at least 2"
+        )
     deltas = deltas.transpose(2, 0, 1).astype(np.int64)
     quantum = float(arrays["quantum_m"])
     points = []

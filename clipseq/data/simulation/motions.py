@@ -1,36 +1,29 @@
-"""Parametric motions of a person: actions in order, from posture to posture, in the radar's room.
+"""Actions of a simulated person, each a parametric motion from one posture to another.
 
-The room is that of `radar_simulator`: the radar stands over the origin and looks along +x, y
-points to its left. An action starts in a posture and ends in one (nobody stands up who does not
-sit), so that a sequence of actions is one continuous movement.
+To add an action, write its motion below, add it to `ACTIONS`, and its phrases to `captions`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 import numpy as np
 from jaxtyping import Float
 
-from clipseq.data.simulation.body import COLUMN, Person, body_points, pose
-from clipseq.data.simulation.captions import PHRASES
-
-RATE = 50.0
-"""Samples of a motion per second; nothing here moves faster than about 5 Hz."""
-
-NEAREST_M, FARTHEST_M, WIDEST = 1.2, 7.8, 0.5
-"""Where a person may stand: distances, and the greatest |sin(bearing)|."""
-_CLOSEST_POINT_M, _FARTHEST_POINT_M = 0.7, 9.2
-
-_STILL_AT_MOST_S = 1.4  # pauses of a sequence together; "stands still" lasts longer than that
-_TRIES_PER_NUMBER, _TRIES_PER_SEQUENCE = 60, 12
+from clipseq.data.simulation.body import COLUMN, pose
 
 Trace = tuple[Float[np.ndarray, "F A"], Float[np.ndarray, " F"], Float[np.ndarray, " F"]]
 """Poses, forward speed in m/s, and heading in rad relative to the start."""
 
 
 @attrs.frozen(eq=False)
-class _Start:
-    """What an action starts from: its pose, and by how much to turn to face each way."""
+class Start:
+    """The state in which an action starts.
+
+    Attributes:
+        pose: first pose.
+        heading: direction that the person faces, in rad from the x axis to the left.
+        bearing: direction of the person as seen from the radar, in the same terms.
+    """
 
     pose: Float[np.ndarray, " A"]
     heading: float
@@ -38,23 +31,23 @@ class _Start:
 
 
 def _smooth(x):
-    """0 up to x = 0, 1 from x = 1, minimum-jerk between."""
+    """Return 0 up to x = 0 and 1 from x = 1, with a minimum-jerk curve between."""
     x = np.clip(x, 0.0, 1.0)
     return x**3 * (10 - 15 * x + 6 * x**2)
 
 
-def _held(t, duration, rise):
-    """Rises from 0 to 1 within `rise` seconds, falls back to 0 in the last `rise` seconds."""
+def _rise_and_fall(t, duration, rise):
+    """Go from 0 to 1 within `rise` seconds, and fall back to 0 in the last `rise` seconds."""
     return _smooth(t / rise) * _smooth((duration - t) / rise)
 
 
-def _repeated(t, duration, period):
-    """Goes 0, 1, 0 a whole number of times in `duration`, each in about `period` seconds."""
+def _repeat(t, duration, period):
+    """Go 0, 1, 0 a whole number of times in `duration`, each in about `period` seconds."""
     count = max(1, round(duration / period))
     return 0.5 - 0.5 * np.cos(2 * np.pi * count * t / duration)
 
 
-def _still(t, start: _Start) -> Trace:
+def _keep_still(t, start: Start) -> Trace:
     return np.repeat(start.pose[None], len(t), axis=0), np.zeros(len(t)), np.zeros(len(t))
 
 
@@ -67,8 +60,8 @@ def _sides(rng) -> tuple[str, str]:
     return ("left", "right") if rng.random() < 0.5 else ("right", "left")
 
 
-def _gait(poses, phase, envelope, hip, knee, arm, elbow) -> None:
-    """Alternating legs and counter-swinging arms at `phase` (radians, one stride is 2 pi)."""
+def _add_gait(poses, phase, envelope, hip, knee, arm, elbow) -> None:
+    """Add alternating legs and counter-swinging arms at `phase` (radians, one stride is 2 pi)."""
     for side, shift in (("left", 0.0), ("right", np.pi)):
         p = phase + shift
         swing = np.maximum(0.0, -np.sin(p + 0.25)) ** 2  # the knee bends as the leg comes forward
@@ -85,8 +78,18 @@ def _gait(poses, phase, envelope, hip, knee, arm, elbow) -> None:
 
 @attrs.frozen
 class _Gait:
-    """Speeds in m/s, stride in m, swing of hip, knee and arm and bend of elbow and trunk in rad,
-    and height of the bounce in m."""
+    """A way to walk or run.
+
+    Attributes:
+        speeds: slowest and fastest speed in m/s.
+        stride: length of a stride in m.
+        hip: swing of the hip in rad.
+        knee: bend of the knee in rad.
+        arm: swing of the arm in rad.
+        elbow: bend of the elbow in rad.
+        lean: forward lean of the trunk in rad.
+        bounce: height of the bounce in m.
+    """
 
     speeds: tuple[float, float]
     stride: float
@@ -105,34 +108,34 @@ _RUN = _Gait((1.9, 3.0), stride=2.0, hip=0.65, knee=1.5, arm=0.7, elbow=1.4, lea
 
 
 def _travel(way: float, gait: _Gait) -> Callable[..., Trace]:
-    """Walking or running; `way` is the direction against that away from the radar."""
+    """Return a motion that walks or runs, at an angle `way` from the direction off the radar."""
 
-    def move(t, duration, start: _Start, rng) -> Trace:
+    def move(t, duration, start: Start, rng) -> Trace:
         poses = np.repeat(start.pose[None], len(t), axis=0)
         pace = rng.uniform(*gait.speeds)
         target = start.bearing + way + rng.uniform(-0.2, 0.2)
         turn = (target - start.heading + np.pi) % (2 * np.pi) - np.pi
         turning = 0.3 + 0.25 * abs(turn)
         envelope = _smooth((t - 0.5 * turning) / 0.5) * _smooth((duration - t) / 0.45)
-        stepping = np.maximum(envelope, 0.35 * _held(t, duration, 0.25))
+        stepping = np.maximum(envelope, 0.35 * _rise_and_fall(t, duration, 0.25))
         cadence = pace / (gait.stride * (0.75 + 0.25 * pace / gait.speeds[1]))
         phase = 2 * np.pi * cadence * t + np.pi / 2
         size = rng.uniform(0.85, 1.15)
-        _gait(
+        _add_gait(
             poses, phase, stepping, size * gait.hip, size * gait.knee, size * gait.arm, gait.elbow
         )
         _add(
             poses,
             lean=envelope * gait.lean,
             lift=envelope * gait.bounce * np.maximum(0.0, np.cos(2 * phase)) ** 2,
-            planted=-_held(t, duration, 0.3),
+            planted=-_rise_and_fall(t, duration, 0.3),
         )
         return poses, pace * envelope, turn * _smooth(t / turning)
 
     return move
 
 
-def _standing(rng) -> Float[np.ndarray, " A"]:
+def draw_standing(rng) -> Float[np.ndarray, " A"]:
     angles = {}
     for side in ("left", "right"):
         angles[f"{side}_spread"] = rng.uniform(0.03, 0.1)
@@ -143,7 +146,7 @@ def _standing(rng) -> Float[np.ndarray, " A"]:
     return pose(lean=rng.uniform(-0.02, 0.06), **angles)
 
 
-def _sitting(rng) -> Float[np.ndarray, " A"]:
+def draw_sitting(rng) -> Float[np.ndarray, " A"]:
     angles = {}
     thigh, knee = rng.uniform(1.4, 1.6), rng.uniform(1.35, 1.7)
     for side in ("left", "right"):
@@ -155,7 +158,7 @@ def _sitting(rng) -> Float[np.ndarray, " A"]:
     return pose(lean=rng.uniform(-0.1, 0.15), **angles)
 
 
-def _lying(rng) -> Float[np.ndarray, " A"]:
+def draw_lying(rng) -> Float[np.ndarray, " A"]:
     angles = {}
     for side in ("left", "right"):
         angles[f"{side}_hip"] = rng.uniform(0.0, 0.3)
@@ -169,28 +172,28 @@ def _lying(rng) -> Float[np.ndarray, " A"]:
 
 
 def _sit_down(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    poses += _smooth(t / duration)[:, None] * (_sitting(rng) - start.pose)
+    poses, speed, turn = _keep_still(t, start)
+    poses += _smooth(t / duration)[:, None] * (draw_sitting(rng) - start.pose)
     _add(poses, lean=rng.uniform(0.4, 0.7) * np.sin(np.pi * _smooth(t / duration)))
     return poses, speed, turn
 
 
 def _stand_up(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
+    poses, speed, turn = _keep_still(t, start)
     rise = _smooth((t / duration - 0.15) / 0.85)
-    poses += rise[:, None] * (_standing(rng) - start.pose)
-    # the trunk comes forward before the hips leave the chair
+    poses += rise[:, None] * (draw_standing(rng) - start.pose)
+    # The trunk comes forward before the hips leave the chair.
     _add(poses, lean=rng.uniform(0.5, 0.8) * np.sin(np.pi * _smooth(t / duration) ** 0.8))
     return poses, speed, turn
 
 
 def _fall(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
+    poses, speed, turn = _keep_still(t, start)
     drop = rng.uniform(0.8, 1.2)
     x = np.clip((t - 0.2) / drop, 0, 1)
-    # an inverted pendulum gains speed until the floor stops it, all but dead
+    # An inverted pendulum gains speed until the floor stops it almost at once.
     down = np.where(x < 0.9, 0.9 * (x / 0.9) ** 2.5, 1 - 0.1 * ((1 - x) / 0.1) ** 2)
-    poses += down[:, None] * (_lying(rng) - start.pose)
+    poses += down[:, None] * (draw_lying(rng) - start.pose)
     buckle = np.sin(np.pi * np.clip(x, 0, 1)) * rng.uniform(0.3, 0.9)
     flail = np.sin(np.pi * np.clip(x * 1.1, 0, 1)) * rng.uniform(0.5, 1.5)
     for side in ("left", "right"):
@@ -199,8 +202,8 @@ def _fall(t, duration, start, rng) -> Trace:
 
 
 def _get_up(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    poses += _smooth(t / duration)[:, None] * (_standing(rng) - start.pose)
+    poses, speed, turn = _keep_still(t, start)
+    poses += _smooth(t / duration)[:, None] * (draw_standing(rng) - start.pose)
     crouch = np.sin(np.pi * _smooth(t / duration * 1.05)) ** 2
     for side in ("left", "right"):
         _add(
@@ -216,18 +219,18 @@ def _get_up(t, duration, start, rng) -> Trace:
 
 
 def _turn_around(t, duration, start, rng) -> Trace:
-    poses, speed, _ = _still(t, start)
-    envelope = _held(t, duration, 0.25)
+    poses, speed, _ = _keep_still(t, start)
+    envelope = _rise_and_fall(t, duration, 0.25)
     phase = 2 * np.pi * rng.uniform(0.9, 1.3) * t
-    _gait(poses, phase, envelope, 0.08, 0.6, 0.1, 0.1)
+    _add_gait(poses, phase, envelope, 0.08, 0.6, 0.1, 0.1)
     way = rng.choice([-1.0, 1.0])
     _add(poses, twist=0.35 * way * np.sin(np.pi * np.clip(1.3 * t / duration, 0, 1)))
     return poses, speed, way * np.pi * rng.uniform(0.85, 1.1) * _smooth(t / duration)
 
 
 def _squat(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    down = _repeated(t, duration, rng.uniform(1.4, 2.4)) * rng.uniform(0.75, 1.0)
+    poses, speed, turn = _keep_still(t, start)
+    down = _repeat(t, duration, rng.uniform(1.4, 2.4)) * rng.uniform(0.75, 1.0)
     for side in ("left", "right"):
         _add(
             poses,
@@ -243,8 +246,8 @@ def _squat(t, duration, start, rng) -> Trace:
 
 
 def _lunge(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    down = _repeated(t, duration, rng.uniform(1.6, 2.6)) * rng.uniform(0.8, 1.0)
+    poses, speed, turn = _keep_still(t, start)
+    down = _repeat(t, duration, rng.uniform(1.6, 2.6)) * rng.uniform(0.8, 1.0)
     front, back = _sides(rng)
     _add(
         poses,
@@ -261,8 +264,8 @@ def _lunge(t, duration, start, rng) -> Trace:
 
 
 def _wave(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    up = _held(t, duration, rng.uniform(0.4, 0.6))
+    poses, speed, turn = _keep_still(t, start)
+    up = _rise_and_fall(t, duration, rng.uniform(0.4, 0.6))
     side, _ = _sides(rng)
     beat = np.sin(2 * np.pi * rng.uniform(1.3, 2.4) * t + rng.uniform(0, 6.28))
     _add(
@@ -278,13 +281,13 @@ def _wave(t, duration, start, rng) -> Trace:
 
 
 def _box(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    up = _held(t, duration, 0.4)
-    rate = rng.uniform(0.7, 1.2)  # punches of one arm a second
+    poses, speed, turn = _keep_still(t, start)
+    up = _rise_and_fall(t, duration, 0.4)
+    rate = rng.uniform(0.7, 1.2)  # punches of one arm per second
     twist = np.zeros(len(t))
     for side, shift, sign in (("left", 0.0, 1.0), ("right", 0.5, -1.0)):
         beat = (rate * t + shift) % 1.0
-        # out fast, back slower
+        # The arm goes out fast and comes back more slowly.
         out = np.where(beat < 0.25, _smooth(beat / 0.25), _smooth((0.7 - beat) / 0.45))
         twist -= sign * 0.35 * out
         _add(
@@ -302,8 +305,8 @@ def _box(t, duration, start, rng) -> Trace:
 
 
 def _stretch(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    up = _repeated(t, duration, rng.uniform(2.2, 3.6)) ** 0.8 * rng.uniform(0.9, 1.0)
+    poses, speed, turn = _keep_still(t, start)
+    up = _repeat(t, duration, rng.uniform(2.2, 3.6)) ** 0.8 * rng.uniform(0.9, 1.0)
     forward = rng.random() < 0.6
     for side in ("left", "right"):
         _add(poses, **{f"{side}_{'arm' if forward else 'raise'}": 2.8 * up})
@@ -312,8 +315,8 @@ def _stretch(t, duration, start, rng) -> Trace:
 
 
 def _bend(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    down = _held(t, duration, duration * rng.uniform(0.35, 0.5)) * rng.uniform(1.1, 1.5)
+    poses, speed, turn = _keep_still(t, start)
+    down = _rise_and_fall(t, duration, duration * rng.uniform(0.35, 0.5)) * rng.uniform(1.1, 1.5)
     for side in ("left", "right"):
         _add(
             poses,
@@ -324,7 +327,7 @@ def _bend(t, duration, start, rng) -> Trace:
 
 
 def _hops(t, duration, rng):
-    """(crouch, lift in m, flight 0..1) of hops on the spot; free flight, lift = g T^2 / 8."""
+    """Return (crouch, lift in m, flight 0..1) of hops in place, which rise to g T^2 / 8."""
     count = max(1, round(duration / rng.uniform(0.75, 1.1)))
     period = duration / count
     beat = (t / period) % 1.0
@@ -336,9 +339,9 @@ def _hops(t, duration, rng):
 
 
 def _jump(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
+    poses, speed, turn = _keep_still(t, start)
     crouch, lift, flight = _hops(t, duration, rng)
-    crouch = crouch * _held(t, duration, 0.2) * rng.uniform(0.6, 1.0)
+    crouch = crouch * _rise_and_fall(t, duration, 0.2) * rng.uniform(0.6, 1.0)
     reach = rng.uniform(0.3, 1.5) * np.sin(np.pi * flight)
     for side in ("left", "right"):
         _add(
@@ -354,7 +357,7 @@ def _jump(t, duration, start, rng) -> Trace:
 
 
 def _jumping_jacks(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
+    poses, speed, turn = _keep_still(t, start)
     count = max(1, round(duration * rng.uniform(0.9, 1.3)))
     opened = 0.5 - 0.5 * np.cos(2 * np.pi * count * t / duration)
     hop = 0.08 * np.sin(2 * np.pi * count * t / duration) ** 2
@@ -366,26 +369,26 @@ def _jumping_jacks(t, duration, start, rng) -> Trace:
 
 
 def _kick(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
+    poses, speed, turn = _keep_still(t, start)
     count = max(1, round(duration / rng.uniform(1.3, 2.0)))
     beat = (count * t / duration) % 1.0
     leg, _ = _sides(rng)
     back = np.exp(-(((beat - 0.27) / 0.12) ** 2))
     out = np.exp(-(((beat - 0.55) / 0.15) ** 2))
-    size = _held(t, duration, 0.2) * rng.uniform(0.8, 1.15)
-    # both ankles carry the anchor, so the pelvis would follow the foot: let go of it
+    size = _rise_and_fall(t, duration, 0.2) * rng.uniform(0.8, 1.15)
+    # Planted, both ankles would anchor the body, and the pelvis would follow the kicking foot.
     _add(
         poses,
         **{f"{leg}_hip": size * (1.35 * out - 0.3 * back), f"{leg}_knee": size * 1.1 * back},
         lean=-0.2 * size * out,
-        planted=-_held(t, duration, 0.2),
+        planted=-_rise_and_fall(t, duration, 0.2),
     )
     return poses, speed, turn
 
 
 def _march(t, duration, start, rng) -> Trace:
-    poses, speed, turn = _still(t, start)
-    envelope = _held(t, duration, 0.3)
+    poses, speed, turn = _keep_still(t, start)
+    envelope = _rise_and_fall(t, duration, 0.3)
     phase = 2 * np.pi * rng.uniform(0.8, 1.2) * t
     size = rng.uniform(0.8, 1.2)
     for side, shift in (("left", 0.0), ("right", np.pi)):
@@ -404,13 +407,20 @@ def _march(t, duration, start, rng) -> Trace:
 
 
 def _stand_still(t, duration, start, rng) -> Trace:
-    return _still(t, start)
+    return _keep_still(t, start)
 
 
 @attrs.frozen
 class Action:
-    """An action: how it moves, its shortest and longest duration, the posture it starts in (one of
-    several) and ends in (None: the same), and how often it is drawn against others."""
+    """An action of the simulated person.
+
+    Attributes:
+        move: motion, called as move(t, duration, start, rng) for a `Start`.
+        seconds: shortest and longest duration.
+        starts: postures in which it can start.
+        ends: posture in which it ends; None is the one in which it started.
+        weight: how often it is drawn, relative to the others.
+    """
 
     move: Callable[..., Trace]
     seconds: tuple[float, float]
@@ -443,167 +453,7 @@ ACTIONS: dict[str, Action] = {
     "fall": Action(_fall, (1.7, 3.5), ends="lying", weight=1.2),
     "get_up": Action(_get_up, (2.0, 4.0), starts=("lying",), ends="standing"),
 }
-"""What the simulated person can do. Walking left and right is meant as the radar sees it."""
+"""Actions of the simulated person. Left and right are those of the radar's view."""
 
-_POSTURES = {"standing": _standing, "sitting": _sitting, "lying": _lying}
-
-
-@attrs.frozen(eq=False)
-class Performance:
-    """A person doing actions in order.
-
-    actions  their names;  phrases  how to tell each, after "a person"
-    spans    (start, stop) second of each action
-    points   body points in the room in m, `rate` a second
-    girth    factor on the echo's amplitude
-    sources  what it was made from, see `Clip.sources`; () for a simulated person
-    """
-
-    actions: tuple[str, ...]
-    phrases: tuple[str, ...]
-    spans: tuple[tuple[float, float], ...]
-    points: Float[np.ndarray, "F 20 3"]
-    rate: float
-    girth: float = 1.0
-    sources: tuple[str, ...] = ()
-
-
-def perform(
-    rng: np.random.Generator,
-    *,
-    seconds: float | None = 10.0,
-    number: int | None = None,
-    actions: Sequence[str] | None = None,
-) -> Performance:
-    """A random person doing random actions, 2-4 different ones unless `number` or `actions` say.
-
-    seconds  length of the whole; None: as long as the actions want
-    Raises ValueError where the actions cannot follow one another, or do not fit into `seconds`.
-    """
-    given = None if actions is None else tuple(actions)
-    if given is not None:
-        _check_sequence(given)
-    # one number for many tries, else those that fit more easily would come more often
-    numbers = rng.permutation([2, 3, 4] if number is None else [number]).repeat(_TRIES_PER_NUMBER)
-    for count in np.tile(numbers, 3):
-        names = given or _draw_actions(rng, int(count))
-        # several tries for the same actions, else those that want little room would win
-        for _ in range(_TRIES_PER_SEQUENCE):
-            times = _draw_times(rng, names, seconds)
-            if times is not None and (told := _play(rng, names, *times)) is not None:
-                return told
-    what = given or f"{number or 'two to four'} actions"
-    raise ValueError(
-        f"found no way to do {what} in {seconds} s and within "
-        f"{NEAREST_M}-{FARTHEST_M} m of the radar; change the actions or the seconds"
-    )
-
-
-def _check_sequence(names: tuple[str, ...]) -> None:
-    postures = set(_POSTURES)
-    for name in names:
-        if name not in ACTIONS:
-            raise ValueError(f"no action {name!r}; there are: {', '.join(ACTIONS)}")
-        postures &= set(ACTIONS[name].starts)
-        if not postures:
-            raise ValueError(f"{name!r} starts {ACTIONS[name].starts}, not so ended what precedes")
-        ends = ACTIONS[name].ends
-        postures = {ends} if ends else postures
-    if not names:
-        raise ValueError("no action given")
-
-
-def _draw_actions(rng, number: int) -> tuple[str, ...]:
-    names: list[str] = []
-    posture = str(rng.choice(["standing", "sitting", "lying"], p=[0.78, 0.14, 0.08]))
-    while len(names) < number:
-        able = [n for n, a in ACTIONS.items() if posture in a.starts and n not in names]
-        weight = np.array([ACTIONS[n].weight for n in able])
-        if not able:
-            return _draw_actions(rng, number)
-        name = able[int(rng.choice(len(able), p=weight / weight.sum()))]
-        names.append(name)
-        posture = ACTIONS[name].ends or posture
-    return tuple(names)
-
-
-def _draw_times(rng, names, seconds):
-    """(durations, pauses before, between and after) that sum up to `seconds`, or None."""
-    shares = np.array([rng.uniform(*ACTIONS[name].seconds) for name in names])
-    still = rng.uniform(0.3, _STILL_AT_MOST_S)
-    if seconds is not None:
-        shares *= (seconds - still) / shares.sum()
-        low, high = np.array([ACTIONS[name].seconds for name in names]).T
-        if (shares < low).any() or (shares > high).any():
-            return None
-    return shares, rng.dirichlet(np.full(len(names) + 1, 2.0)) * still
-
-
-def _play(rng, names, durations, pauses) -> Performance | None:
-    """The movement, or None where it would leave the room."""
-    person = Person(height_m=rng.uniform(1.5, 1.95), girth=rng.uniform(0.85, 1.2))
-    away, right = rng.uniform(1.6, 7.2), rng.uniform(-0.4, 0.4)
-    place = away * np.array([np.sqrt(1 - right**2), -right])
-    toward = np.arctan2(-place[1], -place[0])
-    heading = float(toward + (rng.normal(0, 0.5) if rng.random() < 0.75 else rng.uniform(0, 6.28)))
-    starts = set(_POSTURES)
-    for name in names:
-        starts &= set(ACTIONS[name].starts)
-        if ACTIONS[name].ends:
-            break
-    options = sorted(starts, reverse=True)  # "standing" before "sitting" before "lying"
-    posture = options[0] if len(options) == 1 or rng.random() < 0.7 else options[1]
-    current = _POSTURES[posture](rng)
-
-    step = 1 / RATE
-    clock = 0.0
-    poses, paths, headings, spans = [], [], [], []
-    for i, name in enumerate((*names, None)):
-        bearing = float(np.arctan2(place[1], place[0]))
-        rest = round(pauses[i] * RATE)
-        poses.append(np.repeat(current[None], rest, axis=0))
-        paths.append(np.repeat(place[None], rest, axis=0))
-        headings.append(np.full(rest, heading))
-        clock += rest * step
-        if name is None:
-            break
-        count = round(durations[i] * RATE)
-        t = (np.arange(count) + 1) * step
-        moved, speed, turn = ACTIONS[name].move(
-            t, count * step, _Start(current, heading, bearing), rng
-        )
-        facing = heading + turn
-        path = place + step * np.cumsum(
-            speed[:, None] * np.stack([np.cos(facing), np.sin(facing)], axis=-1), axis=0
-        )
-        distance = np.hypot(*path.T)
-        if distance.min() < NEAREST_M or distance.max() > FARTHEST_M:
-            return None
-        if np.abs(path[:, 1] / distance).max() > WIDEST:
-            return None
-        poses.append(moved)
-        paths.append(path)
-        headings.append(facing)
-        spans.append((clock, clock + count * step))
-        clock += count * step
-        current, place, heading = moved[-1], path[-1], float(facing[-1])
-
-    every = np.concatenate(poses)
-    _sway(every, rng)
-    points = body_points(every, np.concatenate(paths), np.concatenate(headings), person)
-    # somebody who falls towards the radar must not end behind it
-    distance = np.hypot(points[..., 0], points[..., 1])
-    if distance.min() < _CLOSEST_POINT_M or distance.max() > _FARTHEST_POINT_M:
-        return None
-    phrases = tuple(str(rng.choice(PHRASES[name])) for name in names)
-    return Performance(tuple(names), phrases, tuple(spans), points, RATE, person.girth)
-
-
-def _sway(poses, rng) -> None:
-    """Nobody is quite still: breath and balance move the trunk by a few millimetres."""
-    t = np.arange(len(poses)) / RATE
-    for name, size in (("lean", 0.006), ("side", 0.004), ("twist", 0.006)):
-        for _ in range(2):
-            poses[:, COLUMN[name]] += size * np.sin(
-                2 * np.pi * rng.uniform(0.15, 0.6) * t + rng.uniform(0, 2 * np.pi)
-            )
+POSTURES = {"standing": draw_standing, "sitting": draw_sitting, "lying": draw_lying}
+"""Functions that draw a pose of each posture."""

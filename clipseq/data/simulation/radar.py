@@ -1,4 +1,4 @@
-"""A 77 GHz FMCW radar before a cloud of moving point scatterers: range, Doppler and azimuth maps.
+"""A 77 GHz FMCW radar that observes moving point scatterers: range, Doppler and azimuth maps.
 
 A frame is a burst of M chirps of N complex samples at K antennas. A scatterer s at range R with
 direction cosine u along the array and radar cross-section sigma adds to the IF cube
@@ -8,17 +8,17 @@ direction cosine u along the array and radar cross-section sigma adds to the IF 
     d_s(m) = exp(4 pi i R(t_m) / lambda)                     (phase of the true range: Doppler)
     v_s(k) = exp(pi i k u)                                   (half-wavelength array)
 
-each under a Hann window. The cube is never built. A windowed FFT is separable, so with capitals for
-the windowed transforms the power summed over two of the axes is, exactly,
+each under a Hann window. The cube is never built. A windowed FFT is separable, so the power summed
+over two of the axes is exactly, with capitals for the windowed transforms,
 
     P(f) = sum_{s,s'} a_s a_s' R_s(f) R_s'(f)* <D_s, D_s'> <V_s, V_s'>
 
-and alike for the other two axes: Gram matrices of S scatterers, at a cost of O(S^2 (N + M + K)) a
-frame instead of O(S N M K).
+and likewise for the other two axes. These are Gram matrices of S scatterers, which cost
+O(S^2 (N + M + K)) per frame instead of O(S N M K).
 
-Approximations: range and direction are constant within a burst except in the phase (no range
-migration: 6 m/s over 10 ms is 0.06 m, less than half a bin), all parts are isotropic and none
-hides another, one bounce.
+Approximations: range and direction are constant within a burst except in the phase (there is no
+range migration: 6 m/s over 10 ms is 0.06 m, less than half a bin); all parts are isotropic and do
+not hide one another; the echo bounces once.
 """
 
 import functools
@@ -35,28 +35,28 @@ RANGE, DOPPLER, AZIMUTH = "range_time", "doppler_time", "azimuth_time"
 
 def _positive(instance, attribute, value):
     if not value > 0:
-        raise ValueError(f"Radar({attribute.name}=...) must be positive, got {value!r}")
+        raise ValueError(f"{attribute.name} of a Radar must be positive, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Radar:
-    """An FMCW radar with a horizontal array, at `height_m` over the floor, looking along +x.
+    """An FMCW radar with a horizontal array, at `height_m` above the floor, looking along +x.
 
-    Defaults: 64 range bins of 0.15 m, 64 Doppler bins of 0.195 m/s up to +-6.2 m/s, 32 bins of
-    sin(bearing), 16 frames/s.
+    By default it has 64 range bins of 0.15 m, 64 Doppler bins of 0.195 m/s up to +-6.2 m/s, 32 bins
+    of sin(bearing), and 16 frames per second.
 
     Attributes:
         carrier_hz: carrier frequency.
-        bandwidth_hz: swept by a chirp; a range bin is c / 2 bandwidth_hz.
-        samples: complex samples of a chirp, and range bins.
-        chirps: of a frame, and Doppler bins.
-        chirp_interval_s: from one chirp's start to the next.
-        antennas: of the array, half a wavelength apart.
-        azimuth_bins: bins of sin(bearing).
-        frame_rate: frames a second.
-        height_m: over the floor.
+        bandwidth_hz: bandwidth that a chirp sweeps; a range bin is c / 2 bandwidth_hz wide.
+        samples: number of complex samples per chirp, and of range bins.
+        chirps: number of chirps per frame, and of Doppler bins.
+        chirp_interval_s: time from the start of one chirp to the next.
+        antennas: number of antennas in the array, half a wavelength apart.
+        azimuth_bins: number of bins of sin(bearing).
+        frame_rate: frames per second.
+        height_m: height above the floor.
         noise: variance of the complex thermal noise of one IF sample, in units of the echo of
-            1 m^2 at 1 m; 0 for none.
+            1 m^2 at 1 m; 0 switches it off.
     """
 
     carrier_hz: float = attrs.field(default=77e9, validator=_positive)
@@ -73,39 +73,42 @@ class Radar:
     def __attrs_post_init__(self) -> None:
         if self.azimuth_bins < self.antennas:
             raise ValueError(
-                f"azimuth_bins must be at least antennas, got {self.azimuth_bins} < {self.antennas}"
+                f"azimuth_bins must be at least antennas = {self.antennas}, got {self.azimuth_bins}"
             )
         if self.noise < 0:
-            raise ValueError(f"noise is a variance, must be >= 0, got {self.noise!r}")
+            raise ValueError(f"noise must be a variance, at least 0, got {self.noise!r}")
         if self.chirps * self.chirp_interval_s > 1 / self.frame_rate:
             raise ValueError(
-                f"a burst of {self.chirps} chirps of {self.chirp_interval_s} s does not fit "
-                f"into a frame of 1/{self.frame_rate} s"
+                f"chirps must fit into a frame of 1/{self.frame_rate} s, got {self.chirps} of "
+                f"{self.chirp_interval_s} s each"
             )
 
     @property
     def wavelength_m(self) -> float:
-        """lambda = c / f."""
+        """Wavelength of the carrier, lambda = c / f."""
         return LIGHT_SPEED / self.carrier_hz
 
     @property
     def range_resolution_m(self) -> float:
-        """c / 2B, the width of a range bin."""
+        """Width of a range bin, c / 2B."""
         return LIGHT_SPEED / (2 * self.bandwidth_hz)
 
     @property
     def velocity_resolution_mps(self) -> float:
-        """lambda / (2 M T_chirp), the width of a Doppler bin (Doppler 2v / lambda)."""
+        """Width of a Doppler bin, lambda / (2 M T_chirp), for a Doppler shift of 2v / lambda."""
         return self.wavelength_m / (2 * self.chirps * self.chirp_interval_s)
 
     @property
     def views(self) -> dict[str, int]:
-        """Bins of each map."""
+        """Number of bins of each map."""
         return {RANGE: self.samples, DOPPLER: self.chirps, AZIMUTH: self.azimuth_bins}
 
     def axes(self) -> dict[str, Float[np.ndarray, " _"]]:
-        """Centre of every bin: range in m; range rate in m/s (positive: moving away); sin(bearing)
-        (positive: to the right as the radar sees it)."""
+        """Return the centre of every bin of each map.
+
+        Range is in m, and range rate in m/s, positive when moving away; sin(bearing) is positive to
+        the right as the radar sees it.
+        """
         return {
             RANGE: np.arange(self.samples) * self.range_resolution_m,
             DOPPLER: (np.arange(self.chirps) - self.chirps // 2) * self.velocity_resolution_mps,
@@ -115,8 +118,10 @@ class Radar:
         }
 
     def burst_times(self, frames: int) -> Float[np.ndarray, "T 3"]:
-        """First chirp, centre and last chirp of each frame's burst, in s; bursts are centred in
-        their frames."""
+        """Return the times of the first chirp, the centre and the last chirp of each burst, in s.
+
+        There is one burst per frame, at the centre of the frame.
+        """
         centre = (np.arange(frames) + 0.5) / self.frame_rate
         half = (self.chirps - 1) / 2 * self.chirp_interval_s
         return centre[:, None] + np.array([-half, 0.0, half])
@@ -125,10 +130,11 @@ class Radar:
 def resample(
     points: Float[np.ndarray, "F P 3"], rate: float, times: Float[np.ndarray, "*N"]
 ) -> Float[np.ndarray, "*N P 3"]:
-    """Positions at `times` (s) of points sampled at `rate` (1/s), sample 0 at time 0.
+    """Return the positions at `times` (s) of points sampled at `rate` (1/s), sample 0 at time 0.
 
-    Catmull-Rom cubics: they pass through every sample and the velocity is continuous, so the
-    Doppler phase is. Times outside the recording hold its first or last sample.
+    The curves are Catmull-Rom cubics, which pass through every sample with a continuous velocity,
+    so that the Doppler shift is continuous too. Times outside the recording give its first or last
+    sample.
     """
     place = np.clip(times * rate, 0, len(points) - 1)
     left = np.minimum(place.astype(int), max(len(points) - 2, 0))
@@ -140,12 +146,12 @@ def resample(
 
 
 def _hann(length: int) -> Float[np.ndarray, " n"]:
-    """Hann window without its two zeros, so that all samples count (1 for length 1)."""
+    """Return a Hann window without its two zeros, so that all samples count (1 for length 1)."""
     return np.hanning(length + 2)[1:-1]
 
 
 def _windows(radar: Radar) -> dict[str, tuple[Float[np.ndarray, " n"], int, int]]:
-    """Of each view: window over its samples, number of bins, frequency index of the first bin."""
+    """Return (window over the samples, number of bins, frequency of the first bin) per view."""
     return {
         RANGE: (_hann(radar.samples), radar.samples, 0),
         DOPPLER: (_hann(radar.chirps), radar.chirps, -(radar.chirps // 2)),
@@ -156,9 +162,9 @@ def _windows(radar: Radar) -> dict[str, tuple[Float[np.ndarray, " n"], int, int]
 def _turns(
     radar: Radar, points: Float[np.ndarray, "T 3 S 3"]
 ) -> tuple[dict[str, Float[np.ndarray, "T S _"]], Float[np.ndarray, "T S"]]:
-    """Phase of every scatterer along samples, chirps and antennas, in turns, and its range.
+    """Return the phase of every scatterer per sample, chirp and antenna, in turns, and its range.
 
-    The carrier's phase is in the chirps' part.
+    The carrier's phase is part of the phase per chirp.
     """
     away = points - np.array([0.0, 0.0, radar.height_m])
     first, middle, last = np.sqrt(np.einsum("tisx,tisx->its", away, away))
@@ -167,9 +173,9 @@ def _turns(
     def column(values):
         return values[..., None].astype(np.float32)
 
-    # 25 000 rad at 8 m: wrapped in double precision, the rest is small enough for single. Within
-    # the burst the range is a parabola, so that acceleration smears the Doppler line as it does in
-    # a real one.
+    # The phase is 25 000 rad at 8 m: once it is wrapped in double precision, single precision is
+    # enough for the rest. Within a burst the range is a parabola, so that acceleration smears the
+    # Doppler line as in a real radar.
     x = np.linspace(-1, 1, radar.chirps) if radar.chirps > 1 else np.zeros(1)
     x = x.astype(np.float32)
     wavelength = radar.wavelength_m
@@ -189,11 +195,13 @@ def _turns(
 def echo_power(
     radar: Radar, points: Float[np.ndarray, "T 3 S 3"], rcs: Float[np.ndarray, " S"]
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
-    """Noise-free power of the three maps, each summed over the other two axes of the cube.
+    """Return the noise-free power of the three maps, each summed over the cube's other two axes.
 
-    points  scatterers at the three instants of `radar.burst_times` in m: x along boresight, y to
-            the left, z up from the floor below the radar
-    rcs     their radar cross-sections in m^2
+    Args:
+        radar: the radar.
+        points: scatterers at the three times of `radar.burst_times`, in m: x along the line of
+            sight, y to the left, z up from the floor below the radar.
+        rcs: their radar cross-sections in m^2.
     """
     blocks = [
         _block_power(radar, points[start : start + _FRAMES_AT_ONCE], rcs)
@@ -202,7 +210,7 @@ def echo_power(
     return {view: np.concatenate([b[view] for b in blocks], axis=1) for view in radar.views}
 
 
-_FRAMES_AT_ONCE = 40  # so many stay in the cache
+_FRAMES_AT_ONCE = 40  # this number fits into the cache
 
 
 def _block_power(radar: Radar, points, rcs) -> dict[str, np.ndarray]:
@@ -216,9 +224,9 @@ def _block_power(radar: Radar, points, rcs) -> dict[str, np.ndarray]:
         np.cos(angle, out=factor.real)
         np.sin(angle, out=factor.imag)
         factor *= (window if view != DOPPLER else window * amplitude).astype(np.float32)
-        # torch's is ten times as fast as numpy's on many short rows
+        # torch's FFT is ten times as fast as numpy's on many short rows.
         spectrum[view] = torch.fft.fft(torch.from_numpy(factor), bins).numpy()
-        # Parseval: the inner product of two transforms is that of the factors times the bins.
+        # By Parseval, the inner product of two transforms is that of the factors times the bins.
         gram[view] = np.float32(bins) * (factor @ factor.conj().transpose(0, 2, 1))
     power = {}
     for view, lines in spectrum.items():
@@ -230,19 +238,19 @@ def _block_power(radar: Radar, points, rcs) -> dict[str, np.ndarray]:
 
 
 def noise_power(radar: Radar) -> dict[str, float]:
-    """Mean power that the thermal noise adds to a bin of each map."""
+    """Return the mean power that the thermal noise adds to a bin of each map."""
     return {view: statistics[0] for view, statistics in _noise_statistics(radar).items()}
 
 
 @functools.lru_cache(maxsize=8)
 def _noise_statistics(radar: Radar) -> dict[str, tuple[float, float, float, np.ndarray]]:
-    """(mean, variance, cross factor, root of the correlation over bins) of each map's noise.
+    """Return (mean, variance, cross factor, root of the bins' correlation) of each map's noise.
 
-    A bin's power is, by Parseval over the two summed axes, sum_j q_j |s_j + n_j|^2 with independent
+    By Parseval over the two summed axes, a bin's power is sum_j q_j |s_j + n_j|^2 with independent
     complex Gaussian n_j of variance g = noise * sum(w^2) and weights q_j = F_1 F_2 w_1^2 w_2^2: a
-    weighted noncentral chi-square. Its mean is S + g sum(q); its variance g^2 sum(q^2) +
-    2 g sum(q^2 |s|^2), where the last sum is S sum(q^2)/sum(q) for echoes of constant modulus. Bins
-    are correlated as the window makes them: |rho|^2 with rho the transform of w^2.
+    weighted noncentral chi-square. Its mean is S + g sum(q). Its variance is g^2 sum(q^2) +
+    2 g sum(q^2 |s|^2), where the last sum is S sum(q^2)/sum(q) for echoes of constant modulus. The
+    window correlates the bins by |rho|^2, where rho is the transform of w^2.
     """
     windows = {view: (w**2, bins) for view, (w, bins, _) in _windows(radar).items()}
     statistics = {}
@@ -254,8 +262,8 @@ def _noise_statistics(radar: Radar) -> dict[str, tuple[float, float, float, np.n
                 total *= n * float(w2.sum())
                 squares *= n**2 * float((w2**2).sum())
         rho = np.abs(np.fft.fft(squared, bins)) / squared.sum()
-        # |rho|^2 depends on the distance of two bins alone, round the circle: the FFT diagonalises
-        # it, and the root of its spectrum correlates white noise.
+        # |rho|^2 depends only on the circular distance of two bins, so the FFT diagonalises it, and
+        # the root of its spectrum turns white noise into noise with this correlation.
         root = np.sqrt(np.maximum(np.fft.fft(rho**2).real, 0.0))
         statistics[view] = (
             cell * total,
@@ -269,11 +277,11 @@ def _noise_statistics(radar: Radar) -> dict[str, tuple[float, float, float, np.n
 def add_noise(
     radar: Radar, power: Mapping[str, Float[np.ndarray, "_ T"]], rng: np.random.Generator
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
-    """`power` as it is measured under thermal noise.
+    """Return `power` as measured under thermal noise.
 
-    A bin sums hundreds of cells, so its noncentral chi-square (see `_noise_statistics`) is drawn
-    as the Gaussian of the same mean and variance; over bins the noise is correlated as the
-    windows make it. A hundredth of the mean noise is the least value.
+    A bin sums hundreds of cells, so that its noncentral chi-square (see `_noise_statistics`) is
+    drawn as a Gaussian of the same mean and variance. The noise of neighbouring bins is correlated
+    by the windows. The smallest value is a hundredth of the mean noise.
     """
     if radar.noise == 0:
         return dict(power)
@@ -292,17 +300,17 @@ DECIBELS: dict[str, tuple[float, float]] = {
     DOPPLER: (3.0, 9.0),
     AZIMUTH: (10.0, 12.0),
 }
-"""(level, scale) of each view in `standardise`."""
+"""Level and scale of each view in `standardise`."""
 
 
 def standardise(
     radar: Radar, power: Mapping[str, Float[np.ndarray, "_ T"]]
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
-    """(10 log10(P / mean noise power of the bin) - level) / scale, in float32.
+    """Return (10 log10(P / mean noise power of the bin) - level) / scale, in float32.
 
-    A fixed rule: 0 dB is the radar's own noise floor, which it knows (that of `Radar()` for one
-    without noise), nothing below -20 dB is told apart, and level and scale are the constants in
-    `DECIBELS`, which bring one person at 1-8 m to about zero mean and unit scale.
+    The rule is the same for all clips. 0 dB is the radar's own noise floor (or that of `Radar()`
+    for a radar without noise); values below -20 dB are set to it. Level and scale are the constants
+    in `DECIBELS`, which bring one person at 1-8 m to about zero mean and unit scale.
     """
     floor = noise_power(radar if radar.noise else attrs.evolve(radar, noise=Radar().noise))
     maps = {}
@@ -321,6 +329,15 @@ def observe(
     frames: int,
     rng: np.random.Generator,
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
-    """Standardised maps of scatterers moving as `points`, sampled at `rate` 1/s, for `frames`."""
+    """Return the standardised maps, `frames` long, of scatterers that move along `points`.
+
+    Args:
+        radar: the radar.
+        points: positions of the scatterers in m.
+        rate: samples of `points` per second.
+        rcs: their radar cross-sections in m^2.
+        frames: number of frames.
+        rng: random generator of the noise.
+    """
     at_bursts = resample(points, rate, radar.burst_times(frames))
     return standardise(radar, add_noise(radar, echo_power(radar, at_bursts, rcs), rng))

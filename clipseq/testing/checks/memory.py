@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of pairs."""
+"""Checks that memory does not grow with the number of cells of all pairs."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,20 @@ from clipseq.testing.conformance import Broken, Check, Subject, tiles_of
 from clipseq.testing.strategies import dense
 
 _GROWTH = 2.5
-"""Twice the batch on both sides is twice the sequences, and four times the pairs."""
+"""Largest growth of memory when the batch doubles on both sides.
+
+The number of sequences doubles, and the number of pairs becomes four times as large.
+"""
+
+_PAIR = 64
+"""Most bytes that a pair may hold beside the tile: 16 numbers in float32.
+
+The scores and their gradients are such numbers; the largest built-in, temporal, holds 52 bytes.
+"""
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """The most that `work` holds allocated at one time, beyond what there was before."""
+    """Return the most bytes that `work` holds allocated at one time, beyond those held before."""
     # The profiler sees the allocator, and so what happens inside custom operators too.
     with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
         work()
@@ -36,29 +45,45 @@ def bounded_memory(subject: Subject) -> None:
         return peak_bytes(lambda: similarity(x, y).sum().backward())
 
     def growth(batch: int, steps: int) -> tuple[int, int]:
-        # The scores themselves are four times as many, and may be held a few times over.
-        scores = 16 * 4 * (2 * batch) ** 2
-        return peak(batch, steps), peak(2 * batch, steps) - scores
+        # There are four times as many scores, and each may be held with what belongs to it.
+        return peak(batch, steps), peak(2 * batch, steps) - _PAIR * (2 * batch) ** 2
 
+    def bytes_of_a_pair(batch: int, steps: int) -> float:
+        # Eight times the inputs: their gradients, unit vectors and projections grow as they do.
+        own = 8 * 4 * 2 * batch * steps * features
+        return (peak(2 * batch, steps) - peak(batch, steps) - own) / (3 * batch**2)
+
+    # Kernels with a tile of their own are bounded too, but only at larger batches: what exceeds a
+    # bound at the first size is measured once more at a larger one.
     with tiles_of(similarity, 2**15):
         small, large = growth(16, 24)
+        pair = bytes_of_a_pair(192, 2)
     if large > _GROWTH * small:
-        # Kernels with a tile of their own are bounded too, only later.
         subject.example = {"B = C": (64, 128), "T = L": 16, "D": features}
         small, large = growth(64, 16)
         if large > _GROWTH * small:
             raise Broken(
-                f"forward and backward hold {small / 2**20:.1f} MiB at a batch of 64, and "
-                f"{large / 2**20:.1f} MiB, {large / small:.1f} times as much, at one of 128"
+                f"forward and backward hold {small / 2**20:.1f} MiB at a batch of 64 and "
+                f"{large / 2**20:.1f} MiB, {large / small:.1f} times as much, at a batch of 128"
+            )
+    if pair > _PAIR:
+        subject.example = {"B = C": (512, 1024), "T = L": 2, "D": features}
+        pair = bytes_of_a_pair(512, 2)
+        if pair > _PAIR:
+            raise Broken(
+                f"forward and backward hold {pair:.0f} bytes for each pair of sequences, beyond "
+                f"{_PAIR}"
             )
 
 
 CHECKS = (
     Check(
         "bounded_memory",
-        "twice the batch takes about twice the memory, not four times: pairs are scored in tiles",
+        "twice the batch takes about twice the memory, not four times, as pairs are scored in "
+        "tiles; a pair holds little more than its score",
         bounded_memory,
         "a `score_all` of your own that scores all pairs at once, or keeps every tile for "
-        "backward (recompute: torch.utils.checkpoint)",
+        "backward; recompute tiles with torch.utils.checkpoint, and keep no numbers of each pair "
+        "that backward can compute again",
     ),
 )

@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM in training: finish the step, leave a checkpoint, say how to go on."""
+"""Ctrl-C and SIGTERM in training: finish the step, leave a checkpoint, say how to continue."""
 
 import signal
 import threading
@@ -9,16 +9,19 @@ from clipseq.errors import ClipseqError
 
 
 class TrainingInterrupted(ClipseqError):
-    """Ctrl-C or SIGTERM: training stopped after a whole step, and a checkpoint was left."""
+    """Ctrl-C or SIGTERM: training stopped after a whole step and left a checkpoint."""
 
 
 class Interruption:
-    """Turns the first Ctrl-C into a request; the second one interrupts at once.
+    """A context in which the first Ctrl-C is a request, and the second one interrupts at once.
 
     SIGTERM, which clusters and torchrun send to end a process, is a request however often it
-    comes. A context manager; a request that nobody met (it came after the last step) is raised as
-    KeyboardInterrupt on leaving. Outside the main thread, where no handler can be set, it does
-    nothing.
+    comes. A request that nobody answered (it came after the last step) is raised as
+    KeyboardInterrupt on leaving. Outside the main thread, where Python sets no handlers, the
+    context does nothing.
+
+    Attributes:
+        requested: True once a signal has come.
     """
 
     def __init__(self) -> None:
@@ -31,12 +34,6 @@ class Interruption:
                 self._previous[signum] = signal.signal(signum, self._note)
         return self
 
-    def insist(self) -> None:
-        """Take SIGTERM back from lightning, whose handler, run in the middle of a step, talks to
-        the other processes, which are in the middle of something else."""
-        if self._previous:
-            signal.signal(signal.SIGTERM, self._note)
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -45,8 +42,7 @@ class Interruption:
     ) -> None:
         for signum, previous in self._previous.items():
             signal.signal(signum, previous)
-        # lightning turns a KeyboardInterrupt into exit status 1
-        if self.requested and kind in (None, SystemExit):
+        if self.requested and kind is None:
             raise KeyboardInterrupt
 
     def _note(self, signum: int, frame: FrameType | None) -> None:

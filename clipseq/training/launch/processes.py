@@ -1,8 +1,9 @@
-"""The processes of a run: how they find one another, agree, and end when one of them is gone."""
+"""The processes of a run: how they start, agree, and end when one of them is missing."""
 
 import contextlib
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -14,30 +15,35 @@ from torch import distributed as dist
 from clipseq.errors import ClipseqError, ConfigError, origin, set_origin
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
-from clipseq.training.launch.mailbox import Address, Letter, Mailbox, post, refused
+from clipseq.training.launch.presence import Note, Presence, remove_notes
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
     from clipseq.training.config import TrainingConfig
 
 Result = TypeVar("Result")
 
 PREPARATION = timedelta(days=7)
-"""How long the others wait for what one process does for all of them: simulating takes hours."""
+"""Time that the others wait for work that one process does for all: simulating takes hours."""
+
+ROLL_CALL = timedelta(seconds=15)
+"""Time in which every process must answer when one of them is missing."""
 
 
 class ProcessLost(ClipseqError):
-    """Another process of the run is gone, or does not answer; this one cannot go on alone."""
+    """Another process of the run ended or does not answer; this one cannot go on alone."""
 
 
 class Processes:
-    """The processes that train one model together; of one process, all of it is trivial.
+    """The processes that train one model together; this class is the trivial case of one.
 
     Every method that communicates is called by every process, in the same order.
 
     Attributes:
         rank: of this process, from 0.
         size: number of processes.
-        doing: what the run is at, for error texts.
+        doing: the stage of the run, for error texts.
     """
 
     def __init__(self) -> None:
@@ -47,11 +53,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes the run folder and tells of progress."""
+        """True in the process that writes the run folder and reports progress."""
         return self.rank == 0
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
-        """``work()`` in every process: in the first one alone, and when it is done in the others.
+        """Return ``work()``, done by the first process and then by the others at once.
 
         Raises:
             Exception: what `work` raised in any process is raised in every one.
@@ -59,19 +65,22 @@ class Processes:
         return work()
 
     def any(self, mine: bool) -> bool:
-        """Whether it is true in any process."""
+        """Return True if `mine` is true in any process."""
         return mine
 
     def as_first(self, mine: bool) -> bool:
-        """What the first process says, so that rounding does not lead two ways."""
+        """Return the first process's value, so that rounding does not lead two ways."""
         return mine
 
     def mean(self, values: Mapping[str, float], weight: int) -> dict[str, float]:
-        """The mean of each value over the processes, each with its weight."""
+        """Return the mean of each value over the processes, each with its weight."""
         return dict(values)
 
+    def meet(self) -> None:
+        """Wait until every process is here, within training.timeout."""
+
     def wait(self) -> None:
-        """Go on when every process is here, however long the first one takes."""
+        """Wait until every process is here, however long the first one takes."""
 
 
 class _Many(Processes):
@@ -81,27 +90,29 @@ class _Many(Processes):
     whatever way; NCCL would wait for its time-out.
     """
 
-    def __init__(self, config: "TrainingConfig", mailbox: Mailbox) -> None:
+    def __init__(self, config: "TrainingConfig") -> None:
         super().__init__()
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.folder = RunFolder(config.out)
         self.timeout = config.timeout
-        self.mailbox = mailbox
+        self.presence = Presence(self.folder, self.rank, self.size)
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
         self._patient = dist.new_group(backend="gloo", timeout=PREPARATION)
-        self.addresses: list[Address] = []
+        # A group of its own: a time-out leaves the connections of its group closed.
+        self._roll_call = dist.new_group(backend="gloo", timeout=ROLL_CALL)
 
-    def meet(self) -> None:
-        """Find out where each of the others has its mailbox."""
-        self.addresses = self._from_all(self.mailbox.address)
+    def enter(self) -> None:
+        """Let the others see that this process is alive."""
+        self._together(None)  # each has looked whether the run folder is there already
+        self._together(self.presence.enter)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         if self.first:
             result = self._together(work)
             self._together(None)
             return result
-        # Ctrl-C in the meantime usually reached the first process too, and is its to answer.
+        # Ctrl-C in the meantime usually reached the first process too, which answers it.
         with Interruption() as interruption:
             self._together(None)
             if interruption.requested:
@@ -116,7 +127,8 @@ class _Many(Processes):
             result = None if work is None else work()
         except (Exception, KeyboardInterrupt) as error:
             failure = error
-        heard: list[BaseException | None] = self._from_all(_portable(failure))
+        heard: list[BaseException | None] = [None] * self.size
+        dist.all_gather_object(heard, _portable(failure), group=self._patient)
         for rank, told in enumerate(heard):
             if told is not None:
                 here = rank == self.rank
@@ -143,66 +155,81 @@ class _Many(Processes):
         means = (summed[:-1] / summed[-1]).tolist()
         return dict(zip(values, means, strict=True))
 
+    def meet(self) -> None:
+        dist.barrier(group=self._talk)
+
     def wait(self) -> None:
         dist.barrier(group=self._patient)
 
-    def _from_all(self, mine: Any) -> list[Any]:
-        said: list[Any] = [None] * self.size
-        dist.all_gather_object(said, mine, group=self._patient)
-        return said
-
-    def leave(self, error: BaseException) -> None:
-        """Tell the others why this process goes, unless they know."""
-        if origin(error) is None:
+    def leave(self, error: BaseException | None = None) -> None:
+        """Leave the reason to the others, unless it is the end of the run or they know it."""
+        if error is None or origin(error) is not None:
+            self.presence.leave()
+        else:
             set_origin(error, self.rank, here=True)
-            reason = str(error) or type(error).__name__
-            self._post(Letter(self.rank, reason))
+            self.presence.leave(str(error) or type(error).__name__)
 
     def lost(self, error: RuntimeError) -> ProcessLost:
-        """What the error of a collective means: who is gone, and how to go on."""
-        letters, gone = self._ask_around()
-        reasons = {letter.rank: letter.reason for letter in letters if not letter.gone}
-        if reasons:
-            what = "; ".join(f"rank {rank} stopped: {why}" for rank, why in reasons.items())
-            gone = sorted(reasons)
-        elif gone:
-            what = (
-                f"{_ranks(gone)} gone, without a word: killed, perhaps, for want of memory; "
-                "what was printed there may tell"
-            )
-        else:
-            # Which of the two cannot be told from the error: gloo breaks the connection on a
-            # time-out, and it may be the call after that which fails.
-            what = (
-                "another process does not answer, though none has ended: it hangs (longer than "
-                f"training.timeout = {self.timeout} s), or the network between them failed"
-            )
-        self._post(Letter(self.rank, what, tuple(gone)))
+        """Return the error that says which process a failed collective is due to."""
+        what, missing = self._who_is_missing()
+        self.presence.leave(what, missing)
         lost = ProcessLost(
             f"{what} (noticed by rank {self.rank} of {self.size}, {self.doing}: "
-            f"{_first_line(error)}). {self._how_to_go_on()}"
+            f"{_first_line(error)}). {self._how_to_continue()}"
         )
         set_origin(lost, self.rank, here=True)
         return lost
 
-    def _ask_around(self, patience: float = 3.0) -> tuple[list[Letter], list[int]]:
-        """Letters that say who was lost, or else which processes have ended."""
+    def _who_is_missing(self) -> tuple[str, tuple[int, ...]]:
+        """Find the processes that ended, or else those that do not answer; say so."""
+        left, ended = self._look_around()
+        if not left and not ended:
+            silent = self._call_the_roll()
+            left, ended = self._look_around(patience=0.0)
+            if not left and not ended:
+                ranks = f"{_ranks(silent)} not" if silent else "another process does not"
+                return (
+                    f"{ranks} answer, though none has ended: it hangs (longer than "
+                    f"training.timeout = {self.timeout} s), or the network between them failed"
+                ), silent
+        # A process that left because another was missing is not the one to name.
+        reasons = [note for note in left if not note.missing]
+        if reasons:
+            what = "; ".join(f"rank {note.rank} stopped: {note.reason}" for note in reasons)
+            return what, tuple(note.rank for note in reasons)
+        if left and not ended:
+            return left[0].reason, left[0].missing
+        where = ", ".join(f"process {note.pid} on {note.host}" for note in ended)
+        return (
+            f"{_ranks([note.rank for note in ended], 'is', 'are')} gone without a word ({where}): "
+            "killed, perhaps, for lack of memory; what was printed there may say more"
+        ), tuple(note.rank for note in ended)
+
+    def _look_around(self, patience: float = 3.0) -> tuple[list[Note], list[Note]]:
+        """Return the notes of the processes that left for a reason, and without a word."""
         until = time.monotonic() + patience
-        letters: list[Letter] = []
         while True:
-            letters += self.mailbox.letters()
-            if letters:
-                # Who left because another was lost is not the one to name.
-                return letters, sorted({rank for letter in letters for rank in letter.gone})
-            gone = [rank for rank, address in enumerate(self.addresses) if refused(address)]
-            if gone or time.monotonic() > until:
-                return self.mailbox.letters(), gone
+            ended = self.presence.ended()
+            left = self.presence.notes()
+            if left or ended or time.monotonic() > until:
+                return left, ended
             time.sleep(0.1)
 
-    def _post(self, letter: Letter) -> None:
-        post(letter, [a for rank, a in enumerate(self.addresses) if rank != self.rank])
+    def _call_the_roll(self) -> tuple[int, ...]:
+        """Return the ranks that do not answer."""
+        try:
+            # The first process waits for each of the others, and they for its answer.
+            wait = ROLL_CALL / 3
+            dist.monitored_barrier(self._roll_call, timeout=wait, wait_all_ranks=True)
+        except RuntimeError as error:
+            if not self.first:
+                # It knows who is missing, and says so, or it is missing itself.
+                return () if any(not n.rank for n in self._look_around()[0]) else (0,)
+            named = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
+            return tuple(map(int, named[1].split(","))) if named else ()
+        return ()
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_continue(self) -> str:
         again = f"clipseq train --resume {self.folder.root}"
         if self.folder.last.exists():
             return f"Continue from the last checkpoint with: {again} (started as this run was)"
@@ -213,62 +240,65 @@ class _Many(Processes):
 
 @contextlib.contextmanager
 def joined(config: "TrainingConfig") -> Iterator[Processes]:
-    """The processes of the run, connected inside the block.
+    """Connect the processes of the run inside the block.
 
     Under torchrun (or anything that sets RANK and WORLD_SIZE as it does) they are those that it
-    started. Otherwise `config.devices` on each of `config.nodes` machines, for which lightning
-    starts this very command again, or finds what SLURM, LSF or MPI started. Of one process,
-    nothing of torch.distributed is touched.
+    started. Otherwise they are `config.devices` on each of `config.nodes` machines, for which
+    lightning starts this very command again, or finds what SLURM, LSF or MPI started. A run of one
+    process touches nothing of torch.distributed.
 
     Raises:
-        ConfigError: processes that cannot be had: too few devices, half an environment; no such
-            accelerator here.
+        ConfigError: processes that are not available: too few devices, half an environment; no
+            such accelerator here; another run uses the folder.
         ProcessLost: instead of the RuntimeError of a collective, in the block as well.
     """
     devices, nodes = layout(config)
+    size = devices * nodes
     joined_before = dist.is_available() and dist.is_initialized()
-    if joined_before and dist.get_world_size() != devices * nodes:
+    if joined_before and dist.get_world_size() != size:
         raise ConfigError(
-            f"torch.distributed has {dist.get_world_size()} processes here, and the run "
-            f"{devices * nodes}: let torchrun start them, or train start them by training.devices"
+            f"torch.distributed must have the {size} processes of the run, got "
+            f"{dist.get_world_size()}; let torchrun start them, or train start them by "
+            "training.devices"
         )
-    if devices * nodes == 1:
-        _fabric(config, devices, nodes)  # made for its errors, before anything is written
+    if size == 1:
+        make_fabric(config)  # for its errors, before anything is written
+        remove_notes(RunFolder(config.out))
         yield Processes()
         return
-    if config.batch_size < devices * nodes:
+    if config.batch_size < size:
         raise ConfigError(
-            f"training.batch_size = {config.batch_size} is the batch of all processes together: "
-            f"of {devices * nodes}, each needs at least one clip"
+            f"training.batch_size must be at least {size}, a clip for each of {size} processes, "
+            f"got {config.batch_size}; raise it, or start fewer processes"
         )
-    children = _connect(config, devices, nodes)
+    children = _connect(config, size)
     with contextlib.ExitStack() as stack:
         if not joined_before:
             stack.callback(dist.destroy_process_group)
-        mailbox = Mailbox(os.environ.get("MASTER_ADDR", "127.0.0.1"))
-        stack.callback(mailbox.close)
-        processes = _Many(config, mailbox)
+        processes = _Many(config)
         try:
-            processes.meet()
+            processes.enter()
             yield processes
         except BaseException as error:
-            if _of_a_connection(error):
+            if _is_of_a_connection(error):
                 raise processes.lost(error) from error
             everywhere = origin(error) is not None
             processes.leave(error)
             if everywhere:
                 _wait_for(children)
             raise
+        processes.leave()
         _wait_for(children)
 
 
 def layout(config: "TrainingConfig") -> tuple[int, int]:
-    """Processes on each machine, and machines: of the launcher's, or else of the config's."""
+    """Return processes on each machine, and machines: the launcher's, or else the config's."""
     if "RANK" not in os.environ:
         if config.nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
             raise ConfigError(
-                f"training.nodes = {config.nodes}: say where the first of them is, with "
-                "MASTER_ADDR, MASTER_PORT and NODE_RANK in the environment, or use torchrun"
+                "MASTER_ADDR must be set in the environment when training.nodes is above 1, got "
+                f"training.nodes = {config.nodes}; set MASTER_ADDR, MASTER_PORT and NODE_RANK, or "
+                "use torchrun"
             )
         return config.devices, config.nodes
     try:
@@ -276,70 +306,70 @@ def layout(config: "TrainingConfig") -> tuple[int, int]:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size // config.nodes))
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"RANK is set, but {error} is not as torchrun sets it: start the run with torchrun, "
+            f"RANK must come with what torchrun sets, got {error}; start the run with torchrun, "
             "or unset RANK"
         ) from None
     return here, size // here
 
 
-def cluster(size: int) -> list[Any]:
-    """What lightning has to be told of who started the processes; the rest it finds itself."""
-    if size == 1 or "RANK" not in os.environ:
-        return []
+def make_fabric(config: "TrainingConfig", **ddp: Any) -> "Fabric":
+    """Return lightning's Fabric for the run's devices; with several processes, they use DDP.
+
+    Args:
+        config: the [training] table.
+        ddp: options of DDP.
+
+    Raises:
+        ConfigError: devices or an accelerator that this machine does not have.
+    """
+    from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import TorchElasticEnvironment
-
-    return [TorchElasticEnvironment()]
-
-
-def _connect(config: "TrainingConfig", devices: int, nodes: int) -> list[Any]:
-    """Join the process group; returns the processes that this one has started for it."""
     from lightning.fabric.strategies import DDPStrategy
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    strategy = DDPStrategy(timeout=timedelta(seconds=config.timeout))
-    fabric = _fabric(config, devices, nodes, strategy=strategy)
+    devices, nodes = layout(config)
+    options: dict[str, Any] = {}
+    if devices * nodes > 1:
+        options["strategy"] = DDPStrategy(timeout=timedelta(seconds=config.timeout), **ddp)
+        if "RANK" in os.environ:  # lightning finds other launchers itself
+            options["plugins"] = [TorchElasticEnvironment()]
+    try:
+        return Fabric(accelerator=config.accelerator, devices=devices, num_nodes=nodes, **options)
+    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
+        raise _unavailable(config, devices, error) from error
+
+
+def _connect(config: "TrainingConfig", size: int) -> list[Any]:
+    """Join the process group; return the processes that this one has started for it."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    fabric: Any = make_fabric(config)
     try:
         fabric.launch()
     except MisconfigurationException as error:
-        raise _not_to_be_had(config, devices, error) from error
+        raise _unavailable(config, layout(config)[0], error) from error
     except dist.DistError as error:
         raise ProcessLost(
-            f"not all of the {devices * nodes} processes came together within training.timeout = "
+            f"not all of the {size} processes came together within training.timeout = "
             f"{config.timeout} s: {_first_line(error)}"
         ) from error
     started = getattr(fabric.strategy.launcher, "procs", [])
     children = list(started)
     if dist.get_backend() == "gloo":
         # Lightning would kill all of them a few seconds after one has failed, whatever they are
-        # saying by then. They notice by themselves, where NCCL might not.
+        # reporting by then. They notice by themselves, where NCCL might not.
         started.clear()
     return children
 
 
-def _fabric(config: "TrainingConfig", devices: int, nodes: int, **options: Any) -> Any:
-    from lightning.fabric import Fabric
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    try:
-        return Fabric(
-            accelerator=config.accelerator,
-            devices=devices,
-            num_nodes=nodes,
-            plugins=cluster(devices * nodes),
-            **options,
-        )
-    except (MisconfigurationException, RuntimeError, ValueError, ImportError) as error:
-        raise _not_to_be_had(config, devices, error) from error
-
-
-def _not_to_be_had(config: "TrainingConfig", devices: int, error: Exception) -> ConfigError:
+def _unavailable(config: "TrainingConfig", devices: int, error: Exception) -> ConfigError:
     return ConfigError(
         f"training.devices = {devices} with training.accelerator = {config.accelerator!r}: {error}"
     )
 
 
 def _wait_for(children: list[Any], patience: float = 60.0) -> None:
-    """The process that the user started ends last, so that its end is that of the run."""
+    """Let the process that the user started end last, so that its end is that of the run."""
     until = time.monotonic() + patience
     for child in children:
         with contextlib.suppress(Exception):
@@ -351,7 +381,7 @@ def _stopped_early() -> None:
 
 
 def _portable(error: BaseException | None) -> BaseException | None:
-    """The error itself where it can be sent to another process, else what it says."""
+    """Return the error itself if it can be sent to another process, else its text."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -359,7 +389,7 @@ def _portable(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def _of_a_connection(error: BaseException) -> TypeGuard[RuntimeError]:
+def _is_of_a_connection(error: BaseException) -> TypeGuard[RuntimeError]:
     if not isinstance(error, RuntimeError) or isinstance(error, ClipseqError):
         return False
     text = str(error).lower()
@@ -367,7 +397,7 @@ def _of_a_connection(error: BaseException) -> TypeGuard[RuntimeError]:
 
 
 # gloo raises plain RuntimeErrors, some without the name of its source file: the first call that
-# times out closes the pair of sockets, and the next, of which this is the error, finds it closed.
+# times out closes the pair of sockets, and the next, which raises this error, finds it closed.
 _BROKEN = (
     "gloo", "nccl", "pair closure", "socket closed", "timed out waiting", "connection closed",
     "connection reset", "broken pipe",
@@ -380,7 +410,8 @@ def _first_line(error: BaseException) -> str:
     return text.partition("] ")[2].partition(". ")[0] if text.startswith("[") else text
 
 
-def _ranks(ranks: list[int]) -> str:
+def _ranks(ranks: Any, one: str = "does", several: str = "do") -> str:
+    ranks = list(ranks)
     if len(ranks) == 1:
-        return f"rank {ranks[0]} is"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} are"
+        return f"rank {ranks[0]} {one}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]} {several}"

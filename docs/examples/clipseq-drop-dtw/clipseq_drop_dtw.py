@@ -1,4 +1,4 @@
-"""``drop_dtw``: both sequences in order, without the steps that have no counterpart."""
+"""``drop_dtw``: both sequences in order, except steps without a counterpart."""
 
 import math
 from collections.abc import Mapping
@@ -11,43 +11,43 @@ from clipseq import Sequences, Similarity, hookimpl
 
 
 class DropDTWSimilarity(Similarity):
-    r"""The best alignment in order, of the steps that are worth aligning.
+    r"""Best alignment in order, over the steps that are worth aligning.
 
     .. math::
         S = 1 - \frac{1}{t + l} \min_{X, Y} \Big( \mathrm{DTW}(X, Y)
             + d\,(t - |X| + l - |Y|) \Big)
 
-    over all choices of steps X of x and Y of y (both, or neither, empty), DTW that of the kept
-    steps over the costs ``1 - cos``, and d the cost of a dropped step. Drop-DTW (Dvornik et al.,
-    arXiv:2108.11996), with drops on both sides and the hard minimum. We differ in the step pattern,
-    symmetric2 (a diagonal step counts its cost twice) as in ``temporal``: every step of x and y,
-    kept or dropped, then counts once, and S is a mean over t + l steps of the cosine of their
-    match, or of 1 - d. So S is never below 1 - d, and 1 still means the same. A smooth minimum
-    would also count the alignments that drop what fits, and the same would no longer score 1. And
-    d is a constant, where the paper takes a percentile of the pair's costs or learns it.
+    over all choices of steps X from x and Y from y (both empty or neither), where DTW aligns the
+    kept steps with costs ``1 - cos``, and d is the cost of a dropped step. This is Drop-DTW
+    (Dvornik et al., arXiv:2108.11996) with drops on both sides and the hard minimum. We differ in
+    the step pattern, which is symmetric2 as in ``temporal`` (a diagonal step counts its cost
+    twice): every step of x and y, kept or dropped, then counts once, and S is the mean over t + l
+    steps of the cosine of their match, or of 1 - d. So S is never below 1 - d, and equal sequences
+    score 1. With a smooth minimum they would not, because it also counts alignments that drop
+    matching steps. Another difference is that d is a constant; the paper takes a percentile of the
+    pair's costs, or learns it.
 
-    By dynamic programming, anti-diagonal by anti-diagonal over all pairs of a tile. The gradient is
-    the best alignment; where several are best, some mean of them. Cost: O(B·C·T·L·D) for the
-    cosines, then some 10 operations a cell, forward and backward.
+    It is computed by dynamic programming, one anti-diagonal at a time over all pairs of a tile. The
+    gradient is the best alignment, or a mean of them if several are best. Cost: O(B·C·T·L·D) for
+    the cosines, then about 10 operations per cell, forward and backward.
 
     Args:
-        drop_cost: d, in units of cost, not negative. Steps are dropped where the cosine of their
-            match, in order, would be below 1 - d. From 4 on no step ever is, and S is that of
-            normalised DTW.
+        drop_cost: d, in units of cost, at least 0. Steps are dropped if the cosine of their match,
+            in order, would be below 1 - d. From 4 on no step is dropped, and S is normalised DTW.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: drop_cost negative or not finite.
+        ValueError: drop_cost is negative or not finite.
     """
 
     default_weight = 0.2
-    # Autograd keeps some ten numbers a cell.
+    # Autograd keeps about ten numbers per cell.
     tile_elements = 2**18
 
     def __init__(self, *, drop_cost: float = 0.7, embed_dim: int | None = None) -> None:
         super().__init__(embed_dim=embed_dim)
         if not 0 <= drop_cost < math.inf:
-            raise ValueError(f"drop_cost must not be negative, and finite, got {drop_cost!r}")
+            raise ValueError(f"drop_cost must be finite and at least 0, got {drop_cost!r}")
         self.drop_cost = float(drop_cost)
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
@@ -56,12 +56,12 @@ class DropDTWSimilarity(Similarity):
         return _best(cosines, t, length, 1 - self.drop_cost) / (t + length)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        """How often the best alignment meets each cell, a diagonal step and the first twice.
+        """Count how often the best alignment meets each cell, diagonal steps and the first twice.
 
-        Dropped steps have no weights: a pair's weights sum to the number of kept steps.
+        Dropped steps have no weights, so that a pair's weights sum to the number of kept steps.
         """
         with torch.inference_mode(False), torch.enable_grad():
-            # Clones: what comes from inference mode cannot be differentiated through.
+            # Tensors from inference mode cannot be differentiated; clones of them can.
             u, v = x.values.detach().clone(), y.values.detach().clone()
             cosines = torch.einsum("ntd,nld->tln", u, v).requires_grad_()
             best = _best(cosines, x.lengths.clone(), y.lengths.clone(), 1 - self.drop_cost)
@@ -72,13 +72,13 @@ class DropDTWSimilarity(Similarity):
 def _best(
     cosines: Float[Tensor, "T L *n"], x_lengths: Tensor, y_lengths: Tensor, dropped: float
 ) -> Float[Tensor, "*n"]:
-    """The largest sum over the steps of (t, l), each counting its match's cosine, or `dropped`.
+    """Return the largest sum over t + l steps, each counting its match's cosine, or `dropped`.
 
-    Of the first i steps of x and the first j of y, four sums: `both`, x_i and y_j matched with each
-    other; `onto_y`, y_j the last one kept of y, so that the next step of x may join it; `onto_x`,
-    likewise for x_i; `total`, all that is allowed. Those of one anti-diagonal i + j lie together,
-    one row for each i, all pairs side by side in each row. `total` and `onto_y`, which the next row
-    asks for, have a row for i = 0.
+    There are four sums for the first i steps of x and the first j of y: `both`, where x_i and y_j
+    match each other; `onto_y`, where y_j is the last kept step of y, so that the next step of x may
+    match it too; `onto_x`, likewise for x_i; and `total`, with everything that is allowed. The sums
+    of one anti-diagonal i + j lie together, one row per i, with all pairs side by side in a row.
+    `total` and `onto_y` also have a row for i = 0, because the next row needs it.
     """
     diagonals = _diagonals(cosines)
     onto_x = diagonals[0]
@@ -101,12 +101,12 @@ def _best(
 
 
 def _diagonals(cosines: Float[Tensor, "T L *n"]) -> tuple[Float[Tensor, "T *n"], ...]:
-    """For k = 0 .. T + L the cells (i, k - i), i = 1 .. T, counted from 1; -inf where none is."""
+    """Return the cells (i, k - i), i = 1 .. T, for each k = 0 .. T + L; -inf outside the table."""
     steps, others = cosines.shape[:2]
     count = steps + others + 1
     lanes = (0, 0) * (cosines.ndim - 2)
-    # Rows of one cell more than there are anti-diagonals, read as rows of as many: each row then
-    # starts one place later than the row above.
+    # The rows are padded to one cell more than there are anti-diagonals, then read as rows of
+    # exactly that many, so that each row starts one place later than the row above.
     padded = torch.nn.functional.pad(cosines, (*lanes, 2, steps), value=-torch.inf)
     skewed = padded.flatten(0, 1)[: steps * count]
     return skewed.unflatten(0, (steps, count)).unbind(1)

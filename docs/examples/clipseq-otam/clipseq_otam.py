@@ -17,28 +17,28 @@ class OTAMSimilarity(Similarity):
         S(x \to y) = \frac{\gamma}{l} \log \frac{1}{N} \sum_p e^{\sum_j s_{p(j) j} / \gamma},
         \qquad S = \tfrac12 \big( S(x \to y) + S(y \to x) \big)
 
-    over all walks p through x: one step of x for each of the l steps of y, from any step of x on,
-    staying or advancing by one, to wherever it ends. What lies before and after costs nothing:
-    a caption is found inside a long recording. N is the number of walks.
+    over all walks p through x. A walk assigns one step of x to each of the l steps of y; it starts
+    at any step of x, then stays or advances by one, and ends anywhere. Steps of x before and after
+    it cost nothing, so that a caption is found inside a long recording. N is the number of walks.
 
     OTAM (Cao et al., arXiv:1906.11415) pads the costs of its soft-DTW so that start and end are
-    free; both directions are taken there too. We differ in the units: cosines, per step, and
+    free, and also takes both directions. We differ in the units, which are cosines per step, and in
     dividing by N, without which long sequences gain by the number of their walks. A constant cosine
     scores exactly itself, and S never leaves the range of the cosines.
 
-    Cost: O(B·C·T·L·D) for the cosines, then 2 transcendentals a cell for each direction, step by
-    step along one sequence and over everything else at once.
+    Cost: O(B·C·T·L·D) for the cosines, then 2 transcendental functions per cell and direction, step
+    by step along one sequence and over everything else at once.
 
     Args:
-        gamma: smoothing, in units of cost, positive. Small: the best walk alone counts.
+        gamma: smoothing, in units of cost, positive. If it is small, only the best walk counts.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: gamma not positive.
+        ValueError: gamma is not positive.
     """
 
     default_weight = 0.2
-    # Autograd keeps some ten numbers a cell.
+    # Autograd keeps about ten numbers per cell.
     tile_elements = 2**18
 
     def __init__(self, *, gamma: float = 0.1, embed_dim: int | None = None) -> None:
@@ -52,9 +52,9 @@ class OTAMSimilarity(Similarity):
         return _both_ways(cosines, x.lengths[:, None], y.lengths, self.gamma)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        """The gradient of S to the cosines: the expected walks, each of weight ½; the sum is 1."""
+        """Return the gradient of S with respect to the cosines: expected walks, which sum to 1."""
         with torch.inference_mode(False), torch.enable_grad():
-            # Clones: what comes from inference mode cannot be differentiated through.
+            # Tensors from inference mode cannot be differentiated; clones of them can.
             cosines = torch.bmm(x.values, y.values.mT).detach().clone().requires_grad_()
             scores = _both_ways(cosines, x.lengths.clone(), y.lengths.clone(), self.gamma)
             (weights,) = torch.autograd.grad(scores.sum(), cosines)
@@ -71,20 +71,20 @@ def _both_ways(
 
 
 _NEVER = -1e30
-"""Log weight of a walk that there is not; finite, so that differences are never NaN."""
+"""Log weight of an impossible walk, finite so that differences are never NaN."""
 
 
 def _walks(
     rates: Float[Tensor, "*n T L"], lengths: Int[Tensor, "..."], others: Int[Tensor, "..."]
 ) -> Float[Tensor, "*n"]:
-    """Log of the mean weight of the walks through the first `lengths` rows, a column at a time."""
+    """Return the log of the mean weight of walks through the first `lengths` rows, by columns."""
     shape = torch.broadcast_shapes(lengths.shape, others.shape)
     others = others.expand(shape)[..., None]
-    # One tensor a column, its steps side by side.
+    # One tensor per column, with its steps side by side.
     columns = rates.movedim(-1, 0).contiguous().unbind(0)
     weights, counts = columns[0], torch.zeros_like(columns[0])
     for j, column in enumerate(columns[1:], start=1):
-        # A pair whose own columns are over keeps what it has.
+        # A pair without further columns keeps its weights.
         over = others <= j
         weights = torch.where(over, weights, torch.logaddexp(weights, _down(weights)) + column)
         counts = torch.where(over, counts, torch.logaddexp(counts, _down(counts)))

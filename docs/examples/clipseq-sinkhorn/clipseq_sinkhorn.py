@@ -1,4 +1,4 @@
-"""``sinkhorn``: every step's share moved to the steps it is most like, whatever their order."""
+"""``sinkhorn``: the share of every step moves to the steps it resembles most, in any order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,39 +18,41 @@ class SinkhornSimilarity(Similarity):
             + \varepsilon\,\mathrm{KL}(P \,\|\, a \otimes b) \Big),
         \qquad P \mathbf 1 = a,\ P^\top \mathbf 1 = b
 
-    with the cosines s (t, l) and uniform marginals a, b over the real steps. Where ``local`` lets
-    one step answer to all others, here each has 1/t of x to give and takes 1/l of y: nothing may be
-    left out. Order does not count.
+    with the cosines s (t, l) and uniform marginals a, b over the real steps. In ``local`` one step
+    may match all others; here each step of x gives 1/t and each step of y takes 1/l, so that
+    nothing is left out. Order does not count.
 
-    Sinkhorn's iterations (Cuturi, arXiv:1306.0895) in log space: from v = 0, `iterations` times
+    It runs Sinkhorn's iterations (Cuturi, arXiv:1306.0895) in log space: from v = 0, `iterations`
+    times
 
     .. math::
         u_i = -\log \sum_j b_j e^{s_{ij}/\varepsilon + v_j}, \qquad
         v_j = -\log \sum_i a_i e^{s_{ij}/\varepsilon + u_i},
 
     and S = -ε (a·u + b·v), the value of the dual. We differ from Cuturi's ``<P, 1 - s>`` at the
-    regularised optimum in that the divergence counts too, relative to a ⊗ b (Feydy et al.,
+    regularised optimum by including the divergence relative to a ⊗ b (Feydy et al.,
     arXiv:1810.08278). A constant cosine then scores exactly itself at any lengths and any number of
     iterations, S never leaves the range of the cosines, and the gradient of S to the cosines
     converges to the plan itself. ε → 0 gives optimal transport, ε → ∞ the mean of all cosines. One
-    iteration bounds S from above, each further one tightens the bound.
+    iteration bounds S from above, and each further one tightens the bound.
 
-    The gradient is that of the iterations as they are run, not only that of their limit, from
-    the potentials alone. Cost: O(B·C·T·L·D) for the cosines, then 2 exponentials a cell in each
-    iteration, forward and backward alike; memory of one tile, whatever the number of iterations.
+    The gradient is exact after any number of iterations, not only in the limit, and is computed
+    from the potentials alone. Cost: O(B·C·T·L·D) for the cosines, then 2 exponentials per cell in
+    each iteration, forward and backward; the memory is that of one tile for any number of
+    iterations.
 
     Args:
-        epsilon: of the entropy, in units of cost, positive. Small: a sharp plan, and more
-            iterations until it fits the marginals.
-        iterations: how often both potentials are computed.
+        epsilon: weight of the entropy, in units of cost, positive. A small one gives a sharp plan,
+            and needs more iterations until it fits the marginals.
+        iterations: number of updates of both potentials.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: epsilon or iterations not positive.
+        ValueError: epsilon or iterations is not positive.
     """
 
     default_weight = 0.2
-    tile_elements = 2**18  # a tile is gone through again and again: let it stay in the cache
+    tile_elements = 2**18  # every iteration reads the whole tile, which should stay in the cache
 
     def __init__(
         self, *, epsilon: float = 0.1, iterations: int = 20, embed_dim: int | None = None
@@ -69,9 +71,10 @@ class SinkhornSimilarity(Similarity):
         return -self.epsilon * _Dual.apply(rates, log_a, log_b, self.iterations)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        """The transport plan: how much of step t of x goes to step l of y; a pair's sums to 1.
+        """Return the transport plan: how much of step t of x goes to step l of y; it sums to 1.
 
-        What the last half iteration leaves: columns are exact, rows as near as the iterations get.
+        It is the plan after the last half iteration: its columns sum exactly to the marginals, its
+        rows as closely as the iterations get.
         """
         rates = torch.bmm(x.values, y.values.mT) / self.epsilon
         log_a, log_b = _log_shares(x), _log_shares(y)
@@ -81,7 +84,7 @@ class SinkhornSimilarity(Similarity):
 
 
 def _log_shares(sequences: Sequences) -> Float[Tensor, "b t"]:
-    """Log of the uniform distribution over the real steps; -inf at padding."""
+    """Return the log of the uniform distribution over the real steps, -inf at padding."""
     values, mask = sequences
     logs = -sequences.lengths.to(values.dtype).log()
     return logs[:, None].expand(mask.shape).masked_fill(~mask, -torch.inf)
@@ -90,7 +93,7 @@ def _log_shares(sequences: Sequences) -> Float[Tensor, "b t"]:
 def _potentials(
     rates: Tensor, log_a: Tensor, log_b: Tensor, iterations: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """u (..., t) and v (..., l) of every iteration, from rates s/ε (..., t, l)."""
+    """Return u (..., t) and v (..., l) of every iteration, from rates s/ε (..., t, l)."""
     us, vs = [], [rates.new_zeros(()).expand(rates.shape[:-2] + rates.shape[-1:])]
     for _ in range(iterations):
         us.append(-(rates + (vs[-1] + log_b).unsqueeze(-2)).logsumexp(-1))
@@ -99,10 +102,10 @@ def _potentials(
 
 
 class _Dual(torch.autograd.Function):
-    """a·u + b·v after the last iteration, differentiable to the rates.
+    """The dual a·u + b·v after the last iteration, differentiable with respect to the rates.
 
-    Autograd would keep two tiles an iteration. u and v are enough: what an iteration's sums are
-    made of comes back from them, so the chain rule is followed with one tile at a time.
+    Autograd would keep two tiles per iteration. Here u and v are enough: the terms of an
+    iteration's sums are computed from them again, so that backward needs one tile at a time.
     """
 
     @staticmethod
@@ -120,7 +123,7 @@ class _Dual(torch.autograd.Function):
         grad_u, grad_v = grad * log_a.exp(), grad * log_b.exp()
         grad_rates = torch.zeros_like(rates)
         for k in range(len(us) - 1, -1, -1):
-            # v = -logsumexp: its derivative is minus the softmax over t, in which v is the norm.
+            # v = -logsumexp has minus the softmax over t as its derivative, and v normalises it.
             to_v = (rates + (us[k] + log_a).unsqueeze(-1) + vs[k + 1].unsqueeze(-2)).exp_()
             to_v *= grad_v.unsqueeze(-2)
             grad_u = grad_u - to_v.sum(-1)

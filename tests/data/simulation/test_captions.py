@@ -1,10 +1,12 @@
+"""A caption describes its actions in order, and its permutations describe every other order."""
+
 import math
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipseq.data.simulation.captions import PHRASES, WORDINGS, tell_in_order
+from clipseq.data.simulation.captions import PHRASES, WORDINGS, describe_in_order
 
 EVERY = sorted(p for several in PHRASES.values() for p in several)
 
@@ -14,8 +16,8 @@ EVERY = sorted(p for several in PHRASES.values() for p in several)
     phrases=st.lists(st.sampled_from(EVERY), min_size=2, max_size=4, unique=True),
     seed=st.integers(0, 10**6),
 )
-def test_permuted_captions_tell_the_same_in_every_other_order(phrases, seed):
-    caption, permuted = tell_in_order(phrases, np.random.default_rng(seed))
+def test_permuted_captions_describe_the_same_in_every_other_order(phrases, seed):
+    caption, permuted = describe_in_order(phrases, np.random.default_rng(seed))
     assert len(permuted) == math.factorial(len(phrases)) - 1 == len(set(permuted))
     assert caption not in permuted
     letters = sorted(caption.replace(",", " ").split())
@@ -23,19 +25,19 @@ def test_permuted_captions_tell_the_same_in_every_other_order(phrases, seed):
         assert sorted(other.replace(",", " ").split()) == letters
 
 
-def test_a_caption_tells_its_actions_in_order():
+def test_a_caption_describes_its_actions_in_order():
     for seed in range(40):
-        caption, _ = tell_in_order(("aaa", "bbb", "ccc"), np.random.default_rng(seed))
+        caption, _ = describe_in_order(("aaa", "bbb", "ccc"), np.random.default_rng(seed))
         assert caption.index("aaa") < caption.index("bbb") < caption.index("ccc")
 
 
-def test_one_action_is_told_alone():
-    assert tell_in_order(("waves",), np.random.default_rng(0)) == ("a person waves", ())
+def test_one_action_is_described_alone():
+    assert describe_in_order(("waves",), np.random.default_rng(0)) == ("a person waves", ())
 
 
 def test_there_are_several_wordings():
-    told = {w.tell(("sits down", "waves")) for w in WORDINGS}
-    assert "a person sits down, then waves" in told
-    assert len(told) >= 10
+    captions = {w.describe(("sits down", "waves")) for w in WORDINGS}
+    assert "a person sits down, then waves" in captions
+    assert len(captions) >= 10
     assert all(len(set(several)) == len(several) >= 3 for several in PHRASES.values())
-    assert len(set(EVERY)) == sum(map(len, PHRASES.values())), "a wording names one action"
+    assert len(set(EVERY)) == sum(map(len, PHRASES.values())), "each phrase belongs to one action"

@@ -1,10 +1,12 @@
+"""A simulated data set has the promised clips, is reproducible, and survives interruptions."""
+
 import json
 import time
 
 import numpy as np
 import pytest
 
-from clipseq.data import MapDataset, Radar, files, simulate
+from clipseq.data import MapDataset, Radar, folder_format, simulate
 from clipseq.data.simulation import clips as simulation
 from clipseq.data.simulation.motions import ACTIONS
 from clipseq.errors import DataError
@@ -19,7 +21,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def small_files(monkeypatch):
-    for module in (files, simulation):
+    for module in (folder_format, simulation):
         monkeypatch.setattr(module, "CLIPS_PER_FILE", 4)
 
 
@@ -27,13 +29,14 @@ def same(one, two):
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
         assert (a.id, a.caption, a.permuted, a.spans) == (b.id, b.caption, b.permuted, b.spans)
-        for view in a.radar:
-            np.testing.assert_array_equal(a.radar[view], b.radar[view])
+        for view in a.signal:
+            np.testing.assert_array_equal(a.signal[view], b.signal[view])
 
 
 def test_the_clips_are_as_promised(dataset):
     assert dataset.splits == {"train": 45, "val": 3, "test": 6, "zeroshot": 6}
     assert dataset.views == {"range_time": 64, "doppler_time": 64, "azimuth_time": 32}
+    assert dataset.modality == "radar"
     assert dataset.frame_rate == 16
     assert dataset.class_captions.keys() == ACTIONS.keys()
     for clip in dataset:
@@ -55,16 +58,16 @@ def test_the_clips_are_as_promised(dataset):
 
 def test_the_maps_have_about_zero_mean_and_unit_scale(dataset):
     for view in dataset.views:
-        values = np.concatenate([clip.radar[view].ravel() for clip in dataset])
+        values = np.concatenate([clip.signal[view].ravel() for clip in dataset])
         assert abs(values.mean()) < 0.25
         assert 0.7 < values.std() < 1.4
 
 
 def test_spans_are_where_the_actions_are(dataset):
-    """The Doppler map is busier within moving actions than while somebody stands still."""
+    """The Doppler map is busier within moving actions than while the person stands still."""
     busy, still = [], []
     for clip in dataset:
-        off_zero = np.delete(clip.radar["doppler_time"], slice(28, 37), axis=0).max(axis=0)
+        off_zero = np.delete(clip.signal["doppler_time"], slice(28, 37), axis=0).max(axis=0)
         for name, (start, stop) in zip(clip.actions, clip.spans, strict=True):
             if name == "stand_still":
                 still.append(off_zero[start + 2 : stop - 2].mean())
@@ -91,7 +94,7 @@ def test_seeds_make_it_reproducible(tmp_path):
 def test_clutter_rests(tmp_path):
     bare, full = (simulate(tmp_path / str(n), 6, seed=1, radar=LITTLE, clutter=n) for n in (0, 20))
     more = sum(
-        (b.radar["doppler_time"] - a.radar["doppler_time"]).mean(axis=1)
+        (b.signal["doppler_time"] - a.signal["doppler_time"]).mean(axis=1)
         for a, b in zip(bare, full, strict=True)
     )
     assert more[8] == max(more), "0 m/s"
@@ -123,7 +126,7 @@ def test_an_interrupted_simulation_is_completed(tmp_path, small_files):
         whole,
     )
     assert seen == [(4, 10), (8, 10), (10, 10)]
-    assert kept.stat().st_mtime_ns == before, "what was written is kept"
+    assert kept.stat().st_mtime_ns == before, "finished files are kept"
     same(MapDataset(out), whole)
     assert sorted(p.name for p in out.iterdir()) == ["clips.jsonl", "dataset.json", "maps"]
 
@@ -136,7 +139,7 @@ def test_a_complete_simulation_is_only_opened(tmp_path):
         one,
     )
     assert not calls
-    with pytest.raises(DataError, match="another dataset"):
+    with pytest.raises(DataError, match="another data set"):
         simulate(tmp_path / "set", 5, seed=1, radar=LITTLE)
     head = json.loads((tmp_path / "set/dataset.json").read_text())
     assert head["simulated"]["seed"] == 1
@@ -169,4 +172,4 @@ def test_bad_arguments_are_refused_and_nothing_is_made(tmp_path, wrong):
 def test_it_is_fast_enough(tmp_path):
     began = time.perf_counter()
     simulate(tmp_path / "set", 24, seed=9)
-    assert 24 / (time.perf_counter() - began) > 4, "clips of 10 s a second"
+    assert 24 / (time.perf_counter() - began) > 4, "clips of 10 s per second"

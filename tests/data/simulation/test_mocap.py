@@ -1,3 +1,5 @@
+"""Recorded motion is decoded, spliced within one subject, and drives the radar."""
+
 import numpy as np
 import pytest
 
@@ -10,8 +12,8 @@ FILE = "uiprmd_points/uiprmd_points.npz"
 QUANTUM = 0.0005
 
 
-def encoded(segments):
-    """Positions in quanta -> second differences, each segment by itself."""
+def encode(segments):
+    """Return the second differences of positions in quanta, for each segment by itself."""
     coded = []
     for positions in segments:
         first = np.concatenate([positions[:1], np.diff(positions, axis=0)])
@@ -22,7 +24,7 @@ def encoded(segments):
 def arrays(segments, **changed):
     n = len(segments)
     return {
-        "points_delta2": encoded(segments),
+        "points_delta2": encode(segments),
         "offsets": np.cumsum([0, *map(len, segments)]).astype(np.int32),
         "quantum_m": np.float32(QUANTUM),
         "point_names": np.array(POINTS),
@@ -70,7 +72,7 @@ def test_sequences_are_spliced_from_one_subject_of_the_split(tmp_path, segments)
             for i, (start, stop) in zip(numbers, act.spans, strict=True):
                 inside = act.points[round(start * 25) : round(stop * 25)]
                 own = read.points[i]
-                # turned and moved as a whole: distances between points are the recording's
+                # The body turns and moves as a whole, so distances between points are kept.
                 np.testing.assert_allclose(
                     np.linalg.norm(inside[:, 0] - inside[:, 9], axis=-1),
                     np.linalg.norm(own[:, 0] - own[:, 9], axis=-1),
@@ -89,20 +91,20 @@ def test_one_class(tmp_path, segments):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        ({"point_names": np.array(["nose"] * 20)}, "wanted the points"),
-        ({"offsets": np.array([0, 5])}, "label must be"),
-        ({"subject": np.zeros(3)}, "subject must be"),
+        ({"point_names": np.array(["nose"] * 20)}, "points must be"),
+        ({"offsets": np.array([0, 5])}, "label must have shape"),
+        ({"subject": np.zeros(3)}, "subject must have shape"),
     ],
 )
-def test_another_file_is_told(tmp_path, segments, changed, told):
+def test_another_file_is_refused(tmp_path, segments, changed, message):
     np.savez(tmp_path / "motion.npz", **arrays(segments, **changed))
-    with pytest.raises(DataError, match=rf"motion\.npz.*{told}"):
+    with pytest.raises(DataError, match=rf"motion\.npz.*{message}"):
         read_recordings(tmp_path / "motion.npz")
 
 
-def test_a_file_without_the_arrays_is_told(tmp_path):
+def test_a_file_without_the_arrays_is_refused(tmp_path):
     np.savez(tmp_path / "motion.npz", x=np.ones(3))
     with pytest.raises(DataError, match=r"lacks.*points_delta2"):
         read_recordings(tmp_path / "motion.npz")
@@ -116,7 +118,7 @@ def test_real_motion_drives_the_radar(tmp_path, shared_data):
     read = read_recordings(path)
     assert len(read.points) == 1977
     heads = np.array([p[:, 0, 2].max() for p in read.points])
-    assert 1.4 < np.median(heads) < 1.9, "metres over the floor"
+    assert 1.4 < np.median(heads) < 1.9, "metres above the floor"
     shoulders = np.array([p[0, 4] - p[0, 12] for p in read.points])
     assert np.median(shoulders[:, 1]) > 0.2, "facing +x, the left shoulder is at +y"
     dataset = simulate(tmp_path / "set", 40, seed=1, motion=path)
@@ -126,4 +128,6 @@ def test_real_motion_drives_the_radar(tmp_path, shared_data):
             assert read.subjects[int(source.removeprefix("segment-"))] in wanted[clip.split]
     again = simulate(tmp_path / "again", 40, seed=1, motion=path)
     assert again.captions == dataset.captions
-    np.testing.assert_array_equal(again[7].radar["doppler_time"], dataset[7].radar["doppler_time"])
+    np.testing.assert_array_equal(
+        again[7].signal["doppler_time"], dataset[7].signal["doppler_time"]
+    )

@@ -1,3 +1,5 @@
+"""The simulated person moves like a body, and the radar sees the right motion."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,8 @@ from hypothesis import strategies as st
 
 from clipseq.data.simulation.body import POINTS, RCS, Person, body_points, pose, scatterers
 from clipseq.data.simulation.captions import PHRASES
-from clipseq.data.simulation.motions import ACTIONS, RATE, perform
+from clipseq.data.simulation.motions import ACTIONS
+from clipseq.data.simulation.performance import RATE, perform
 from clipseq.data.simulation.radar import AZIMUTH, DOPPLER, RANGE, Radar, observe
 
 AT = {name: i for i, name in enumerate(POINTS)}
@@ -29,7 +32,7 @@ def maps_of(performance, radar=None):
 
 
 def centroid(values, axis):
-    """Power-weighted mean of `axis` in every frame, of a map in units over its floor."""
+    """Return the power-weighted mean of `axis` in every frame, for a map in units of its scale."""
     weight = np.maximum(values - values.min() - 0.5, 0) ** 2
     return (axis[:, None] * weight).sum(0) / weight.sum(0)
 
@@ -46,7 +49,7 @@ def test_standing_upright_has_the_measures_of_the_person():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_bones_keep_their_length_whatever_the_pose_and_nobody_sinks_into_the_floor(seed):
+def test_bones_keep_their_length_and_stay_above_the_floor_in_any_pose(seed):
     rng = np.random.default_rng(seed)
     poses = rng.uniform(-1.5, 1.5, (4, len(pose())))
     poses[:, 5] = rng.uniform(0, 0.3, 4)  # lift
@@ -68,7 +71,7 @@ def test_every_action_moves_smoothly_like_a_body(name):
         assert points[..., 2].max() < 2.9
 
 
-def test_what_the_actions_do_to_the_body():
+def test_actions_move_the_body_as_their_names_say():
     def height(name, point, when):
         return float(np.mean([act(name, s).points[when, AT[point], 2] for s in range(4)]))
 
@@ -91,7 +94,7 @@ def test_what_the_actions_do_to_the_body():
     ("name", "sign"),
     [("walk_towards", -1), ("run_towards", -1), ("walk_away", 1), ("run_away", 1)],
 )
-def test_the_maps_show_which_way_somebody_goes(name, sign):
+def test_the_maps_show_the_direction_of_a_walk(name, sign):
     radar = Radar()
     axes = radar.axes()
     for seed in range(4):
@@ -151,23 +154,23 @@ def test_the_same_seed_plays_the_same():
 
 
 @pytest.mark.parametrize(
-    ("actions", "told"),
+    ("actions", "message"),
     [
-        (("wavee",), "no action 'wavee'"),
-        (("walk_away", "stand_up"), "'stand_up' starts"),
-        (("fall", "wave"), "'wave' starts"),
-        ((), "no action"),
+        (("wavee",), "actions must be among .*, got 'wavee'"),
+        (("walk_away", "stand_up"), "'stand_up' must start in one of sitting, but .* standing"),
+        (("fall", "wave"), "'wave' must start in one of sitting, standing, but .* in one of lying"),
+        ((), "at least one action, got none"),
     ],
 )
-def test_what_cannot_be_acted_is_refused(actions, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_impossible_sequence_is_refused(actions, message):
+    with pytest.raises(ValueError, match=message):
         perform(np.random.default_rng(0), actions=actions)
 
 
-def test_what_does_not_fit_is_refused():
+def test_too_little_time_is_refused():
     with pytest.raises(ValueError, match="change the actions or the seconds"):
         perform(np.random.default_rng(0), seconds=1.0)
 
 
-def test_every_action_can_be_told():
+def test_every_action_has_phrases():
     assert PHRASES.keys() == ACTIONS.keys()

@@ -1,3 +1,5 @@
+"""The radar's maps agree with a cube that is simulated term by term, and with the formulas."""
+
 import attrs
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ SMALL = Radar(samples=16, chirps=12, antennas=5, azimuth_bins=9, bandwidth_hz=4e
 
 
 def slow_cube(radar, start, velocity, pull, rcs):
-    """The complex IF cube (samples, chirps, antennas) of one frame, term by term in float64.
+    """Return the IF cube (samples, chirps, antennas) of one frame, term by term in float64.
 
     Scatterers are at start + velocity t + pull t^2 / 2, with t = 0 at the burst's centre.
     """
@@ -50,7 +52,7 @@ def slow_cube(radar, start, velocity, pull, rcs):
 
 
 def slow_maps(radar, cube):
-    """Windowed three-dimensional FFT, power summed over the other two axes."""
+    """Return the power of the windowed 3D FFT, summed over the other two axes of each map."""
     for axis in range(3):
         shape = [1, 1, 1]
         shape[axis] = cube.shape[axis]
@@ -142,7 +144,7 @@ def test_noise_has_the_mean_variance_and_correlation_of_noise_in_the_cube():
         spread = slow.std(axis=1)
         assert np.all(np.abs(fast.mean(1) - slow.mean(1)) < 5 * spread * np.sqrt(2 / trials)), view
         np.testing.assert_allclose(fast.std(1), spread, rtol=0.15, err_msg=view)
-        # neighbouring bins, far from the echo, where noise is all there is
+        # Neighbouring bins far from the echo hold nothing but noise.
         quiet = int(np.argmin(clean[view][:-1] + clean[view][1:]))
         expected = np.corrcoef(slow[quiet], slow[quiet + 1])[0, 1]
         assert np.corrcoef(fast[quiet], fast[quiet + 1])[0, 1] == pytest.approx(expected, abs=0.1)
@@ -200,14 +202,14 @@ def test_resampling_passes_through_the_samples_and_keeps_straight_motion(seed, f
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"bandwidth_hz": 0.0}, "bandwidth_hz"),
         ({"noise": -1.0}, "noise"),
         ({"azimuth_bins": 4}, "azimuth_bins"),
-        ({"frame_rate": 200.0}, "does not fit"),
+        ({"frame_rate": 200.0}, "chirps must fit into a frame"),
     ],
 )
-def test_an_impossible_radar_is_refused(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_an_impossible_radar_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Radar(**wrong)

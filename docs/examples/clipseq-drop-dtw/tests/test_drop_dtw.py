@@ -1,4 +1,4 @@
-"""Against the definition: every choice of steps to keep, and DTW of those."""
+"""`drop_dtw` against its definition: every choice of steps to keep, and DTW over those."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ def test_keeps_the_contract(check):
 
 
 def real_steps(x, mask):
-    """The real steps of each sequence, of length 1, in float64."""
+    """Yield the real steps of each sequence as unit vectors in float64."""
     for values, real in zip(x.double(), mask, strict=True):
         steps = values[real]
         yield steps / steps.norm(dim=1, keepdim=True)
@@ -32,7 +32,7 @@ def ragged(batch, steps, features=3, seed=0):
 
 
 def dtw(cost):
-    """Least cost of a path, by recursion; a diagonal step and the first cell count twice."""
+    """Return the least cost of a path, by recursion; diagonal steps and the first count twice."""
     total = {}
     for i, j in itertools.product(range(len(cost)), range(len(cost[0]))):
         c = cost[i][j]
@@ -51,7 +51,7 @@ def subsets(n):
 
 
 def by_enumeration(x, y, drop_cost):
-    """The score, and whether dropping pays."""
+    """Return the score of the best choice of kept steps."""
     t, length = len(x), len(y)
     cost = (1 - x @ y.T).tolist()
     best = drop_cost * (t + length)
@@ -113,7 +113,7 @@ def test_weights_are_the_gradient():
 
 @pytest.mark.parametrize("drop_cost", [-0.1, math.inf, math.nan])
 def test_says_what_is_wrong_with_drop_cost(drop_cost):
-    with pytest.raises(ValueError, match="drop_cost must not be negative, and finite"):
+    with pytest.raises(ValueError, match="drop_cost must be finite and at least 0"):
         DropDTWSimilarity(drop_cost=drop_cost)
 
 

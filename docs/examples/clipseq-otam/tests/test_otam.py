@@ -1,4 +1,4 @@
-"""Against the definition: a mean over every walk."""
+"""`otam` against its definition, a mean over every walk."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ def test_keeps_the_contract(check):
 
 
 def real_steps(x, mask):
-    """The real steps of each sequence, of length 1, in float64."""
+    """Yield the real steps of each sequence as unit vectors in float64."""
     for values, real in zip(x.double(), mask, strict=True):
         steps = values[real]
         yield steps / steps.norm(dim=1, keepdim=True)
@@ -32,7 +32,7 @@ def ragged(batch, steps, features=3, seed=0):
 
 
 def walks(t, length):
-    """Every p: from any step, staying or advancing by one, one step for each of `length`."""
+    """Yield every walk: `length` steps that start anywhere, and stay or advance by one."""
     for start in range(t):
         for moves in itertools.product((0, 1), repeat=length - 1):
             p = list(itertools.accumulate(moves, initial=start))
@@ -58,7 +58,7 @@ def test_is_the_mean_over_all_walks(gamma):
 
 
 def test_start_and_end_are_free():
-    """A caption inside a long recording: the one way scores 1, whatever lies around it."""
+    """A caption inside a long recording scores 1 in one direction, whatever lies around it."""
     axes = torch.eye(8, dtype=torch.float64)
     y = axes[None, [0, 1, 2]]
     x = axes[None, [5, 6, 0, 1, 2, 7, 4]]

@@ -1,4 +1,4 @@
-"""Against Sinkhorn's iterations in plain loops, and against optimal transport by enumeration."""
+"""`sinkhorn` against Sinkhorn's iterations in loops, and optimal transport by enumeration."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ def test_keeps_the_contract(check):
 
 
 def real_steps(x, mask):
-    """The real steps of each sequence, of length 1, in float64."""
+    """Yield the real steps of each sequence as unit vectors in float64."""
     for values, real in zip(x.double(), mask, strict=True):
         steps = values[real]
         yield steps / steps.norm(dim=1, keepdim=True)
@@ -32,7 +32,7 @@ def ragged(batch, steps, features=3, seed=0):
 
 
 def by_loops(x, y, epsilon, iterations):
-    """The score and the plan of one pair: iterations on the scaling vectors, not in log space."""
+    """Return score and plan of one pair, by iterations on scaling vectors, not in log space."""
     t, length = len(x), len(y)
     cost = [[1 - float(a @ b) for b in y] for a in x]
     kernel = [[math.exp(-c / epsilon) for c in row] for row in cost]
@@ -66,7 +66,7 @@ def test_is_sinkhorn(epsilon, iterations):
 
 
 def test_the_optimum_counts_cost_and_divergence():
-    """The dual is what is computed; the primal, from the plan, must be the same at the optimum."""
+    """The code computes the dual; the primal, from the plan, must equal it at the optimum."""
     (x, x_mask), (y, y_mask) = ragged(1, 6), ragged(1, 5, seed=1)
     similarity = SinkhornSimilarity(iterations=500)
     found = similarity.explain(x, y, x_mask, y_mask)
@@ -79,7 +79,7 @@ def test_the_optimum_counts_cost_and_divergence():
 
 @pytest.mark.parametrize(("t", "length"), [(4, 4), (5, 5), (2, 6), (3, 6), (2, 3)])
 def test_a_small_epsilon_is_optimal_transport(t, length):
-    """With equal shares, the vertices of the plans are permutations of steps cut to one size."""
+    """With equal shares, the extreme plans are permutations of steps cut to equal pieces."""
     x, y = torch.randn(1, t, 3, dtype=torch.float64), torch.randn(1, length, 3, dtype=torch.float64)
     size = math.lcm(t, length)
     everywhere = [torch.ones(1, n, dtype=torch.bool) for n in (t, length)]
@@ -91,7 +91,7 @@ def test_a_small_epsilon_is_optimal_transport(t, length):
     )
     epsilon = 0.003
     score = SinkhornSimilarity(epsilon=epsilon, iterations=3000)(x, y).item()
-    # What the divergence takes off is at most its largest value, the log of the steps.
+    # The divergence takes off at most its largest value, the log of the number of steps.
     assert best - epsilon * math.log(t * length) - 1e-9 <= score <= best + 1e-6
 
 
@@ -108,7 +108,7 @@ def test_the_plan_has_the_marginals_and_is_the_gradient():
     plan = similarity.explain(x, y, x_mask, y_mask).weights
     for sums, mask in ((plan.sum(2), x_mask), (plan.sum(1), y_mask)):
         torch.testing.assert_close(sums, mask / mask.sum(1, keepdim=True).double())
-    # Steps along the axes: the cosines to y are y's own entries.
+    # With steps along the axes, the cosines to y are the entries of y.
     axes = torch.eye(4, dtype=torch.float64)[None]
     steps = clipseq.unit(torch.randn(1, 5, 4, dtype=torch.float64))
     tangent = torch.randn_like(steps)

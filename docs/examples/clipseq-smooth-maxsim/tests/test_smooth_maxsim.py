@@ -1,4 +1,4 @@
-"""Against the formula in plain loops, and against MaxSim."""
+"""`smooth_maxsim` against its formula in plain loops, and against MaxSim."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ def test_keeps_the_contract(check):
 
 
 def real_steps(x, mask):
-    """The real steps of each sequence, of length 1, in float64."""
+    """Yield the real steps of each sequence as unit vectors in float64."""
     for values, real in zip(x.double(), mask, strict=True):
         steps = values[real]
         yield steps / steps.norm(dim=1, keepdim=True)

@@ -1,0 +1,91 @@
+"""Errors and warnings on the command line: one line on standard error, and an exit status.
+
+====== ==========================================================================================
+status meaning
+====== ==========================================================================================
+0      The command did what it was asked to do.
+1      The command failed on the way.
+2      The request is wrong: arguments, configuration, data, or a folder that is in use already.
+130    Ctrl-C.
+====== ==========================================================================================
+"""
+
+import functools
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from clipseq.errors import (
+    ClipseqError,
+    ConfigError,
+    DataError,
+    UnknownLossError,
+    UnknownSimilarityError,
+    origin,
+)
+
+FAILED, WRONG_REQUEST = 1, 2
+INTERRUPTED = 130  # 128 + SIGINT, the status that a shell reports
+
+
+def report_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Make a command print its errors as one line and exit with a status.
+
+    ``clipseq --debug ...`` prints the traceback too. Any other exception is a defect of clipseq
+    and keeps its traceback.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt as error:
+            error.args = ("interrupted",)
+            raise _exit(error, INTERRUPTED) from None
+        except (ConfigError, DataError, UnknownLossError, UnknownSimilarityError) as error:
+            raise _exit(error, WRONG_REQUEST) from error
+        except ClipseqError as error:
+            from clipseq.training.launch.interruption import TrainingInterrupted
+
+            status = INTERRUPTED if isinstance(error, TrainingInterrupted) else FAILED
+            raise _exit(error, status) from error
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            raise _exit(error, WRONG_REQUEST) from error
+
+    return wrapper
+
+
+def _exit(error: BaseException, status: int) -> typer.Exit:
+    if "--debug" in sys.argv[1:]:
+        traceback.print_exc()
+    place = origin(error)
+    if place is None or place.here:  # otherwise another process reports it
+        rank = f"rank {place.rank}: " if place is not None and place.rank else ""
+        # A single write, because several processes may report at the same time.
+        sys.stderr.write(f"clipseq: {rank}{str(error) or type(error).__name__}\n")
+        sys.stderr.flush()
+    return typer.Exit(status)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """Print every warning as one line, without the place in the code that raised it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    print(f"clipseq: warning: {message}", file=sys.stderr)

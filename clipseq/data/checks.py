@@ -1,0 +1,184 @@
+"""Checks that clips make a data set, run when it is opened, made or written."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clipseq.data.clip import SPLITS, TEXT, Clip, frame_count
+from clipseq.data.header import Header
+from clipseq.errors import DataError, nearest
+
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*")
+_BATCH_KEYS = (TEXT, "ids")
+_BATCH_SUFFIXES = ("_lengths", "_mask")
+
+
+def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
+    """Raise DataError if clips do not make a data set; its message begins with `where`."""
+    if not clips:
+        raise DataError(f"{where}: a data set must hold at least one clip, got no clips")
+    first = clips[0]
+    if not first.signal:
+        raise DataError(f"{where}: clip {first.id!r} must have at least one map, got no map")
+    _check_header(header, bool(first.paired), where)
+    bins = {
+        name: {view: np.shape(m)[:1] for view, m in maps.items()}
+        for name, maps in _signals(first, header).items()
+    }
+    seen: set[str] = set()
+    owners: dict[str, tuple[str, str]] = {}
+    for clip in clips:
+        at = f"{where}: clip {clip.id!r}"
+        if clip.id in seen:
+            raise DataError(f"{at}: its id must be unique, got {clip.id!r} used twice; rename one")
+        seen.add(clip.id)
+        if bool(clip.paired) != bool(first.paired):
+            with_it, without = (clip, first) if clip.paired else (first, clip)
+            raise DataError(
+                f"{where}: every clip or no clip must have a second signal (paired), "
+                f"got one in {with_it.id!r} and no second signal in {without.id!r}"
+            )
+        for name, maps in _signals(clip, header).items():
+            _check_maps(name, maps, bins[name], first.id, at)
+        _check_captions(clip, first, at)
+        _check_actions(clip, at)
+        if clip.split not in SPLITS:
+            raise DataError(
+                f"{at}: split must be one of {', '.join(SPLITS)}, "
+                f"got {clip.split!r}{nearest(clip.split, SPLITS)}"
+            )
+        if clip.label is not None and clip.label not in header.class_captions:
+            raise DataError(
+                f"{at}: label must have a class caption, got {clip.label!r}"
+                f"{nearest(clip.label, header.class_captions)}"
+            )
+        _check_sources(clip, owners, at)
+
+
+def _signals(clip: Clip, header: Header) -> dict[str, Mapping[str, np.ndarray]]:
+    """Return the maps of each signal of a clip by the name of its modality."""
+    if header.paired_modality is None:
+        return {header.modality: clip.signal}
+    return {header.modality: clip.signal, header.paired_modality: clip.paired}
+
+
+def _check_header(header: Header, paired: bool, where: str) -> None:
+    _check_modality(header.modality, f"{where}: modality")
+    if header.paired_modality is not None:
+        _check_modality(header.paired_modality, f"{where}: paired_modality")
+    if (header.paired_modality is not None) != paired:
+        raise DataError(
+            f"{where}: paired_modality must name the second signal of the clips, and be None if "
+            f"they have no second signal, got {header.paired_modality!r} for clips "
+            f"{'with' if paired else 'without'} one"
+        )
+    if header.modality == header.paired_modality:
+        raise DataError(
+            f"{where}: paired_modality must differ from modality, got {header.modality!r} for both"
+        )
+    if header.paired_frame_rate is not None and not paired:
+        raise DataError(
+            f"{where}: paired_frame_rate must be None without a second signal, "
+            f"got {header.paired_frame_rate}"
+        )
+    for name, caption in header.class_captions.items():
+        _check_caption(caption, f"{where}: the caption of class {name!r}")
+
+
+def _check_modality(name: Any, what: str) -> None:
+    if not isinstance(name, str) or not _MODALITY.fullmatch(name):
+        raise DataError(
+            f"{what} must be a name of lower-case letters, digits and '_' that starts with a "
+            f"letter, got {name!r}"
+        )
+    if name in _BATCH_KEYS or name.endswith(_BATCH_SUFFIXES):
+        raise DataError(
+            f"{what} must not be one of {', '.join(_BATCH_KEYS)} and not end in "
+            f"{' or '.join(_BATCH_SUFFIXES)}, which are other keys of a batch, got {name!r}"
+        )
+
+
+def _check_captions(clip: Clip, first: Clip, at: str) -> None:
+    if clip.caption or not clip.paired or clip.permuted:
+        _check_caption(clip.caption, f"{at}: the caption")
+    if bool(clip.caption) != bool(first.caption):
+        raise DataError(
+            f"{at}: every clip or no clip must have a caption, got {clip.caption!r}, "
+            f"and {first.caption!r} in clip {first.id!r}"
+        )
+    for caption in clip.permuted:
+        _check_caption(caption, f"{at}: a permuted caption")
+    if clip.caption in clip.permuted:
+        raise DataError(
+            f"{at}: a permuted caption must differ from the caption, got {clip.caption!r} for both"
+        )
+
+
+def _check_caption(caption: Any, what: str) -> None:
+    if not isinstance(caption, str):
+        raise DataError(f"{what} must be a string, got {caption!r}")
+    if not caption.strip():
+        raise DataError(f"{what} must not be empty, got {caption!r}")
+
+
+def _check_actions(clip: Clip, at: str) -> None:
+    if clip.spans and len(clip.spans) != len(clip.actions):
+        raise DataError(
+            f"{at}: spans must be one per action, "
+            f"got {len(clip.spans)} spans for {len(clip.actions)} actions"
+        )
+    for span in clip.spans:
+        start, stop = span
+        if not 0 <= start < stop <= clip.frames:
+            raise DataError(f"{at}: a span must lie in its {clip.frames} frames, got span {span}")
+
+
+def _check_sources(clip: Clip, owners: dict[str, tuple[str, str]], at: str) -> None:
+    # A one-action clip may share a source with the test clips, and with no others.
+    group = "test" if clip.split == "zeroshot" else clip.split
+    for source in clip.sources:
+        other, owner = owners.setdefault(source, (group, clip.id))
+        if other != group:
+            raise DataError(
+                f"{at}: a source must lie in one split, got {source!r} in {clip.split!r} "
+                f"and, with clip {owner!r}, in {other!r}"
+            )
+
+
+def _check_maps(
+    name: str,
+    maps: Mapping[str, np.ndarray],
+    bins: Mapping[str, tuple[int, ...]],
+    first: str,
+    at: str,
+) -> None:
+    if maps.keys() != bins.keys():
+        raise DataError(
+            f"{at}: its {name} must have the views {sorted(bins)} of clip {first!r}, "
+            f"got {sorted(maps)}"
+        )
+    for view, values in maps.items():
+        what = f"{at}: {name} view {view!r}"
+        if values.ndim != 2 or values.dtype.kind != "f":
+            raise DataError(
+                f"{what} must be a float array (F, T), got {values.dtype} {values.shape}"
+            )
+        if values.shape[:1] != bins[view]:
+            raise DataError(
+                f"{what} must have the {bins[view][0]} bins of clip {first!r}, "
+                f"got {values.shape[0]} bins"
+            )
+        total = frame_count(maps)
+        if values.shape[1] != total or not total:
+            raise DataError(
+                f"{what} must have the {total} frames of the clip's first view, and at least 1, "
+                f"got {values.shape[1]} frames"
+            )
+        if not np.isfinite(values).all():
+            frame = int(np.flatnonzero(~np.isfinite(values).all(axis=0))[0])
+            raise DataError(
+                f"{what} must be finite, got NaN or infinity, first in frame {frame}; "
+                "correct or leave out that clip"
+            )

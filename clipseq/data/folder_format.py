@@ -1,0 +1,373 @@
+"""Folder format: a data set as a folder of two text files and archives of maps.
+
+    dataset.json      {"format": "clipseq maps", "version": 1,
+                       "modality": "radar",                      optional, "radar" if absent
+                       "views": {"range_time": 64, ...},         number of bins F of each view
+                       "frame_rate": 16.0,                       frames per second, optional
+                       "class_captions": {"wave": "a person waves", ...},            optional
+                       "paired": {"modality": "motion", "views": {"joints": 66},
+                                  "frame_rate": 30.0}}           the second signal, optional
+    clips.jsonl       one JSON object per line:
+                       {"id": "a7", "file": "maps/00000.npz",
+                        "caption": "a person sits, then waves"}
+                      and the optional keys
+                       "start": 0, "frames": 160    place of the clip in its file, by default all
+                       "split": "train"             train, val, test or zeroshot
+                       "actions": ["sit", "wave"], "spans": [[0, 70], [70, 160]]
+                       "permuted": ["a person waves, then sits"]
+                       "sources": ["recording 12"], "label": "wave"
+                      With a second signal each clip also has
+                       "paired": {"file": "paired/00000.npz"}      and "start", "frames" as above
+                      and "caption" is optional.
+    maps/00000.npz    one float array (F, T) per view; several clips may lie side by side along T
+    paired/00000.npz  the same for the second signal
+
+No file is read with pickle. Standardise the maps to about zero mean and unit scale per view, by a
+rule that is fixed before you see the data.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+
+from clipseq.data.arrays import load_arrays
+from clipseq.data.checks import check_clips
+from clipseq.data.clip import Clip, Maps, frame_count
+from clipseq.data.header import Header
+from clipseq.errors import DataError, nearest
+
+FORMAT, VERSION = "clipseq maps", 1
+
+CLIPS_PER_FILE = 64
+"""Number of clips in each file of maps that `write_dataset` writes."""
+
+UNFINISHED = "unfinished.json"
+"""Name of the file that marks a simulation as begun and not finished."""
+
+
+def write_dataset(
+    path: str | os.PathLike[str],
+    clips: Iterable[Clip],
+    *,
+    modality: str = "radar",
+    paired_modality: str | None = None,
+    frame_rate: float | None = None,
+    paired_frame_rate: float | None = None,
+    class_captions: Mapping[str, str] | None = None,
+) -> Path:
+    """Write clips as a data set folder, all or nothing, and return its path.
+
+    Maps keep their float type: float16 takes half the space and is enough for standardised maps.
+
+    Args:
+        path: the folder, which must not exist yet.
+        clips: the clips.
+        modality: name of the signal: `Clip.signal`.
+        paired_modality: name of the second signal, `Clip.paired`; None without one.
+        frame_rate: frames per second of the signal.
+        paired_frame_rate: frames per second of the second signal.
+        class_captions: caption of each class that a clip's `label` may name.
+
+    Raises:
+        DataError: `path` exists, or the clips do not make a data set.
+    """
+    path = Path(path)
+    clips = tuple(clips)
+    header = Header(
+        modality=modality,
+        frame_rate=frame_rate,
+        paired_modality=paired_modality,
+        paired_frame_rate=paired_frame_rate,
+        class_captions=dict(class_captions or {}),
+    )
+    check_clips(clips, header, "clips")
+    if path.exists():
+        raise DataError(
+            f"path must not exist yet, got {path}, which exists already; "
+            "remove it or choose another folder"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        for start in range(0, len(clips), CLIPS_PER_FILE):
+            write_maps(partial, start, clips[start : start + CLIPS_PER_FILE])
+        write_index(partial, clips, header)
+        partial.chmod(0o755)
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return path
+
+
+def maps_file(number: int, folder: str = "maps") -> str:
+    """Return the name of the file that holds clip `number`, relative to the data set."""
+    return f"{folder}/{number // CLIPS_PER_FILE:05d}.npz"
+
+
+def write_maps(folder: Path, start: int, clips: Sequence[Clip]) -> None:
+    """Write the maps of up to `CLIPS_PER_FILE` clips, `start` and after, each file whole or not."""
+    _write_archive(folder / maps_file(start), [clip.signal for clip in clips])
+    if clips[0].paired:
+        _write_archive(folder / maps_file(start, "paired"), [clip.paired for clip in clips])
+
+
+def _write_archive(target: Path, signals: Sequence[Maps]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".part")
+    # np.savez refuses a view named like one of its own parameters, such as "file".
+    with zipfile.ZipFile(partial, "w") as archive:
+        for view in signals[0]:
+            joined = np.concatenate([maps[view] for maps in signals], axis=1)
+            with archive.open(f"{view}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, joined, allow_pickle=False)
+    os.replace(partial, target)
+
+
+def write_index(folder: Path, clips: Sequence[Clip], header: Header, **made_by: Any) -> None:
+    """Write clips.jsonl, then dataset.json, which makes the folder a data set.
+
+    The arguments in `made_by` become further keys of dataset.json.
+    """
+    start = paired_start = 0
+    lines = []
+    for number, clip in enumerate(clips):
+        if number % CLIPS_PER_FILE == 0:
+            start = paired_start = 0
+        fields = attrs.asdict(
+            clip, filter=lambda field, value: field.name not in ("id", "signal", "paired")
+        )
+        record = {
+            "id": clip.id,
+            "file": maps_file(number),
+            "start": start,
+            "frames": clip.frames,
+        }
+        start += clip.frames
+        if clip.paired:
+            count = frame_count(clip.paired)
+            record["paired"] = {
+                "file": maps_file(number, "paired"),
+                "start": paired_start,
+                "frames": count,
+            }
+            paired_start += count
+        record |= {key: value for key, value in fields.items() if value not in (None, (), "")}
+        lines.append(json.dumps(record, ensure_ascii=False))
+    write_text(folder / "clips.jsonl", "\n".join(lines) + "\n")
+
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    head |= _signal_head(header.modality, clips[0].signal, header.frame_rate)
+    if header.class_captions:
+        head["class_captions"] = header.class_captions
+    if header.paired_modality is not None:
+        head["paired"] = _signal_head(
+            header.paired_modality, clips[0].paired, header.paired_frame_rate
+        )
+    write_text(folder / "dataset.json", json.dumps(head | made_by, indent=2, ensure_ascii=False))
+
+
+def _signal_head(modality: str, maps: Maps, frame_rate: float | None) -> dict[str, Any]:
+    head = {"modality": modality, "views": {view: m.shape[0] for view, m in maps.items()}}
+    return head if frame_rate is None else head | {"frame_rate": frame_rate}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
+    """Return the clips of a data set folder, not checked yet, and its header.
+
+    Raises:
+        DataError: a file is missing, corrupt or not of this format; the error names it.
+    """
+    at = folder / "dataset.json"
+    head = read_head(folder)
+    if head.get("format") != FORMAT or head.get("version") != VERSION:
+        raise DataError(
+            f"{at}: format must be {FORMAT!r} version {VERSION}, "
+            f"got {head.get('format')!r} version {head.get('version')!r}"
+        )
+    signal = _read_signal({"modality": "radar"} | head, str(at))
+    paired = None
+    if "paired" in head:
+        if not isinstance(head["paired"], dict):
+            raise DataError(f"{at}: 'paired' must be a JSON object, got {head['paired']!r}")
+        paired = _read_signal(head["paired"], f"{at}: 'paired'")
+    header = Header(
+        modality=signal.modality,
+        frame_rate=signal.frame_rate,
+        paired_modality=None if paired is None else paired.modality,
+        paired_frame_rate=None if paired is None else paired.frame_rate,
+        class_captions=_mapping(head, "class_captions", str, str(at)),
+    )
+    index = folder / "clips.jsonl"
+    try:
+        # Not splitlines, which also splits where a caption holds U+2028.
+        lines = index.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{index} cannot be read: {error}") from error
+    clips = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        at_line = f"{index}, line {number}"
+        record = _record(line, at_line, paired=paired is not None)
+        place = {key: record.pop(key) for key in _PLACE if key in record}
+        record["signal"] = _read_maps(folder, place, signal, at_line)
+        if paired is not None:
+            record["paired"] = _read_maps(folder, record["paired"], paired, at_line)
+        clips.append(Clip(**record))
+    return tuple(clips), header
+
+
+def read_head(folder: Path) -> dict[str, Any]:
+    """Return what dataset.json holds; raise DataError if it is missing or not a JSON object."""
+    path = folder / "dataset.json"
+    if not path.exists() and (folder / UNFINISHED).exists():
+        raise DataError(
+            f"{folder} holds an unfinished simulation; "
+            "complete it by simulating again with the same arguments"
+        )
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; a data set folder must have it") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not isinstance(head, dict):
+        raise DataError(f"{path} must be a JSON object, got {type(head).__name__}")
+    return head
+
+
+@attrs.frozen(eq=False)
+class _Signal:
+    """One signal as dataset.json describes it, and the files of its maps that have been read."""
+
+    modality: str
+    views: dict[str, int]
+    frame_rate: float | None
+    files: dict[str, Maps] = attrs.field(factory=dict)
+
+
+def _read_signal(head: Mapping[str, Any], at: str) -> _Signal:
+    modality, rate = head.get("modality"), head.get("frame_rate")
+    if not isinstance(modality, str):
+        raise DataError(f"{at}: modality must be a string, got {modality!r}")
+    if rate is not None and not isinstance(rate, int | float):
+        raise DataError(f"{at}: frame_rate must be a number, got {rate!r}")
+    return _Signal(modality, _mapping(head, "views", int, at), rate)
+
+
+def _mapping(head: Mapping[str, Any], key: str, kind: type, at: str) -> dict[str, Any]:
+    value = head.get(key, {})
+    if not isinstance(value, dict) or not all(isinstance(v, kind) for v in value.values()):
+        raise DataError(f"{at}: {key!r} must map names to {kind.__name__}, got {value!r}")
+    return value
+
+
+_PLACE: dict[str, type] = {"file": str, "start": int, "frames": int}
+_FIELDS: dict[str, type] = {
+    "id": str, **_PLACE, "caption": str, "paired": dict, "split": str, "actions": list,
+    "spans": list, "permuted": list, "sources": list, "label": str,
+}  # fmt: skip
+
+
+def _record(line: str, at: str, *, paired: bool) -> dict[str, Any]:
+    """Return one line of clips.jsonl, its keys and types checked."""
+    try:
+        record: Any = json.loads(line, object_pairs_hook=_each_key_once)
+    except ValueError as error:
+        raise DataError(f"{at}: the line must be JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{at}: the line must be a JSON object, got {type(record).__name__}")
+    _check_fields(record, _FIELDS, ("id", "file", "paired" if paired else "caption"), at)
+    if not paired and "paired" in record:
+        raise DataError(
+            f"{at}: 'paired' must be absent unless dataset.json has 'paired', "
+            f"got {record['paired']!r}"
+        )
+    if paired:
+        _check_fields(record["paired"], _PLACE, ("file",), f"{at}: 'paired'")
+    for key, value in record.items():
+        if key == "spans":
+            if not all(type(s) is list and [type(n) for n in s] == [int, int] for s in value):
+                raise DataError(f"{at}: 'spans' must be [[start, stop], ...], got {value!r}")
+            record[key] = tuple((start, stop) for start, stop in value)
+        elif _FIELDS[key] is list:
+            if not all(type(v) is str for v in value):
+                raise DataError(f"{at}: {key!r} must be a list of strings, got {value!r}")
+            record[key] = tuple(value)
+    return record
+
+
+def _check_fields(
+    record: Mapping[str, Any], fields: Mapping[str, type], required: Sequence[str], at: str
+) -> None:
+    for key in required:
+        if key not in record:
+            raise DataError(f"{at}: {key!r} is missing; add it")
+    for key, value in record.items():
+        if key not in fields:
+            raise DataError(
+                f"{at}: a key must be one of {', '.join(fields)}, got {key!r}{nearest(key, fields)}"
+            )
+        kind: Any = fields[key]
+        if type(value) is not kind:
+            raise DataError(f"{at}: {key!r} must be {kind.__name__}, got {value!r}")
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json keeps the last of several equal keys without a word.
+    record: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in record:
+            raise ValueError(f"the key {key!r} is given twice")
+        record[key] = value
+    return record
+
+
+def _read_maps(folder: Path, place: Mapping[str, Any], signal: _Signal, at: str) -> Maps:
+    """Return the maps of one clip, from its place in a file."""
+    name, start, count = place["file"], place.get("start", 0), place.get("frames")
+    if name not in signal.files:
+        signal.files[name] = _load_maps(folder / name, signal.views)
+    maps = signal.files[name]
+    total = frame_count(maps)
+    stop = total if count is None else start + count
+    if not 0 <= start < stop <= total:
+        raise DataError(
+            f"{at}: start and frames must lie in the {total} frames of {name}, "
+            f"got frames {start} to {stop}"
+        )
+    return {view: values[:, start:stop] for view, values in maps.items()}
+
+
+def _load_maps(path: Path, views: Mapping[str, int]) -> Maps:
+    arrays = load_arrays(path)
+    if not views or arrays.keys() != views.keys():
+        raise DataError(
+            f"{path} must have the views of dataset.json, {sorted(views)}, got {sorted(arrays)}"
+        )
+    for view, values in arrays.items():
+        if values.ndim != 2 or values.shape[0] != views[view]:
+            raise DataError(
+                f"{path}: view {view!r} must be (F={views[view]}, T), as dataset.json says, "
+                f"got {values.shape}"
+            )
+    counts = {view: values.shape[1] for view, values in arrays.items()}
+    if len(set(counts.values())) > 1:
+        raise DataError(f"{path}: all views must have the same number of frames, got {counts}")
+    return arrays

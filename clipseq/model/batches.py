@@ -1,0 +1,142 @@
+"""Training batches: the checks of keys, sizes and values, and which items are positives."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from clipseq.encoders import Inputs, Tower
+from clipseq.encoders.frames import first_not_finite
+from clipseq.encoders.inputs import batch_size
+from clipseq.errors import closest
+
+
+def read_batch(
+    batch: Any, batch_idx: int, x: Tower, y: Tower, *, micro_batch: int | None
+) -> tuple[Inputs, Inputs]:
+    """Check a batch of both sides once, and return what the towers encode.
+
+    Raises:
+        TypeError, ValueError: see `CLIP.training_step`.
+    """
+    if not isinstance(batch, Mapping):
+        raise TypeError(
+            f"batch {batch_idx} must be a dictionary with {x.name!r} and {y.name!r}, "
+            f"got {type(batch).__name__}"
+        )
+    for tower in (x, y):
+        if tower.name not in batch:
+            raise ValueError(
+                f"batch {batch_idx} must have the key {tower.name!r}, got {', '.join(batch)}"
+            )
+    sizes = {tower.name: batch_size(batch[tower.name]) for tower in (x, y)}
+    _check_keys(batch, batch_idx, x, y)
+    for name, size in sizes.items():
+        if size == 0:
+            raise ValueError(f"batch {batch_idx} must hold at least one item, got no {name!r}")
+    if None not in sizes.values() and sizes[x.name] != sizes[y.name]:
+        raise ValueError(
+            f"batch {batch_idx} must hold as many {x.name!r} as {y.name!r}, since {x.name}[i] "
+            f"belongs to {y.name}[i], got {sizes[x.name]} and {sizes[y.name]}"
+        )
+    read = []
+    for tower in (x, y):
+        inputs = tower.read(
+            batch[tower.name],
+            lengths=batch.get(f"{tower.name}_lengths") if tower.is_signal else None,
+            mask=batch.get(f"{tower.name}_mask"),
+        )
+        _check_finite(tower, inputs, batch_idx, micro_batch)
+        read.append(inputs)
+    return read[0], read[1]
+
+
+def _check_finite(tower: Tower, inputs: Inputs, batch_idx: int, micro_batch: int | None) -> None:
+    """Raise ValueError naming the first view and item with NaN or infinity in a real frame."""
+    maps, mask = tower.maps(inputs), inputs.mask
+    # A few items at a time: the check takes as much memory as the maps it looks at.
+    batch = max((len(values) for values in maps.values()), default=0)
+    size = micro_batch or max(batch, 1)
+    for start in range(0, batch, size):
+        some = {view: values[start : start + size] for view, values in maps.items()}
+        found = first_not_finite(some, None if mask is None else mask[start : start + size])
+        if found is not None:
+            view, item = found
+            raise ValueError(
+                f"batch {batch_idx}: {tower.name} view {view!r} must be finite in real frames, got "
+                f"NaN or infinity in item {start + item}; mend or leave out that recording "
+                f"(padded frames may hold anything)"
+            )
+
+
+def _check_keys(batch: Mapping[str, Any], batch_idx: int, x: Tower, y: Tower) -> None:
+    # A misspelt key would have padding trained on. Only that is refused: "radar_path" and "text_id"
+    # are the caller's own, and so is "lengths" next to a mask, or next to captions.
+    optional = (*x.optional_keys, *y.optional_keys)
+    misnamed = _misnamed(x, y)
+    for key, value in batch.items():
+        if not isinstance(key, str) or key in (*optional, x.name, y.name):
+            continue
+        meant = misnamed.get(key) or closest(key, optional, cutoff=0.88)
+        if meant is None or not _may_be(meant, value):
+            continue
+        tower = x if meant in x.optional_keys else y
+        if any(known in batch for known in tower.optional_keys):
+            continue
+        if not tower.is_signal and not isinstance(batch[tower.name], Tensor):
+            continue  # captions need no mask
+        raise ValueError(
+            f"batch {batch_idx} must not have the unknown key {key!r}: did you mean {meant!r}? "
+            f"(optional keys: {', '.join(optional)}); rename it, or leave it out"
+        )
+
+
+def _misnamed(x: Tower, y: Tower) -> dict[str, str]:
+    """Return likely wrong names of the optional keys: those of the first signal, of the text."""
+    meant: dict[str, str] = {}
+    signal = next((tower for tower in (x, y) if tower.is_signal), None)
+    if signal is not None:
+        lengths = f"{signal.name}_lengths"
+        meant |= dict.fromkeys(("length", "lengths", f"{signal.name}_len"), lengths)
+        meant |= dict.fromkeys(("mask", "masks"), f"{signal.name}_mask")
+    text = next((tower for tower in (y, x) if not tower.is_signal), None)
+    if text is not None:
+        meant["attention_mask"] = f"{text.name}_mask"
+    return meant
+
+
+def _may_be(key: str, value: object) -> bool:
+    """Return whether lengths, or a mask, could look like this."""
+    if isinstance(value, Tensor):
+        dimensions = 1 if key.endswith("_lengths") else 2
+        return value.ndim == dimensions and not value.is_floating_point()
+    return isinstance(value, list | tuple) and all(isinstance(item, int) for item in value)
+
+
+def caption_groups(text: Any, mask: Tensor | None = None) -> Int[Tensor, "B"] | None:
+    """Return one integer for each item, equal where the captions (or real token ids) are equal.
+
+    They are 64-bit hashes, so they mean the same in every process of a distributed run.
+
+    Args:
+        text: captions, or token ids (B, L).
+        mask: (B, L) bool, True at real ids. None: all are real.
+
+    Returns:
+        (B,) int64 on the CPU; None if the items are neither captions nor token ids.
+    """
+    if isinstance(text, Tensor):
+        if text.ndim != 2 or text.is_floating_point():
+            return None
+        rows = text.cpu()
+        real = torch.ones_like(rows, dtype=torch.bool) if mask is None else mask.cpu()
+        keys = [repr(row[r].tolist()) for row, r in zip(rows, real, strict=True)]
+    elif isinstance(text, Sequence) and all(isinstance(caption, str) for caption in text):
+        keys = list(text)
+    else:
+        return None
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])

@@ -1,0 +1,367 @@
+"""The plugins that are installed: found through entry points, each loaded on its own."""
+
+import contextlib
+import os
+import re
+import shlex
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import attrs
+import pluggy
+
+from clipseq import losses
+from clipseq.errors import PluginError, PluginWarning, nearest
+from clipseq.registry import hookspecs
+from clipseq.registry.validation import (
+    Info,
+    LossInfo,
+    SimilarityInfo,
+    path_of,
+    validate_loss,
+    validate_similarity,
+)
+
+GROUP = "clipseq"
+IN_PROCESS = "this process"
+
+AnyInfo = TypeVar("AnyInfo", bound=Info)
+
+
+@attrs.frozen
+class LoadedPlugin:
+    """A plugin that was loaded.
+
+    Attributes:
+        name: the name of its entry point.
+        distribution: the distribution that it comes from.
+        version: that distribution's version.
+        similarities: the names of the similarities that it offers.
+        losses: the names of the losses that it offers.
+        seconds: the time that its import and its hooks took in this process. Modules that were
+            imported before, by another plugin or by anyone else, do not count again.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    similarities: tuple[str, ...]
+    losses: tuple[str, ...]
+    seconds: float
+
+
+@attrs.frozen
+class FailedPlugin:
+    """A plugin that could not be loaded: its entry point, its distribution, and the cause."""
+
+    name: str
+    distribution: str
+    version: str
+    cause: str
+
+
+class _Offer(NamedTuple):
+    """One offer of a name, and the entry of ``CLIPSEQ_DISABLE`` that leaves its plugin out."""
+
+    info: Info
+    switch: str
+
+
+class Catalogue(Generic[AnyInfo]):
+    """Everything of one kind that is offered by name: the similarities, or the losses.
+
+    Attributes:
+        noun: the kind, for error texts.
+        hook: the name of the hook through which plugins offer it.
+        infos: name -> record, without the names that are offered twice.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        hook: str,
+        validate: Callable[[Any, Any, str, str], AnyInfo],
+        built_in: Mapping[str, type],
+    ) -> None:
+        self.noun = noun
+        self.hook = hook
+        self._validate = validate
+        self._built_in = built_in
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything except the built-ins."""
+        self._offers: dict[str, list[_Offer]] = {}
+        own = ("clipseq", _own_version())
+        self.infos: dict[str, AnyInfo] = {
+            name: self._validate(name, cls, *own) for name, cls in self._built_in.items()
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """Every name on offer, in alphabetical order, including those offered twice."""
+        return sorted({*self.infos, *self._offers})
+
+    def is_built_in(self, name: str) -> bool:
+        """Return True for a name that clipseq keeps for itself, so that no plugin can offer it."""
+        return name in self._built_in
+
+    def validate_offer(self, name: Any, cls: Any, distribution: str, version: str) -> AnyInfo:
+        """Return the record of a plugin's class.
+
+        Raises:
+            PluginError: the name or the class breaks a rule, or the name is a built-in's.
+        """
+        info = self._validate(name, cls, distribution, version)
+        if name in self._built_in:
+            raise PluginError(self._taken(name, cls))
+        return info
+
+    def add(self, info: AnyInfo, switch: str) -> None:
+        """Add a plugin's offer. When a name is offered twice, neither offer counts."""
+        offers = self._offers.setdefault(info.name, [])
+        offers.append(_Offer(info, switch))
+        if len(offers) == 1:
+            self.infos[info.name] = info
+        else:
+            self.infos.pop(info.name, None)
+
+    def register(self, name: str, cls: type) -> None:
+        """Add a class of this process, by the rules of plugins."""
+        info = self._validate(name, cls, IN_PROCESS, "")
+        other = self.infos.get(name)
+        # A notebook cell that is run again defines the same class anew: this is not a clash.
+        again = other is not None and (
+            other.distribution == IN_PROCESS and other.path == path_of(cls)
+        )
+        if other is not None and not again:
+            raise PluginError(self._taken(name, cls))
+        self.infos[name] = info
+
+    def require_single(self, names: Iterable[str] | None) -> None:
+        """Raise PluginError if one of `names` (None: of all names) is offered twice."""
+        clashes = [
+            self._clash(name, offers)
+            for name, offers in sorted(self._offers.items())
+            if len(offers) > 1 and (names is None or name in names)
+        ]
+        if clashes:
+            raise PluginError("\n".join(clashes))
+
+    def _taken(self, name: str, cls: type) -> str:
+        other = self.infos[name]
+        return (
+            f"the {self.noun} {name!r} is registered already: by {other.origin} ({other.path}); "
+            f"choose another name for {path_of(cls)}"
+        )
+
+    def _clash(self, name: str, offers: Sequence[_Offer]) -> str:
+        count = "twice" if len(offers) == 2 else f"{len(offers)} times"
+        by = " and ".join(f"by {info.origin} ({info.path})" for info, _ in offers)
+        choices = []
+        for kept, _ in offers:
+            others = [switch for info, switch in offers if info is not kept]
+            value = shlex.quote(",".join([*_disabled(), *others]))
+            choices.append(f"CLIPSEQ_DISABLE={value} keeps that of {kept.distribution}")
+        return (
+            f"the {self.noun} {name!r} is offered {count}: {by}; uninstall all but one, or leave "
+            f"the plugins of the others out: {', '.join(choices)}"
+        )
+
+
+class Registry:
+    """Everything that is registered. Entry points are read at the first look-up, not at import.
+
+    Attributes:
+        similarities: the similarities by name.
+        losses: the losses by name.
+        loaded: the plugins that were loaded.
+        failed: the plugins that could not be loaded.
+        disabled: the entry points that ``CLIPSEQ_DISABLE`` leaves out.
+        unmatched: the entries of ``CLIPSEQ_DISABLE`` that match no plugin.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._finding = False
+        self.similarities: Catalogue[SimilarityInfo] = Catalogue(
+            "similarity", "clipseq_similarities", validate_similarity, built_in={}
+        )
+        self.losses: Catalogue[LossInfo] = Catalogue(
+            "loss", "clipseq_losses", validate_loss, built_in=losses.BUILT_IN
+        )
+        self._clear()
+
+    def _clear(self) -> None:
+        self._manager = pluggy.PluginManager(GROUP)
+        self._manager.add_hookspecs(hookspecs)
+        self._found = False
+        self.similarities.clear()
+        self.losses.clear()
+        self.loaded: list[LoadedPlugin] = []
+        self.failed: list[FailedPlugin] = []
+        self.disabled: list[str] = []
+        self.unmatched: list[str] = []
+
+    def find(self) -> None:
+        """Load every plugin, once."""
+        with self._lock:
+            # The lock keeps other threads out, but not the thread that is loading.
+            if self._finding:
+                raise PluginError(
+                    "a plugin must not look up or register anything while it is loaded; do it in "
+                    "the __init__ of its own class"
+                )
+            if not self._found:
+                self._finding = True
+                try:
+                    self._find()
+                finally:
+                    self._finding = False
+
+    def register(self, catalogue: Catalogue[Any], name: str, cls: type) -> None:
+        """Add a class of this process to one of the catalogues."""
+        self.find()
+        catalogue.require_single([name])
+        with self._lock:
+            catalogue.register(name, cls)
+
+    def _find(self) -> None:
+        self._clear()
+        disabled = _disabled()
+        strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
+        found = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+        self.unmatched = [d for d in disabled if not any(_matches(d, e) for e in found)]
+        for entry_point in found:
+            if any(_matches(entry, entry_point) for entry in disabled):
+                self.disabled.append(entry_point.name)
+            else:
+                alone = [e.name for e in found].count(entry_point.name) == 1
+                switch = entry_point.name if alone else _switch(entry_point)
+                self._load(entry_point, strict, switch)
+        self._found = True
+
+    def _load(self, entry_point: EntryPoint, strict: bool, switch: str) -> None:
+        distribution, version = _origin(entry_point)
+        started = time.perf_counter()
+        try:
+            similarities, losses = self._read_offers(entry_point, distribution, version)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # a module may call sys.exit(), or a test's skip()
+            cause = describe(error)
+            origin = f"{distribution} {version}".rstrip()
+            message = (
+                f"plugin {entry_point.name!r} of {origin} cannot be used: {cause}; "
+                f"the others work without it (CLIPSEQ_DISABLE={switch} silences this)"
+            )
+            if strict:
+                raise PluginError(message) from error
+            self.failed.append(FailedPlugin(entry_point.name, distribution, version, cause))
+            warnings.warn(message, PluginWarning, stacklevel=5)
+            return
+        seconds = time.perf_counter() - started
+        self.loaded.append(
+            LoadedPlugin(
+                entry_point.name,
+                distribution,
+                version,
+                similarities=tuple(info.name for info in similarities),
+                losses=tuple(info.name for info in losses),
+                seconds=seconds,
+            )
+        )
+        for similarity in similarities:
+            self.similarities.add(similarity, _switch(entry_point))
+        for loss in losses:
+            self.losses.add(loss, _switch(entry_point))
+
+    def _read_offers(
+        self, entry_point: EntryPoint, distribution: str, version: str
+    ) -> tuple[list[SimilarityInfo], list[LossInfo]]:
+        """Import a plugin and call its hooks; all of its offers count, or none."""
+        plugin = entry_point.load()
+        self._manager.register(plugin, f"{distribution}:{entry_point.name}")
+        try:
+            _check_hooks(self._manager, plugin)
+            return (
+                list(self._offers_to(self.similarities, plugin, distribution, version)),
+                list(self._offers_to(self.losses, plugin, distribution, version)),
+            )
+        except BaseException:
+            self._manager.unregister(plugin)
+            raise
+
+    def _offers_to(
+        self, catalogue: Catalogue[AnyInfo], plugin: object, distribution: str, version: str
+    ) -> Iterator[AnyInfo]:
+        others = self._manager.get_plugins() - {plugin}
+        call = self._manager.subset_hook_caller(catalogue.hook, others)
+        for offered in call():
+            if not isinstance(offered, Mapping):
+                raise TypeError(
+                    f"{catalogue.hook}() must return a mapping name -> class, got {offered!r}"
+                )
+            for name, cls in offered.items():
+                yield catalogue.validate_offer(name, cls, distribution, version)
+
+
+def describe(error: BaseException) -> str:
+    """Return the class of an error and its message."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _disabled() -> list[str]:
+    entries = os.environ.get("CLIPSEQ_DISABLE", "").split(",")
+    return [entry.strip() for entry in entries if entry.strip()]
+
+
+def _switch(entry_point: EntryPoint) -> str:
+    """Return the entry of ``CLIPSEQ_DISABLE`` that matches this entry point and no other."""
+    return f"{_origin(entry_point)[0]}:{entry_point.name}"
+
+
+def _matches(entry: str, entry_point: EntryPoint) -> bool:
+    """Return True if an entry of ``CLIPSEQ_DISABLE`` is its NAME, or its DISTRIBUTION:NAME."""
+    distribution, colon, name = entry.rpartition(":")
+    if name != entry_point.name or not colon:
+        return name == entry_point.name
+    return _normalise(distribution) == _normalise(_origin(entry_point)[0])
+
+
+def _normalise(distribution: str) -> str:
+    # As package indexes do it: clipseq-foo and Clipseq_Foo are one distribution.
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _origin(entry_point: EntryPoint) -> tuple[str, str]:
+    name = version = None
+    if entry_point.dist is not None:
+        # Without metadata these are None or raise, depending on Python's version.
+        with contextlib.suppress(Exception):
+            name, version = entry_point.dist.name, entry_point.dist.version
+    return name or f"unknown distribution of {entry_point.value}", version or ""
+
+
+def _own_version() -> str:
+    try:
+        return version("clipseq")
+    except PackageNotFoundError:  # a source tree on the path
+        return ""
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
+    known = [name for name in vars(hookspecs) if name.startswith("clipseq_")]
+    callers = manager.get_hookcallers(plugin) or []
+    implemented = {caller.name for caller in callers}
+    for name in sorted(implemented.difference(known)):
+        raise PluginError(f"there is no hook {name!r}{nearest(name, known)}")
+    if not implemented:
+        raise PluginError(
+            f"it implements no hook: decorate {' or '.join(f'{name}()' for name in known)} with "
+            "clipseq.hookimpl"
+        )

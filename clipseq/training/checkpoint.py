@@ -1,0 +1,72 @@
+"""Checkpoints: everything that a run needs to continue as if it had not been interrupted.
+
+A checkpoint is a dictionary of tensors and numbers that ``torch.load(path)`` reads:
+
+=============  =====================================================================
+model          the weights, as `CLIP.load_state_dict` takes them
+optimizer      the state of AdamW
+scaler         the state of the loss scaler of "16-mixed"; empty for other precisions
+global_step    finished optimizer steps, on which learning rate and dropout depend
+best           the lowest validation loss so far
+seconds        time that was spent on these steps
+=============  =====================================================================
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipseq.errors import CheckpointError
+from clipseq.training.folder import RunFolder
+
+Checkpoint = dict[str, Any]
+
+KEYS = {"model", "optimizer", "scaler", "global_step", "best", "seconds"}
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write beside `path` and rename: a kill in the middle leaves the previous file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(checkpoint, partial)
+    os.replace(partial, path)
+
+
+def last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:
+    """Read the run's last checkpoint; None if it has not left one yet.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights are not those of `model`; the
+            message names the weights.
+    """
+    if not folder.last.exists():
+        return None
+    try:
+        checkpoint: Checkpoint = torch.load(folder.last, map_location="cpu", weights_only=True)
+        missing = KEYS - checkpoint.keys()
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint {folder.last} cannot be read: {error}") from error
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint {folder.last} cannot be read: it must hold {', '.join(sorted(KEYS))}, "
+            f"got {', '.join(sorted(checkpoint))}"
+        )
+    saved = {name: value.shape for name, value in checkpoint["model"].items()}
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    shared = own.keys() & saved.keys()
+    problems = {
+        "missing": sorted(own.keys() - saved.keys()),
+        "unexpected": sorted(saved.keys() - own.keys()),
+        "of another shape": sorted(name for name in shared if own[name] != saved[name]),
+    }
+    if any(problems.values()):
+        lines = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+        raise CheckpointError(
+            f"the checkpoint {folder.last} does not fit the model that {folder.config} describes; "
+            f"{'; '.join(lines)}. Undo what was changed since, in [model] or in the installed "
+            "plugins"
+        )
+    return checkpoint

@@ -1,0 +1,286 @@
+"""The training loop: step, validate, log, save, stop."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+
+from clipseq.errors import set_origin
+from clipseq.model import CLIP
+from clipseq.training.checkpoint import Checkpoint, write_checkpoint
+from clipseq.training.config import TrainingConfig
+from clipseq.training.folder import RunFolder
+from clipseq.training.journal import Journal
+from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
+from clipseq.training.launch.processes import Processes
+from clipseq.training.nonfinite import (
+    NonFiniteLoss,
+    exploded,
+    non_finite_clips,
+    non_finite_state,
+    some,
+)
+from clipseq.training.optimizer import parameter_groups, warmup_cosine
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+"""A callback for each optimizer step: the step, the number of steps, and the step's metrics."""
+
+
+def run_steps(
+    model: CLIP,
+    batches: Iterable[dict[str, Any]],
+    validation: "DataLoader[Any] | None",
+    *,
+    steps: int,
+    checkpoint: Checkpoint | None,
+    options: TrainingConfig,
+    folder: RunFolder,
+    fabric: "Fabric",
+    processes: Processes,
+    journal: Journal | None,
+    interruption: Interruption,
+    progress: Progress | None,
+) -> None:
+    """Train `model` up to optimizer step `steps`, from its start or from `checkpoint`.
+
+    After each step the order of events is fixed, so that a resumed run continues the interrupted
+    one: a checkpoint of step k holds a state in which step k is finished, including its
+    validation, and the row of step k is in the journal before. Every process of the run is in
+    this loop, and all stop after the same step; only the first one writes.
+
+    Args:
+        model: a CLIP, with the weights of `checkpoint` if there is one.
+        batches: this process's rows of the batches, from the one after `checkpoint` on.
+        validation: this process's rows of the validation batches; None: do not validate.
+        steps: optimizer steps of the whole run.
+        checkpoint: the state to continue from; None for a new run.
+        options: the [training] table of the run's configuration.
+        folder: where checkpoints go.
+        fabric: places the model on its device, and in DDP if several processes train.
+        processes: the processes of the run.
+        journal: receives a row per optimizer step; None in every process except the first.
+        interruption: is asked after each step whether to stop.
+        progress: is called after each step.
+
+    Raises:
+        NonFiniteLoss: the loss, a gradient or a weight is not finite; nothing is saved then.
+        TrainingInterrupted: Ctrl-C or SIGTERM reached one of the processes before the last step.
+    """
+    step_module = fabric.setup_module(_TrainingStep(model))
+    autocast, scaler = mixed_precision(options.precision, fabric.device, warn=processes.first)
+    groups = parameter_groups(model, options.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    done, best, seconds = 0, math.inf, 0.0
+    if checkpoint is not None:
+        done, best, seconds = (checkpoint[key] for key in ("global_step", "best", "seconds"))
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        scaler.load_state_dict(checkpoint["scaler"])
+        # The checkpoint brings the weight decay it was trained with; the configuration's counts.
+        for group, configured in zip(optimizer.param_groups, groups, strict=True):
+            group["weight_decay"] = configured["weight_decay"]
+
+    began = time.monotonic() - seconds
+    upcoming = iter(batches)
+    for step in range(done + 1, steps + 1):
+        processes.doing = f"in step {step} of {steps}"
+        rate = options.learning_rate * warmup_cosine(
+            step - 1, warmup=options.warmup_steps, total=steps
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        # Step: the mean gradient of `accumulate` batches.
+        sums: dict[str, float] = {}
+        for part in range(options.accumulate):
+            batch_index = (step - 1) * options.accumulate + part
+            batch = fabric.to_device(next(upcoming))
+            seed_dropout(options.seed, batch_index, processes.rank)
+            # DDP averages over processes only with the last batch.
+            is_last = part + 1 == options.accumulate
+            with fabric.no_backward_sync(step_module, enabled=not is_last):
+                with autocast():
+                    loss = _loss(step_module, batch, batch_index, model.names)
+                _refuse_non_finite_loss(loss, step, batch, processes)
+                scaler.scale(loss / options.accumulate).backward()
+            for name, value in _metrics(model, len(batch["ids"]), processes).items():
+                sums[name] = sums.get(name, 0.0) + value
+        scaler.unscale_(optimizer)
+        norm = float(clip_grad_norm_(parameters, options.gradient_clip or math.inf))
+        # A loss scaler skips a step whose gradient overflows, and tries a smaller scale.
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            raise exploded(
+                f"the gradient of step {step} has norm {norm} though its loss is finite", processes
+            )
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+        # Validate.
+        row = {name: total / options.accumulate for name, total in sums.items()}
+        row |= {"gradient_norm": norm, "learning_rate": rate}
+        due = step % options.checkpoint_every == 0 or step == steps
+        losses: dict[str, float] = {}
+        is_best = False
+        if due and validation is not None:
+            with autocast():
+                losses = validate(model, validation, fabric)
+            row |= {f"val_{name}": value for name, value in losses.items()}
+            is_best = processes.as_first(losses["loss_total"] < best)
+            best = min(best, losses["loss_total"])
+
+        # Log.
+        seconds = time.monotonic() - began
+        row["seconds"] = seconds
+        if journal is not None:
+            journal.write(step, row)
+        if progress is not None:
+            progress(step, steps, row)
+
+        # Save. Signals are read once: one that comes later is answered after the next step.
+        stopping = processes.any(interruption.requested)
+        if due or stopping:
+            if journal is not None:
+                journal.flush()
+            if found := non_finite_state(model, losses):
+                raise exploded(f"after step {step} {found}", processes)
+            if processes.first:
+                state: Checkpoint = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                    "global_step": step,
+                    "best": best,
+                    "seconds": seconds,
+                }
+                # `last` records the best loss: if `best` came second, a kill between the two
+                # would leave a run that never writes its best weights.
+                if is_best:
+                    write_checkpoint(state, folder.best)
+                write_checkpoint(state, folder.last)
+            processes.meet()  # nobody leaves before the checkpoint is on disk
+
+        # Stop.
+        if stopping and step < steps:
+            stop = TrainingInterrupted(
+                f"stopped after step {step} of {steps}; continue with: "
+                f"clipseq train --resume {folder.root}"
+            )
+            if processes.size > 1:
+                set_origin(stop, 0, here=processes.first)
+            raise stop
+
+
+class _TrainingStep(nn.Module):
+    """A CLIP whose forward is its training step: DDP prepares for backward in forward."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, Any], batch_index: int) -> Tensor:
+        return self.model.training_step(batch, batch_index)
+
+
+def mixed_precision(
+    precision: str, device: torch.device, *, warn: bool = True
+) -> tuple[Callable[[], torch.autocast], torch.amp.GradScaler]:
+    """Return the autocast and the loss scaler of a precision; both do nothing for "32-true".
+
+    The CPU has no "16-mixed": it takes "bf16-mixed" instead, with a warning.
+    """
+    if precision == "16-mixed" and device.type == "cpu":
+        if warn:
+            warnings.warn(
+                "training.precision must be '32-true' or 'bf16-mixed' on the CPU, got '16-mixed' "
+                "(fp16 is not supported on CPU); using 'bf16-mixed'",
+                stacklevel=2,
+            )
+        precision = "bf16-mixed"
+    autocast = partial(
+        torch.autocast,
+        device.type,
+        dtype=torch.float16 if precision == "16-mixed" else torch.bfloat16,
+        enabled=precision != "32-true",
+        # A weight that is cast under no_grad, as in the first pass of micro-batches, would be
+        # used again without a gradient.
+        cache_enabled=False,
+    )
+    return autocast, torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
+
+
+def seed_dropout(seed: int, batch_index: int, rank: int) -> None:
+    """Make the dropout of a batch depend on seed, batch and rank alone.
+
+    A resumed run then draws the same. Torch's CPU generator takes 32 bits of the number; ranks
+    are spread over them.
+    """
+    torch.manual_seed(seed * 1_000_003 + batch_index + rank * 2_654_435_761)
+
+
+def validate(model: CLIP, batches: "DataLoader[Any]", fabric: "Fabric") -> dict[str, float]:
+    """Return the mean of each loss over the validation batches, in eval mode.
+
+    Each process brings its rows of each batch; the losses are those of the whole batches. The
+    model's mode is restored.
+    """
+    training = model.training
+    sums: dict[str, float] = {}
+    model.eval()
+    try:
+        with torch.no_grad():
+            for index, batch in enumerate(batches):
+                model.training_step(fabric.to_device(batch), index)
+                for name, value in model.metrics.items():
+                    if name.startswith("loss_"):
+                        sums[name] = sums.get(name, 0.0) + float(value)
+    finally:
+        model.train(training)
+    return {name: total / len(batches) for name, total in sums.items()}
+
+
+def _loss(
+    step_module: nn.Module, batch: Mapping[str, Any], index: int, names: tuple[str, str]
+) -> Tensor:
+    try:
+        loss: Tensor = step_module(batch, index)
+    except ValueError as error:
+        # CLIP names the place in the batch; only the batch knows which clip that is.
+        bad = non_finite_clips(batch, names)
+        if bad:
+            raise NonFiniteLoss(f"{error}; the clips: {some(bad)}") from error
+        raise
+    return loss
+
+
+def _refuse_non_finite_loss(
+    loss: Tensor, step: int, batch: Mapping[str, Any], processes: Processes
+) -> None:
+    if not torch.isfinite(loss):
+        whose = f"clips of rank {processes.rank}" if processes.size > 1 else "clips"
+        raise exploded(
+            f"the loss of step {step} is {loss.item()} though its maps are finite; "
+            f"{whose}: {some(batch['ids'])}",
+            processes,
+        )
+
+
+def _metrics(model: CLIP, clips: int, processes: Processes) -> dict[str, float]:
+    """Return the metrics of the last training step, the same in every process.
+
+    Losses are those of all processes already, and scales and weights are the same in each; only
+    the feature norms are averaged here.
+    """
+    metrics = {name: float(value) for name, value in model.metrics.items()}
+    norms = {name: value for name, value in metrics.items() if name.startswith("norm/")}
+    return metrics | processes.mean(norms, clips)
