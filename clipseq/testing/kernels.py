@@ -243,7 +243,9 @@ def _place(what: Any) -> tuple[str, str]:
     function = what.forward if isinstance(what, Operator) else what
     file = getsourcefile(unwrap(function))
     if file is None or not Path(file).exists():
-        raise ValueError(f"{what!r} must be defined in a file; a session has none to import from")
+        raise ValueError(
+            f"{what!r} must be defined in a file, got no source file; another process has to import it"
+        )
     return function.__module__, str(Path(file).resolve())
 
 

@@ -81,11 +81,11 @@ ONE_HEAD = {"num_heads": 1}
 LARGE = (256, 128, 32, 8)
 """A size whose pair table, 256·256·128·32 numbers, takes 1 GiB; the inputs take 1.25 MiB."""
 
-BOUND = 96 * 2**20
+BOUND = 192 * 2**20
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_large_batch_adds_at_most_a_tenth_of_its_pair_table(name):
+def test_a_large_batch_adds_at_most_a_fifth_of_its_pair_table(name):
     parts = {"global": {}, "local": {}, "attention": ONE_HEAD, "temporal": {}}
     options = {"attention": ONE_HEAD, "combined": {"parts": parts}}.get(name, {})
     assert added(name, LARGE, options=options)[0] <= BOUND
