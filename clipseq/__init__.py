@@ -41,7 +41,7 @@ from clipseq.similarity import Similarity
 
 if TYPE_CHECKING:
     from clipseq.encoders import SignalConfig, TextConfig
-    from clipseq.model import CLIP
+    from clipseq.model import CLIP, ModelConfig
 
 __version__ = "0.1.0"
 
@@ -55,6 +55,7 @@ __all__ = [
     "DataError",
     "FailedPlugin",
     "LossInfo",
+    "ModelConfig",
     "PairLoss",
     "PluginError",
     "PluginWarning",
@@ -82,6 +83,7 @@ __all__ = [
 # Imported on first use, so that a user of similarities and losses does not wait for the model.
 _LAZY = {
     "CLIP": "clipseq.model",
+    "ModelConfig": "clipseq.model",
     "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",
 }

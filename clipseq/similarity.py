@@ -1,4 +1,4 @@
-"""The contract that every similarity keeps, and the part of it that no plugin has to write."""
+"""The contract that every similarity keeps, and the code that fulfils most of it for plugins."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, final
@@ -7,8 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clipseq.engine.options import positive_integer
-from clipseq.engine.tiling import Tree, check_tree, score_tiles, split_tree
+from clipseq.engine import Operator, Tree, check_tree, positive_integer, score_tiles, split_tree
 from clipseq.engine.unit_vectors import unit
 from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
 
@@ -19,8 +18,8 @@ class Prepared(NamedTuple):
     """One side of a comparison.
 
     Attributes:
-        tree: what `prepare_x` or `prepare_y` made.
-        occupied: (B,) whether the sequence has a real step.
+        tree: result of `prepare_x` or `prepare_y`.
+        occupied: (B,) True where the sequence has a real step.
         steps: T or L, before `prepare_x` or `prepare_y`.
     """
 
@@ -30,34 +29,37 @@ class Prepared(NamedTuple):
 
 
 class Similarity(nn.Module, ABC):
-    """How alike two sequences are: (B,T,D) x (C,L,D) -> (B,C), in cosine units.
+    """A similarity of two sequences, in cosine units: (B,T,D) x (C,L,D) -> (B,C).
 
-    A plugin writes `score` and `align`, and `prepare_x` and `prepare_y` where L2-normalised steps
-    are not what it compares. It never meets padding before a real step, an empty sequence, NaN
-    from padding, or half precision: `forward` has dealt with all of these.
+    A plugin writes `score` and `align`, and also `prepare_x` and `prepare_y` if it compares
+    anything but L2-normalised steps. It never meets padding before a real step, an empty sequence,
+    NaN from padding, or half precision: `forward` has dealt with all of these.
 
-    What `forward` promises (and `clipseq.testing.check_similarity` checks): scores lie in [-1, 1];
-    ``S[i, j]`` depends on ``x[i]`` and ``y[j]`` alone; what lies in padded steps and how many
-    there are changes neither scores nor gradients, wherever they are; a sequence without a real
-    step scores -1 with every other and gets zero gradient; memory grows with the sequences and
-    the scores, not with B·C·T·L: the least that is worked on at once is one pair.
+    `forward` promises the following, and `clipseq.testing.check_similarity` checks it: scores lie
+    in [-1, 1]; ``S[i, j]`` depends only on ``x[i]`` and ``y[j]``; neither the content nor the
+    number nor the position of padded steps changes scores or gradients; a sequence without a real
+    step scores -1 with every other and gets zero gradient; memory grows with the sequences and the
+    scores, not with B·C·T·L, as work goes on in tiles of at least one pair.
 
-    A parameter has at least one dimension, ``nn.Parameter(torch.tensor([0.0]))`` for one number:
-    FSDP2 (`fully_shard`) shards none without.
+    Give every parameter at least one dimension (``nn.Parameter(torch.tensor([0.0]))`` for a single
+    number): FSDP2 (`fully_shard`) does not shard parameters that have none.
 
     Args:
         embed_dim: D, to put a learned D x D projection, which starts as the identity, before
-            each side. None (the default) compares the steps as they are.
+            each side. None (the default) compares the steps unchanged.
 
     Attributes:
-        default_weight: the weight that ``combined`` gives it unless told otherwise.
+        default_weight: starting weight in ``combined``, unless its user chooses another.
         composite: True for a similarity made of others; ``combined`` leaves those out.
-        tile_elements: most cells (b·c·T·L) that one tile of `score_all` may have. Memory grows
+        operators: operators of `clipseq.engine` that compute the scores, if there are any;
+            ``clipseq doctor`` lists them, and the devices on which their kernels compute.
+        tile_elements: largest number of cells (b·c·T·L) in one tile of `score_all`. Memory grows
             with it. A similarity with a `score_all` of its own sizes its tiles itself.
     """
 
     default_weight: ClassVar[float] = 0.1
     composite: ClassVar[bool] = False
+    operators: ClassVar[tuple[Operator, ...]] = ()
     tile_elements: int = 2**20
     _made_with: str = ""
 
@@ -71,59 +73,64 @@ class Similarity(nn.Module, ABC):
         self.y_projection = None if size is None else _identity_projection(size)
 
     def extra_repr(self) -> str:
-        """The options that `get_similarity` made it with, defaults too, but for those of None."""
+        """Return the options it was created with, defaults included, except those that are None."""
         return self._made_with
 
     def project_x(self, x: Sequences) -> Sequences:
-        """x behind the learned projection; x itself without `embed_dim`. `forward` calls it."""
+        """Return x behind the learned projection, or x itself without `embed_dim`.
+
+        `forward` calls it.
+        """
         return _projected(x, self.x_projection)
 
     def project_y(self, y: Sequences) -> Sequences:
-        """As `project_x`, for y."""
+        """Return y behind its learned projection, or y itself without `embed_dim`."""
         return _projected(y, self.y_projection)
 
     def prepare_x(self, x: Sequences) -> Tree:
-        """What is computed once per sequence: a tree of tensors, each with the batch first.
+        """Compute once per sequence what `score` needs: a tree of tensors, each batch first.
 
-        Default: every step L2-normalised. `x` may be the caller's own tensor: do not write to it.
+        By default, every step is L2-normalised. `x` may be the caller's own tensor: do not write
+        to it.
         """
         return Sequences(unit(x.values), x.mask)
 
     def prepare_y(self, y: Sequences) -> Tree:
-        """As `prepare_x`, for y. Default: `prepare_x`."""
+        """Compute the same for y. By default, this is `prepare_x`."""
         return self.prepare_x(y)
 
     def prepare_align_x(self, x: Sequences) -> Tree:
-        """What `align` is given of x. Default: `prepare_x`.
+        """Compute once per sequence what `align` needs. By default, this is `prepare_x`.
 
-        For an alignment that needs more than the scores do: what `prepare_x` makes is what
-        travels between processes.
+        Override it if an alignment needs more than the scores do: the result of `prepare_x`
+        travels between processes, so it should stay small.
         """
         return self.prepare_x(x)
 
     def prepare_align_y(self, y: Sequences) -> Tree:
-        """As `prepare_align_x`, for y. Default: `prepare_y`."""
+        """Compute the same for y. By default, this is `prepare_y`."""
         return self.prepare_y(y)
 
     @abstractmethod
     def score(self, x: Tree, y: Tree) -> Float[Tensor, "b c"]:
-        """Every pair of one tile, from what `prepare_x` and `prepare_y` made: the mathematics."""
+        """Score every pair of one tile, from the results of `prepare_x` and `prepare_y`."""
 
     @abstractmethod
     def align(self, x: Tree, y: Tree) -> Float[Tensor, "n t l"]:
-        """For matched pairs, how much each step of x answered to each step of y; never negative.
+        """Return how much each step of x answered to each step of y, for matched pairs.
 
-        From what `prepare_align_x` and `prepare_align_y` made.
+        Weights are never negative. The arguments are the results of `prepare_align_x` and
+        `prepare_align_y`.
         """
 
     def score_all(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
-        """Every pair of two prepared batches: `score`, tile by tile, recomputed in backward.
+        """Score every pair of two prepared batches, tile by tile, recomputing tiles in backward.
 
         A plugin with kernels of its own may replace this; results must not change.
 
         Args:
-            x: what `prepare_x` made.
-            y: what `prepare_y` made.
+            x: result of `prepare_x`.
+            y: result of `prepare_y`.
             steps: T and L, before `prepare_x` and `prepare_y`.
         """
         batch, others = _batch(x), _batch(y)
@@ -139,18 +146,18 @@ class Similarity(nn.Module, ABC):
         Args:
             x: (B, T, D) floating point. Half precision, and everything under autocast, is
                 computed in float32.
-            y: (C, L, D), same D and device.
+            y: (C, L, D), with the same D and device.
             x_mask: (B, T) bool, True at a real step, in any pattern. None: every step is real.
-            y_mask: (C, L) likewise.
+            y_mask: (C, L) bool, likewise.
 
         Returns:
             (B, C) scores in [-1, 1], float64 for float64 inputs, else float32.
 
         Raises:
-            TypeError: not tensors, not floating point, one float64 and the other not, a mask
-                that is not bool.
-            ValueError: wrong rank, empty batch, no step, different D, a mask of another shape,
-                different devices.
+            TypeError: an argument is not a tensor or not floating point, only one is float64, or a
+                mask is not bool.
+            ValueError: an argument has the wrong rank, no sequence or no step; or D, the shape of a
+                mask, or the devices differ.
         """
         return self.compare(*self.prepare(x, y, x_mask, y_mask))
 
@@ -158,7 +165,7 @@ class Similarity(nn.Module, ABC):
     def prepare(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> tuple[Prepared, Prepared]:
-        """The first half of `forward`: all that is done once for each sequence.
+        """Do the first half of `forward`: everything that is done once per sequence.
 
         Arguments and errors are those of `forward`.
         """
@@ -173,7 +180,7 @@ class Similarity(nn.Module, ABC):
 
     @final
     def compare(self, x: Prepared, y: Prepared) -> Float[Tensor, "B C"]:
-        """The second half of `forward`: every pair of two prepared batches.
+        """Do the second half of `forward`: score every pair of two prepared batches.
 
         They need not come from one call of `prepare`: the loss over many processes compares its
         own x with the y of others.
@@ -184,8 +191,8 @@ class Similarity(nn.Module, ABC):
             if not isinstance(scores, Tensor) or scores.shape != shape:
                 got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
                 raise TypeError(
-                    f"{type(self).__name__}.score must return one score for each pair, "
-                    f"{shape}, as a tensor; got {got}"
+                    f"{type(self).__name__}.score must return a tensor with one score for each "
+                    f"pair, {shape}, got {got}"
                 )
             scores = _within_bounds(scores)
             return scores.masked_fill(~(x.occupied[:, None] & y.occupied[None, :]), -1.0)
@@ -194,15 +201,15 @@ class Similarity(nn.Module, ABC):
     def explain(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> Alignment:
-        """How the pairs (x[0], y[0]), (x[1], y[1]), ... line up, at the caller's positions.
+        """Align the pairs (x[0], y[0]), (x[1], y[1]), ..., at the caller's positions.
 
-        Arguments and errors are those of `forward`; x and y need batches of the same size n.
-        A pair with an empty sequence scores -1 and has no weights. Cost: n pairs.
+        Arguments and errors are those of `forward`, and x and y must have the same batch size n.
+        A pair with an empty sequence scores -1, and its weights are zero. Cost: n pairs.
         """
         self._check(x, y, x_mask, y_mask)
         if len(x) != len(y):
             raise ValueError(
-                f"explain takes matched pairs: x and y need the same batch size, "
+                f"x and y must have the same batch size, as explain takes matched pairs, "
                 f"got {len(x)} and {len(y)}"
             )
         with torch.autocast(x.device.type, enabled=False):
@@ -227,7 +234,7 @@ class Similarity(nn.Module, ABC):
     def _packed(
         self, values: Tensor, mask: Tensor | None, side: str
     ) -> tuple[Sequences, Int[Tensor, "B T"], Bool[Tensor, "B"]]:
-        """The real steps in front, behind the projection; and what else `pack` tells."""
+        """Return what `pack` returns, with the learned projection applied."""
         if values.dtype not in (torch.float32, torch.float64):
             values = values.float()
         packed, order, occupied = pack(values, _mask_or_all(values, mask))
@@ -247,9 +254,9 @@ class Similarity(nn.Module, ABC):
             if not isinstance(values, Tensor):
                 raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
             if values.ndim != 3:
-                # Two axes are one sequence or a batch of pooled features: which, we cannot tell.
+                # Two axes may be one sequence or a batch of pooled features: we cannot know.
                 hint = (
-                    ": for one sequence add a batch axis with [None]; for pooled features use "
+                    "; for one sequence add a batch axis with [None], for pooled features use "
                     "ClipLoss or SigLipLoss"
                 )
                 raise ValueError(
@@ -261,7 +268,7 @@ class Similarity(nn.Module, ABC):
             if 0 in values.shape:
                 raise ValueError(
                     f"{name} must have at least one sequence, one step and one feature, "
-                    f"got {tuple(values.shape)}; a sequence without steps is a masked one"
+                    f"got {tuple(values.shape)}; pass an empty sequence as one whose mask is False"
                 )
             if mask is None:
                 continue
@@ -269,7 +276,7 @@ class Similarity(nn.Module, ABC):
                 kind = type(mask).__name__
                 if isinstance(mask, Tensor):
                     kind = (
-                        f"{mask.dtype}; zeros and ones become one by .bool(), lengths by "
+                        f"{mask.dtype}; convert zeros and ones with .bool(), and lengths with "
                         f"torch.arange({shape[4]}) < lengths[:, None]"
                     )
                 raise TypeError(
@@ -281,7 +288,10 @@ class Similarity(nn.Module, ABC):
                     f"first two axes, got {tuple(mask.shape)}"
                 )
             if mask.device != values.device:
-                raise ValueError(f"{name} is on {values.device}, {name}_mask on {mask.device}")
+                raise ValueError(
+                    f"{name}_mask must be on the device of {name}, {values.device}, got "
+                    f"{mask.device}"
+                )
         if x.shape[2] != y.shape[2]:
             raise ValueError(
                 f"x and y must have the same number of features, got D={x.shape[2]} for x "
@@ -290,15 +300,19 @@ class Similarity(nn.Module, ABC):
         if x.device != y.device:
             raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
         if x.dtype != y.dtype and torch.float64 in (x.dtype, y.dtype):
-            raise TypeError(f"x is {x.dtype} and y is {y.dtype}: convert one of them")
+            raise TypeError(
+                f"x and y must both be float64 or neither, got {x.dtype} and {y.dtype}; "
+                "convert one of them"
+            )
         if self.embed_dim is not None and x.shape[2] != self.embed_dim:
             raise ValueError(
-                f"this similarity was made for embed_dim={self.embed_dim}, got D={x.shape[2]}"
+                f"x and y must have D={self.embed_dim} features, the similarity's embed_dim, got "
+                f"D={x.shape[2]}"
             )
 
 
 def _identity_projection(features: int) -> nn.Linear:
-    # Without drawing random numbers: adding a similarity must not change what is drawn after it.
+    # Draws no random numbers: adding a similarity must not change those that are drawn later.
     linear = nn.utils.skip_init(nn.Linear, features, features, bias=False)
     nn.init.eye_(linear.weight)
     return linear
@@ -307,7 +321,7 @@ def _identity_projection(features: int) -> nn.Linear:
 def _projected(sequences: Sequences, projection: nn.Linear | None) -> Sequences:
     if projection is None:
         return sequences
-    # The weight may be in half precision (model.bfloat16()). No bias: padding stays zero.
+    # The weight may be in half precision (model.bfloat16()). Without a bias, padding stays zero.
     weight = projection.weight.to(sequences.values.dtype)
     return Sequences(nn.functional.linear(sequences.values, weight), sequences.mask)
 
@@ -317,7 +331,7 @@ def _mask_or_all(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _within_bounds(scores: Tensor) -> Tensor:
-    # Rounding may step over ±1 by an ulp; the gradient must not notice.
+    # Rounding may pass ±1 by an ulp; the gradient must not be clamped for that.
     return scores + (scores.clamp(-1.0, 1.0) - scores).detach()
 
 

@@ -1,14 +1,14 @@
-"""The options of ``pytest --clipseq-check NAME``; what they need is imported where one is given.
+"""The options of ``pytest --clipseq-check NAME``.
 
-pytest imports this in every environment that has clipseq, whatever is tested there: hence a module
-of its own, without clipseq, torch or hypothesis.
+pytest imports this module in every environment that has clipseq, whatever is tested there, so it
+imports neither clipseq nor torch nor hypothesis before an option is given.
 """
 
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the options to the group "clipseq"."""
     group = parser.getgroup("clipseq", "checks of clipseq similarities")
     group.addoption(
         "--clipseq-check",
@@ -22,19 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="CHECK=REASON",
-        help="leave a check out, and say why",
+        help="leave a check out, for a reason",
     )
     group.addoption(
         "--clipseq-examples",
         type=int,
         default=20,
         metavar="N",
-        help="examples that each check may try (default: 20)",
+        help="largest number of examples that each check tries (default: 20)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Bring in the checks, if they are asked for."""
+    """Register the checks if an option asks for them."""
     if config.getoption("clipseq_check"):
         from clipseq.testing import pytest_plugin
 

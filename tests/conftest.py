@@ -1,4 +1,7 @@
-"""Every signature is checked while the tests run; every test starts from the same random state."""
+"""Fixtures and settings of all tests.
+
+Every signature is checked while the tests run, and every test starts from the same random state.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +9,8 @@ from pathlib import Path
 
 from jaxtyping import config, install_import_hook
 
-# Before the first import of any of them; our own pytest plugin, loaded earlier, imports none.
+# This precedes the first import of these packages: pytest_clipseq, which pytest has loaded already,
+# imports none of them.
 install_import_hook(
     [
         "clipseq",
@@ -23,12 +27,38 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-# A run in CI is reproducible; a run by hand explores.
+# A run in CI is reproducible; a run by hand tries new examples.
 settings.register_profile(
     "default", deadline=None, print_blob=True, max_examples=40, derandomize="CI" in os.environ
 )
 settings.load_profile("default")
 torch.set_num_threads(int(os.environ.get("CLIPSEQ_TEST_THREADS", "1")))
+
+
+TESTS = Path(__file__).parent
+
+SLOW = (
+    "demo",
+    "distributed",
+    "examples",
+    "plugins/test_compile.py",
+    "plugins/test_contract.py",
+    "plugins/test_memory.py",
+    "testing",
+    "training/launch",
+)
+"""Folders and modules with slow tests, which `make test` runs and `make check` leaves out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of SLOW."""
+    slow = [TESTS / name for name in SLOW]
+    gone = [path for path in slow if not path.exists()]
+    if gone:
+        raise pytest.UsageError(f"SLOW in {__file__} must name files, got {gone}")
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in slow):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +68,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def unchecked_signatures() -> Iterator[None]:
-    """Signatures are not checked, as they are not for users: wrong types meet our own errors."""
+    """Switch the checks of signatures off, as they are for users, whom our own errors reach."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
@@ -46,7 +76,7 @@ def unchecked_signatures() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that has read no entry point yet, put back as it was afterwards."""
+    """Replace the registry, for one test, by one that has not read the entry points yet."""
     from clipseq.registry import lookup as registry
 
     monkeypatch.setattr(registry, "_registry", registry.Registry())
@@ -56,9 +86,9 @@ def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of the real data sets; tests that need it skip where it is absent."""
+    """Return the folder of the real data sets; skip the test if it does not exist."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CLIPSEQ_DATA", default))
     if not folder.is_dir():
-        pytest.skip("real data not found: set CLIPSEQ_DATA to the folder that holds it")
+        pytest.skip("real data not found; set CLIPSEQ_DATA to the folder that holds it")
     return folder

@@ -48,7 +48,7 @@ FULL = {
 }
 
 
-def test_everything_that_is_well_typed_is_taken():
+def test_every_value_of_the_right_type_is_accepted():
     got = structure(Outer, FULL)
     assert got == Outer(
         name="n",
@@ -99,7 +99,7 @@ def test_defaults_and_round_trip():
         ({"folder": 3}, ["folder", "Path", "3"]),
     ],
 )
-def test_what_is_not_says_which_key_and_why(change, parts):
+def test_an_error_names_the_key_and_the_reason(change, parts):
     with pytest.raises(ConfigError) as caught:
         structure(Outer, {**FULL, **change})
     for part in parts:
@@ -111,13 +111,13 @@ def test_a_missing_key_is_named():
         structure(Outer, {})
 
 
-def test_all_problems_are_told_at_once_under_the_given_path():
+def test_all_problems_are_reported_at_once_under_the_given_path():
     with pytest.raises(ConfigError) as caught:
         structure(Outer, {"name": 1, "inner": {"width": "x"}, "bogus": 2}, where="model")
     for part in ("model.name", "model.inner.width", "'model.bogus'"):
         assert part in str(caught.value)
 
 
-def test_what_is_no_table_at_all():
+def test_a_config_must_be_a_table():
     with pytest.raises(ConfigError, match=r"model must be a table .* got 3"):
         structure(Outer, 3, where="model")

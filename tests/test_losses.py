@@ -68,7 +68,7 @@ def test_pooled_features_are_compared_by_cosine():
     torch.testing.assert_close(loss(7 * x, y / 9), loss(x, y))
 
 
-def test_items_of_one_caption_are_no_negatives_of_one_another():
+def test_items_of_one_caption_are_not_negatives_of_one_another():
     # Two of three items share their caption and every feature: nothing is left to separate.
     x = torch.eye(2)[[0, 0, 1]]
     apart = clipseq.ClipLoss(init_scale=100.0)
@@ -180,7 +180,7 @@ def test_a_loss_is_abstract_and_its_other_methods_are_final(unchecked_signatures
             wrong().from_scores(torch.eye(3))
 
 
-def test_what_a_loss_reports_of_itself():
+def test_a_loss_reports_its_scale_and_bias():
     clip, siglip = clipseq.ClipLoss(init_scale=5.0), clipseq.SigLipLoss(init_bias="batch_size")
     metrics = {name: value.item() for name, value in clip.metrics(9).items()}
     assert metrics == pytest.approx({"scale": 5.0})
@@ -259,7 +259,7 @@ def test_bad_input_is_refused(call, message, unchecked_signatures):
     ],
     ids=["numpy", "list", "integers"],
 )
-def test_only_tensors_of_floats_are_taken(given, got, unchecked_signatures):
+def test_only_tensors_of_floats_are_accepted(given, got, unchecked_signatures):
     for loss in (
         clipseq.ClipLoss(),
         clipseq.SigLipLoss(),
@@ -292,7 +292,7 @@ def test_an_option_that_a_loss_does_not_have(kind, option, value, message, unche
     assert message in str(caught.value)
 
 
-def test_a_sequence_loss_takes_similarities_only_compiled_ones_too(unchecked_signatures):
+def test_a_sequence_loss_accepts_only_similarities_compiled_or_not(unchecked_signatures):
     for wrong in (torch.nn.Linear(3, 3), torch.nn.CosineSimilarity(), clipseq.Similarity, "local"):
         with pytest.raises(TypeError, match="similarity must be a Similarity, got"):
             clipseq.SequenceLoss(wrong)

@@ -1,20 +1,18 @@
-"""What is installed, what was loaded and how, what failed and why: for a report of a problem."""
+"""A diagnosis of the installation, for bug reports: versions, plugins, engines and failures."""
 
 import os
 import platform
 import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib import metadata, util
-from types import ModuleType
+from importlib import metadata
 from typing import Any
 
 import attrs
 import torch
 
 import clipseq
-from clipseq.engine.kernels import obstacle
+from clipseq.engine import Operator, obstacle
 from clipseq.errors import nearest
 from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, report
 from clipseq.registry.discovery import describe
@@ -24,15 +22,14 @@ from clipseq.similarity import Similarity
 
 @attrs.frozen
 class Engine:
-    """How a similarity is computed.
+    """The code that computes a similarity.
 
     Attributes:
-        similarity: its name.
-        pairs: who goes through the pairs: "clipseq's tiles", "its parts'", or "its own".
-        operators: custom operators and autograd functions of its package, which torch runs in the
-            place of its own.
-        triton: the devices on which its package's Triton kernels (its module `triton_kernels`)
-            compute; None if it has none.
+        similarity: name of the similarity.
+        pairs: code that goes through the pairs: "clipseq's tiles", "its parts'", or "its own".
+        operators: custom operators that the class declares in its attribute `operators`.
+        triton: devices on which Triton kernels of these operators compute; None if no operator
+            declares kernels.
     """
 
     similarity: str
@@ -43,22 +40,22 @@ class Engine:
 
 @attrs.frozen
 class Diagnosis:
-    """What `diagnose` found.
+    """The result of `diagnose`.
 
     Attributes:
-        versions: of clipseq, python, torch, and the platform.
-        plugins: what was loaded.
-        failed: what could not be.
+        versions: versions of clipseq, python and torch, and the platform.
+        plugins: plugins that were loaded.
+        failed: plugins that could not be loaded.
         disabled: names left out by ``CLIPSEQ_DISABLE``.
-        unmatched: what ``CLIPSEQ_DISABLE`` names and no plugin is called.
-        unmade: similarity -> why it cannot be made with its default options; not tried where there
-            is a problem.
-        problem: why no similarity can be had, or one of a name that is offered twice; or None.
-        engines: how each similarity is computed.
-        devices: what torch can compute on, the CPU first.
+        unmatched: entries of ``CLIPSEQ_DISABLE`` that match no plugin.
+        unmade: similarity -> why it cannot be made with its default options. Empty if there is a
+            problem.
+        problem: why similarities are not available, or None.
+        engines: the code that computes each similarity.
+        devices: devices on which torch can compute, the CPU first.
         triton: device -> why Triton kernels do not compute there, None if they do.
-        threads: of torch, for one operation.
-        extras: extra -> its packages -> their versions, None where one is not installed.
+        threads: number of threads that torch uses for one operation.
+        extras: extra -> its packages -> their versions, None for one that is not installed.
     """
 
     versions: dict[str, str]
@@ -76,20 +73,20 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether everything that is installed works."""
+        """True if everything that is installed works."""
         return self.problem is None and not self.failed and not self.unmade
 
     def to_json(self) -> dict[str, Any]:
-        """As numbers, strings, lists and dicts."""
+        """Return the diagnosis as numbers, strings, lists and dicts."""
         return {"healthy": self.healthy, **attrs.asdict(self)}
 
     def as_text(self) -> str:
-        """For a person to read."""
+        """Return the diagnosis as a text for people."""
         return "\n".join(_lines(self)) + "\n"
 
 
 def diagnose() -> Diagnosis:
-    """Look at this process's Python, torch and plugins. Nothing is raised: it is in the result."""
+    """Examine this process's Python, torch and plugins; errors go into the result."""
     found = report()
     devices = dict(_devices())
     triton = {name: obstacle(torch.device(name)) for name in devices}
@@ -122,7 +119,7 @@ def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
                 make_similarity(info)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # whatever a plugin raises: the doctor goes on
+        except BaseException as error:  # the doctor goes on, whatever a plugin raises
             yield name, describe(error)
 
 
@@ -133,36 +130,17 @@ def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:
         pairs = "clipseq's tiles"
     else:
         pairs = "its own"
-    package = info.cls.__module__.partition(".")[0]
+    declared = info.cls.operators
+    if not isinstance(declared, tuple):  # the doctor goes on, whatever a plugin declares
+        declared = ()
+    operators = [operator for operator in declared if isinstance(operator, Operator)]
+    devices = tuple(name for name, why_not in triton.items() if why_not is None)
     return Engine(
         info.name,
         pairs,
-        operators=tuple(sorted(set(_operators(package)))),
-        triton=tuple(name for name, why_not in triton.items() if why_not is None)
-        if _has_kernels(package)
-        else None,
+        operators=tuple(operator.name for operator in operators),
+        triton=devices if any(operator.kernels for operator in operators) else None,
     )
-
-
-def _has_kernels(package: str) -> bool:
-    # Not imported, as that would import Triton; and a plugin may be a single module.
-    parent = sys.modules.get(package)
-    return hasattr(parent, "__path__") and util.find_spec(f"{package}.triton_kernels") is not None
-
-
-def _operators(package: str) -> Iterator[str]:
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] != package or not isinstance(module, ModuleType):
-            continue
-        for value in list(vars(module).values()):
-            if isinstance(value, torch.library.CustomOpDef):
-                yield str(value).removeprefix("<CustomOpDef(").removesuffix(")>")
-            elif (
-                isinstance(value, type)
-                and issubclass(value, torch.autograd.Function)
-                and value.__module__ == name
-            ):
-                yield f"{name}.{value.__qualname__}"
 
 
 def _devices() -> Iterator[tuple[str, str]]:
@@ -185,7 +163,7 @@ def _extras() -> dict[str, dict[str, str | None]]:
     for requirement in requirements:
         package = re.match(r"[\w.-]+", requirement)
         extra = re.search(r"extra == ['\"](\w+)['\"]", requirement)
-        # Packages of development and of its docs are no user's, and `all` says nothing new.
+        # Users do not need the packages for development and docs, and `all` repeats the others.
         if package and extra and extra[1] not in ("dev", "docs", "all") and package[0] != "clipseq":
             try:
                 version: str | None = metadata.version(package[0])
@@ -232,7 +210,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from (f"left out by CLIPSEQ_DISABLE: {name}" for name in found.disabled)
     plugins = {p.name for p in found.plugins} | {p.name for p in found.failed}
     yield from (
-        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is no plugin{nearest(entry, plugins)}"
+        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is not a plugin{nearest(entry, plugins)}"
         for entry in found.unmatched
     )
     yield from (

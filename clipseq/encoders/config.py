@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import attrs
 from attrs import field, frozen
 
+from clipseq.config import structure, unstructure
 from clipseq.errors import ConfigError, nearest
 
 Fusion = Literal["concat", "add", "attention"]
@@ -31,7 +32,7 @@ def _fusion(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> 
     choices = get_args(Fusion)
     if value not in choices:
         hint = nearest(value, choices) if isinstance(value, str) else ""
-        raise ConfigError(f"fusion must be one of {', '.join(choices)}; got {value!r}{hint}")
+        raise ConfigError(f"fusion must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 
 def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
@@ -39,19 +40,19 @@ def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> N
         raise ConfigError(f"views must map each view's name to its number of bins, got {value!r}")
     for name, bins in value.items():
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"views: a view's name must be a string, got {name!r}")
+            raise ConfigError(f"a view's name must be a string that is not empty, got {name!r}")
         if type(bins) is not int or bins < 1:
             raise ConfigError(
-                f"views: the number of bins of {name!r} must be a whole number of at least 1, "
+                f"the number of bins of {name!r} in views must be a whole number of at least 1, "
                 f"got {bins!r}"
             )
 
 
-def check_name(name: object) -> None:
+def check_name(name: object, *, where: str = "name") -> None:
     """Raise ConfigError unless `name` may name a side of a model."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(
-            f"name must be lower-case letters, digits and underscores that start with a letter, "
+            f"{where} must be lower-case letters, digits and underscores that start with a letter, "
             f"got {name!r}"
         )
 
@@ -61,7 +62,7 @@ def _name(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> No
 
 
 def _own_dict(value: Any) -> Any:
-    # a copy: a frozen config must not change because the caller's dictionary does
+    # A copy: a frozen config must not change with the caller's dictionary.
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -76,12 +77,12 @@ class SignalConfig:
     Attributes:
         name: the signal's name, such as "audio". Batches have it as a key (and ``<name>_lengths``
             or ``<name>_mask``), metrics and error texts use it.
-        views: name of a map -> its number of frequency (or range, or angle) bins F.
-        patch_frames: frames per token; the last patch of a clip may be partly empty.
-        fusion: how the views of one patch become one token. "concat": side by side, then one
-            linear layer; an absent view leaves zeros. "add": the mean of the views present.
-            "attention": the same, plus what a learned query attends to among those present.
-        dropout: probability in the transformer, in training only.
+        views: name of each map -> F, its number of bins: of frequency, range or angle, or channels.
+        patch_frames: frames per token (a patch); the last patch of a clip may be partly empty.
+        fusion: how the views of a patch become one token. "concat": side by side, then one linear
+            layer; an absent view leaves zeros. "add": the mean of the views present. "attention":
+            the same, plus what a learned query attends to among the views present.
+        dropout: dropout probability in the transformer, in training only.
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
 
@@ -99,15 +100,16 @@ class TextConfig:
 
     Attributes:
         name: the text's name, such as "caption"; see `SignalConfig`.
-        pretrained: a local Hugging Face model directory to use as the tower, or None for a
-            transformer of our own, trained from scratch.
-        freeze: keep the pretrained model's weights (and its dropout off); only the projection to
-            the model's width is trained. Needs `pretrained`.
-        causal: a word attends only to those before it, as in CLIP; False: to all. A pretrained
-            model keeps its own way.
-        vocab_size: size of the vocabulary when token ids come from a tokenizer that the model does
+        pretrained: a local Hugging Face model directory to use as the tower; None: a transformer
+            of our own, trained from scratch.
+        freeze: keep the pretrained model's weights (and its dropout off), and train only the
+            projection to the model's width. Needs `pretrained`.
+        causal: True: a word attends only to earlier words, as in CLIP; False: to all. Ignored by a
+            pretrained model.
+        vocab_size: size of the vocabulary if token ids come from a tokenizer that the model does
             not hold. None: the tokenizer's.
-        dropout: probability in the transformer, in training only. A pretrained model has its own.
+        dropout: dropout probability in the transformer, in training only. Ignored by a pretrained
+            model, which has its own.
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
 
@@ -124,6 +126,43 @@ class TextConfig:
     def __attrs_post_init__(self) -> None:
         if self.freeze and self.pretrained is None:
             raise ConfigError(
-                "freeze=True needs pretrained=<directory>: a text tower that starts from random "
-                "weights must be trained"
+                "freeze must be False without pretrained, got True; name a model directory in "
+                "pretrained, since random weights must be trained"
             )
+
+
+TowerConfig = SignalConfig | TextConfig
+KINDS: Mapping[str, type[SignalConfig] | type[TextConfig]] = {
+    "signal": SignalConfig,
+    "text": TextConfig,
+}
+"""The configs by the kind of tower that the key `tower` of a table names."""
+
+
+def tower_config(given: object, *, kind: str, where: str) -> TowerConfig:
+    """Return the config that a table describes, or `given` itself if it is a config.
+
+    Args:
+        given: a config, a table of its fields, or None for the defaults.
+        kind: the kind of tower, "signal" or "text", of a table without the key `tower`.
+        where: the dotted path of the table, for error texts.
+
+    Raises:
+        ConfigError: another kind; an unknown or ill-typed key; a value out of its range.
+    """
+    if isinstance(given, TowerConfig):
+        return given
+    table = {} if given is None else given
+    if isinstance(table, Mapping) and "tower" in table:
+        kind = table["tower"]
+        if kind not in KINDS:
+            hint = nearest(kind, KINDS) if isinstance(kind, str) else ""
+            raise ConfigError(f"{where}.tower must be 'signal' or 'text', got {kind!r}{hint}")
+        table = {key: value for key, value in table.items() if key != "tower"}
+    return structure(KINDS[kind], table, where=where)
+
+
+def tower_table(config: TowerConfig) -> dict[str, Any]:
+    """Return the table that `tower_config` turns back into `config`."""
+    kind = next(kind for kind, cls in KINDS.items() if isinstance(config, cls))
+    return {"tower": kind, **unstructure(config)}

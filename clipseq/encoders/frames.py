@@ -1,4 +1,4 @@
-"""Which frames of a batch of maps are real, and whether they are finite."""
+"""Checks of the frames of a batch of maps: which are real, and are those finite."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fusions: how the embeddings of the views of one patch become one token."""
+"""Fusions, which make one token of the embeddings of the views of a patch."""
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class Concat(nn.Module):
     def forward(
         self, embedded: Float[Tensor, "V B N D"], present: list[int]
     ) -> Float[Tensor, "B N D"]:
-        """Fuse the embeddings of the views whose indices are in `present`."""
+        """Return the fused embeddings of the views whose indices are in `present`."""
         slots = [torch.zeros_like(embedded[0])] * self.views
         for view, values in zip(present, embedded, strict=True):
             slots[view] = values
@@ -38,7 +38,7 @@ class Add(nn.Module):
     def forward(
         self, embedded: Float[Tensor, "V B N D"], present: list[int]
     ) -> Float[Tensor, "B N D"]:
-        """Fuse the embeddings of the views whose indices are in `present`."""
+        """Return the fused embeddings of the views whose indices are in `present`."""
         return embedded.mean(0)
 
 
@@ -57,7 +57,7 @@ class Attention(nn.Module):
     def forward(
         self, embedded: Float[Tensor, "V B N D"], present: list[int]
     ) -> Float[Tensor, "B N D"]:
-        """Fuse the embeddings of the views whose indices are in `present`."""
+        """Return the fused embeddings of the views whose indices are in `present`."""
         x = embedded.permute(1, 2, 0, 3).flatten(0, 1)  # (B·N, V, D)
         keys = self.key_value(x + self.view[present]).unflatten(-1, (2, self.heads, -1))
         k, v = keys.permute(2, 0, 3, 1, 4)  # each (B·N, H, V, D/H)

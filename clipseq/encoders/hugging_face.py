@@ -1,4 +1,4 @@
-"""A Hugging Face model directory as the text tower; nothing is ever downloaded."""
+"""A Hugging Face model directory as a text tower; nothing is ever downloaded."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -42,16 +42,16 @@ class HuggingFaceTokenizer:
         return len(self.tokenizer)
 
     def with_special(self, caption: str) -> list[int]:
-        """The ids that the model reads: [CLS], [SEP] and their like included."""
+        """Return the ids that the model reads, with special tokens such as [CLS] and [SEP]."""
         ids: list[int] = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         return ids
 
     def encode(self, caption: str) -> list[int]:
-        """The ids of the caption's words, special tokens left out."""
+        """Return the ids of the caption's words, without special tokens."""
         return [i for i in self.with_special(caption) if i not in self.special_ids]
 
     def tokens(self, caption: str) -> list[str]:
-        """The piece that each id of `encode` stands for."""
+        """Return the piece of the caption that each id of `encode` stands for."""
         return [self.tokenizer.decode([i]).strip() for i in self.encode(caption)]
 
     def save(self, directory: Path) -> None:
@@ -62,19 +62,19 @@ class HuggingFaceTokenizer:
 class HuggingFaceTextTower(Tower):
     """A pretrained encoder, its last hidden states projected to D.
 
-    The sequence holds the outputs at the words; [CLS], [SEP] and their like are left out of it.
-    The pooled feature is its mean: unlike the output at one special token it means something in
+    The sequence holds the outputs at the words, without special tokens such as [CLS] and [SEP].
+    The pooled feature is its mean: unlike the output at one special token, it is meaningful in
     every architecture, also when frozen (Sentence-BERT, arXiv:1908.10084).
 
     Args:
-        config: `pretrained` names a local directory.
-        context_length: most tokens of a caption, special ones included; what the pretrained model
-            can read is a limit as well.
-        width: D of everything that comes out.
+        config: the side's name and the tower; `pretrained` names a local directory.
+        context_length: largest number of tokens of a caption, special ones included; the
+            pretrained model's own limit applies as well.
+        width: D of all outputs.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no such directory, or transformers cannot load it.
+        ValueError: the directory does not exist, or transformers cannot load it.
     """
 
     def __init__(self, config: TextConfig, *, context_length: int, width: int):
@@ -99,7 +99,7 @@ class HuggingFaceTextTower(Tower):
         self.train()
 
     def train(self, mode: bool = True) -> "HuggingFaceTextTower":
-        """As in every module, except that a frozen language model stays in eval mode."""
+        """Set the mode as every module does; a frozen language model stays in eval mode."""
         super().train(mode)
         if self.config.freeze:
             self.language_model.eval()
@@ -115,8 +115,8 @@ class HuggingFaceTextTower(Tower):
                 them, special tokens included.
             lengths: must be None; a mask marks the real tokens.
             mask: (B, L) bool for token ids, True at a real token, special ones too. None: every
-                id except the pad token's; a tokenizer without a pad token has none to tell by, so
-                padded ids need a mask.
+                id except the pad token's is real. Padded ids need a mask if the tokenizer has no
+                pad token.
 
         Returns:
             the token ids with special ones, real ones first, and the mask of real ones.
@@ -174,7 +174,9 @@ class HuggingFaceTextTower(Tower):
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Write model and tokenizer into `directory`, as transformers does (safetensors).
 
-        `weights` are the language model's, which may not all be in this process.
+        Args:
+            directory: the folder to write into.
+            weights: the language model's weights; this process may not hold all of them.
         """
         with _no_progress_bar():
             self.language_model.save_pretrained(directory, state_dict=dict(weights))
@@ -203,14 +205,14 @@ def _load(config: TextConfig) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         raise ValueError(f"transformers cannot load {directory}: {error}") from error
-    # transformers fills what a file lacks with random numbers. A pooler is not used here.
+    # transformers fills missing weights with random numbers. A pooler is not used here.
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
         raise ValueError(f"the weights in {directory} lack {', '.join(sorted(missing))}")
     for name, parameter in model.named_parameters():
         if "pooler" in name:
             parameter.requires_grad_(False)
-    # Weights stored in half precision are trained in full; float64 stays what it is.
+    # Weights stored in half precision are trained in full precision; float64 stays float64.
     return model.to(torch.promote_types(model.dtype, torch.get_default_dtype())), tokenizer
 
 

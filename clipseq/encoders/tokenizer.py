@@ -1,4 +1,4 @@
-"""Captions into token ids: bytes without any training, or a vocabulary trained on the captions.
+"""Tokenizers, which turn captions into ids: byte by byte, or by a vocabulary trained on captions.
 
 A tokenizer is anything with the members of `Tokenizer`. Id 0 is padding in all of ours. The EOT
 token belongs to the text tower, not to the vocabulary.
@@ -17,46 +17,46 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the text tower and the figures ask of a tokenizer."""
+    """The members that the text tower and the figures use."""
 
     kind: ClassVar[str]
 
     @property
     def pad_id(self) -> int | None:
-        """The id of padding. None: there is none, and every id is a real token's."""
+        """The id of padding. None: there is no such id, and every id is a real token's."""
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, padding included."""
 
     def encode(self, caption: str) -> list[int]:
-        """The caption's token ids, without padding or EOT; empty for an empty caption."""
+        """Return the caption's token ids, without padding or EOT; empty for an empty caption."""
 
     def tokens(self, caption: str) -> list[str]:
-        """The piece of the caption that each id of `encode` stands for, to show to people."""
+        """Return the piece of the caption that each id of `encode` stands for, for display."""
 
     def save(self, directory: Path) -> None:
-        """Write what `load_tokenizer` needs into an existing directory."""
+        """Write the files that `load_tokenizer` needs into an existing directory."""
 
 
 class ByteTokenizer:
-    """One token for each byte of the caption's UTF-8: any string works, and nothing is trained."""
+    """One token per byte of the caption's UTF-8: any string works, and nothing is trained."""
 
     kind: ClassVar[str] = "byte"
     pad_id = 0
     vocab_size = 257
 
     def encode(self, caption: str) -> list[int]:
-        """The bytes, each plus one; empty where the caption is nothing but white space."""
+        """Return the bytes, each plus one; empty if the caption is only white space."""
         return [byte + 1 for byte in caption.encode()] if caption.strip() else []
 
     def tokens(self, caption: str) -> list[str]:
-        """The character that each byte belongs to."""
+        """Return the character that each byte belongs to."""
         pieces = [char for char in caption for _ in char.encode()]
         return pieces if caption.strip() else []
 
     def save(self, directory: Path) -> None:
-        """Nothing to write."""
+        """Write nothing: there is nothing to load."""
 
 
 class TrainedTokenizer:
@@ -76,12 +76,12 @@ class TrainedTokenizer:
         return size
 
     def encode(self, caption: str) -> list[int]:
-        """The caption's token ids; empty where there is nothing to read in it."""
+        """Return the caption's token ids; empty if the caption has no words."""
         ids: list[int] = self._tokenizer.encode(caption).ids
         return ids
 
     def tokens(self, caption: str) -> list[str]:
-        """The piece of the caption that each id stands for (unknown words as they are written)."""
+        """Return the piece of the caption that each id stands for, unknown words unchanged."""
         spans = self._tokenizer.encode(caption).offsets
         return [caption[start:stop].strip() for start, stop in spans]
 
@@ -99,36 +99,35 @@ class TrainedTokenizer:
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int = 4096, *, kind: Literal["bpe", "word"] = "bpe"
 ) -> TrainedTokenizer:
-    """Train a vocabulary on captions; upper and lower case are the same to it.
+    """Train a vocabulary on captions; it does not distinguish upper and lower case.
 
     Args:
         captions: the training captions.
-        vocab_size: most ids, padding included. Words that are frequent become one token each.
-        kind: "bpe" merges bytes (Sennrich et al., arXiv:1508.07909), at least 257 ids; a word that
-            was never seen falls into pieces. "word": words and punctuation; a word never seen, or
+        vocab_size: largest number of ids, padding included. A frequent word becomes one token.
+        kind: "bpe" merges bytes (Sennrich et al., arXiv:1508.07909), at least 257 ids; a word
+            that is new is split into pieces. "word": words and punctuation; a word that is new, or
             too rare for the vocabulary, becomes the one unknown token.
 
     Raises:
         ImportError: the tokenizers library is not installed.
-        ValueError: no caption with a word in it, another kind, or too small a vocabulary.
+        ValueError: no caption has a word in it; another kind; too small a vocabulary.
     """
     smallest = {"bpe": 257, "word": 3}
     if kind not in smallest:
-        raise ValueError(f"kind must be one of {', '.join(smallest)}; got {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(smallest)}, got {kind!r}")
     if vocab_size < smallest[kind]:
         raise ValueError(
-            f"a {kind!r} vocabulary needs a vocab_size of at least {smallest[kind]}, "
-            f"got {vocab_size}"
+            f"vocab_size must be at least {smallest[kind]} for kind={kind!r}, got {vocab_size}"
         )
     captions = [captions] if isinstance(captions, str) else list(captions)
     if not any(caption.strip() for caption in captions):
-        raise ValueError("no caption to train a tokenizer on: all are empty")
+        raise ValueError("captions must hold at least one word to train a tokenizer on, got none")
     library = _tokenizers()
     if kind == "bpe":
         tokenizer = library.Tokenizer(library.models.BPE())
         pieces = library.pre_tokenizers
-        # Split as "word" is, then each piece into bytes with one mark before it: no token says
-        # that white space, or how much of it, came before a word or a comma.
+        # Captions are split into words as for "word", then words into bytes with one mark in front,
+        # so that tokens do not depend on the white space before a word or a comma.
         tokenizer.pre_tokenizer = pieces.Sequence(
             [pieces.Whitespace(), pieces.ByteLevel(add_prefix_space=True, use_regex=False)]
         )
@@ -151,16 +150,16 @@ def train_tokenizer(
 
 
 def load_tokenizer(kind: str, directory: Path) -> ByteTokenizer | TrainedTokenizer:
-    """The tokenizer that was saved into `directory`.
+    """Return the tokenizer that was saved into `directory`.
 
     Raises:
-        CheckpointError: its file is missing, corrupt or unreadable, or the kind is none of ours.
-        ImportError: the tokenizers library is needed and not installed.
+        CheckpointError: its file is missing, corrupt or unreadable; the kind is unknown.
+        ImportError: the tokenizers library is needed and is not installed.
     """
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     if kind != TrainedTokenizer.kind:
-        raise CheckpointError(f"unknown kind of tokenizer {kind!r}: expected 'byte' or 'trained'")
+        raise CheckpointError(f"the kind of tokenizer must be 'byte' or 'trained', got {kind!r}")
     path = directory / FILE_NAME
     _tokenizers()
     try:

@@ -1,4 +1,4 @@
-"""The pre-norm transformer that both towers share, and the EOT token that pools a sequence.
+"""The pre-norm transformer that signal and text towers share, and their EOT token.
 
 After nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), with CLIP's
 initialisation (https://github.com/openai/CLIP/blob/main/clip/model.py, initialize_parameters).
@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp_in = nn.Linear(width, 4 * width)
         self.mlp_out = nn.Linear(4 * width, width)
-        # What enters the residual stream shrinks with depth, so that its sum does not grow with it.
+        # Contributions to the residual stream shrink with depth, so that their sum does not grow.
         residual_std = width**-0.5 * (2 * layers) ** -0.5
         for linear, std in (
             (self.qkv, width**-0.5),
@@ -38,7 +38,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B 1 1 N"] | None
     ) -> Float[Tensor, "B N D"]:
-        """`allowed` marks the steps that may be attended to; None: causal attention."""
+        """Transform tokens; `allowed` marks the steps to attend to, None means causal attention."""
         x = x + self._drop(self._attend(self.attention_norm(x), allowed))
         return x + self._drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 
@@ -60,14 +60,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm over a batch of sequences whose padding must not matter.
+    """Blocks and a final norm over a batch of sequences; padding changes nothing.
 
     Args:
         width: D, a multiple of `heads`.
         layers: number of blocks.
         heads: attention heads.
         dropout: probability, in training only.
-        causal: a step attends only to those before it and itself. Then padding has to come last.
+        causal: a step attends only to itself and earlier steps. Padding must then come last.
         gradient_checkpointing: recompute each block in backward.
     """
 
@@ -98,7 +98,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
     ) -> Float[Tensor, "B N D"]:
-        # A causal model needs no mask: padding comes last, where no real step looks.
+        # A causal model needs no mask: padding comes last, where no real step attends.
         allowed = None if self.causal else mask[:, None, None, :]
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -113,8 +113,8 @@ def insert_eot(
 ) -> tuple[Float[Tensor, "B M D"], Bool[Tensor, "B M"], Int[Tensor, "B"]]:
     """Put the EOT token right after each sequence's last real token; M = N + 1.
 
-    There its place depends on the sequence alone, and not on how far the batch was padded. The
-    tokens of padded steps become zero, whatever they were.
+    Its place then depends on the sequence alone, not on the amount of padding. The tokens of padded
+    steps become zero, whatever they were.
 
     Returns:
         the tokens, the mask (EOT counts as real), and the place of EOT in each sequence.
@@ -127,9 +127,10 @@ def insert_eot(
 
 
 def sinusoids(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps width"]:
-    """Sine and cosine of each step at `width` / 2 wavelengths from 2π to 20000π (arXiv:1706.03762).
+    """Return sine and cosine of each step at `width` / 2 wavelengths, from 2π to 20000π.
 
-    They need no table, so a recording may be of any length. Computed in float32 or better.
+    They need no table, so a recording may have any length (arXiv:1706.03762). They are computed in
+    float32 or better.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     rate = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width

@@ -1,4 +1,4 @@
-"""What backward of an operator does with the gradient that arrives."""
+"""Arithmetic on the gradient that reaches the backward of an operator."""
 
 import torch
 from jaxtyping import Float
@@ -6,10 +6,11 @@ from torch import Tensor
 
 
 def scaled(grad: Float[Tensor, "*shape"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, ""]]:
-    """``grad`` over the largest of its magnitudes, and that; 1 where it is zero or not finite.
+    """Return `grad` divided by its largest magnitude, and that magnitude.
 
-    What follows is linear in it. Within ±1, it may be multiplied with numbers of any size, and
-    cut into halves.
+    The magnitude counts as 1 where it is zero or not finite. Backward is linear in `grad`, so a
+    caller works with the quotient, which lies within ±1 and so may be multiplied by numbers of
+    any size or cut into halves, and multiplies the result by the magnitude.
     """
     largest = grad.abs().amax()
     largest = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)

@@ -1,18 +1,18 @@
-"""Whether Triton kernels compute in torch's place, and what they multiply.
+"""When Triton kernels compute instead of torch, and the numbers that they multiply.
 
-Products of unit vectors need more digits than one multiplication on tensor cores keeps. So every
-entry v is handed over as two of half precision, ``v = high + low`` to within 2⁻²⁵ (nothing is
-lost to the range of half precision where v is at most 1), and ``⟨x, y⟩`` is three products, summed
-in float32: high·high + high·low + low·high. That is as near to float64 as float32's own product
-(but for what tensor cores cut off where they add, and float32 rounds: some 10⁻⁶ of a cosine), at
-the rate of half precision, where Triton's ``input_precision="tf32x3"`` splits in every block anew
-and multiplies at half that rate, and ``"ieee"`` leaves the tensor cores idle. Where torch may use
-TF32 (``torch.set_float32_matmul_precision("high")``), high·high alone is computed: it has the 11
-bits of a TF32 product.
+Products of unit vectors need more digits than one multiplication on tensor cores keeps. Every
+entry v is therefore passed on as two numbers of half precision, ``v = high + low`` to within 2⁻²⁵
+(the range of half precision loses nothing where v is at most 1). The product ``⟨x, y⟩`` is then the
+sum of three, in float32: high·high + high·low + low·high. Tensor cores cut off digits where they
+add, so a cosine is off by some 10⁻⁶; apart from that the sum is as near to float64 as float32's own
+product, at the rate of half precision. Triton's ``input_precision="tf32x3"`` splits numbers anew in
+every block and multiplies at half that rate, and ``"ieee"`` leaves the tensor cores idle. Where
+torch may use TF32 (``torch.set_float32_matmul_precision("high")``) only high·high is computed: it
+has the 11 bits of a TF32 product.
 
-Callers in bfloat16 get the same: their steps come here normalised in float32, and to round unit
-vectors to bfloat16 again would leave 8 bits of each. Speed at the price of digits is the above
-setting's to give, whatever the caller's type.
+Callers in bfloat16 get the same precision: their steps arrive here normalised in float32, and
+rounding unit vectors to bfloat16 again would leave 8 bits of each entry. Only the setting above
+trades digits for speed, whatever the caller's dtype.
 """
 
 import os
@@ -23,18 +23,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["halves", "obstacle", "terms", "use_kernels"]
-
 FEATURES = 32
-"""`halves` fills the features up to a multiple of this, so that no kernel has to mask them."""
+"""`halves` pads features to a multiple of this number, so that no kernel has to mask them."""
 
 
 def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why Triton kernels would not compute what lies on `device`; None: they would.
+    """Return why Triton kernels do not compute on `device`, or None where they do.
 
-    ``CLIPSEQ_TRITON=0`` leaves it all to torch. ``CLIPSEQ_TRITON=1`` has the kernels compute on
-    the CPU too, through Triton's interpreter, where ``TRITON_INTERPRET=1`` was set before its
-    first import: for tests, as it is slow.
+    ``CLIPSEQ_TRITON=0`` leaves everything to torch. With ``CLIPSEQ_TRITON=1`` the kernels compute
+    on the CPU too, through Triton's interpreter, if ``TRITON_INTERPRET=1`` was set before Triton
+    was first imported. The interpreter is slow, and meant for tests.
     """
     wish = os.environ.get("CLIPSEQ_TRITON", "")
     if wish == "0":
@@ -46,7 +44,7 @@ def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | 
         return "not a CUDA device"
     if device.type == "cuda":
         if torch.version.hip:
-            return "untried on ROCm"
+            return "not tested on ROCm"
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
             return f"compute capability {major}.{minor} is below 8.0"
@@ -54,12 +52,15 @@ def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | 
 
 
 def use_kernels(values: Tensor) -> bool:
-    """Whether Triton kernels are to compute with `values`."""
+    """Return True where Triton kernels compute with `values`, and False where torch does."""
     return obstacle(values.device, values.dtype) is None
 
 
 def halves(values: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
-    """The high and low halves of unit vectors, (B, T, D') each; D' is D filled up with zeros."""
+    """Return the high and low halves of unit vectors, (B, T, D') each.
+
+    D' is D rounded up to a multiple of `FEATURES`; the added features are zero.
+    """
     missing = -values.shape[2] % FEATURES
     if missing:
         values = nn.functional.pad(values, (0, missing))
@@ -68,9 +69,9 @@ def halves(values: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
 
 
 def terms() -> int:
-    """Of how many products ⟨x, y⟩ is the sum: 3, or 1 where torch may use TF32."""
+    """Return the number of products that make up ⟨x, y⟩: 3, or 1 where torch may use TF32."""
     matmul = torch.backends.cuda.matmul
-    # Once the newer setting was touched, torch refuses to tell the older.
+    # Once the newer setting has been touched, torch refuses to read the older one.
     if hasattr(matmul, "fp32_precision"):
         return 1 if matmul.fp32_precision == "tf32" else 3
     return 1 if matmul.allow_tf32 else 3
@@ -88,4 +89,4 @@ def _without_triton() -> str | None:
 
 
 _OLDEST = (3, 6)
-"""Releases before it fail to compile the kernels."""
+"""Oldest release of Triton that compiles the kernels."""

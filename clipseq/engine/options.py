@@ -1,4 +1,4 @@
-"""What the options of similarities have in common."""
+"""Checks of options that several similarities take."""
 
 import operator
 from typing import SupportsIndex
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def positive_integer(value: object) -> int | None:
-    """`value` as an int, numpy's integers too; None for what is no positive integer.
+    """Return `value` as an int if it is a positive integer, numpy's included, and None otherwise.
 
-    True is none, as no one who writes it means 1, and neither is a tensor, which may hold it.
+    Rejects True, since nobody means 1 by it, and tensors, whose value may change.
     """
     if isinstance(value, bool | Tensor) or not isinstance(value, SupportsIndex):
         return None

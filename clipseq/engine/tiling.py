@@ -1,4 +1,4 @@
-"""Every pair of two batches, tile by tile, so that memory stays bounded whatever their sizes."""
+"""Every pair of two batches, tile by tile, in bounded memory whatever the sizes of the batches."""
 
 from collections.abc import Callable, Iterator
 from math import isqrt
@@ -11,21 +11,21 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 Tree = Any
-"""Tensors, or tuples, lists, dicts and named tuples of trees."""
+"""A tensor, or a tuple, list, dict or named tuple of trees."""
 
 
 def tile_shape(batch: int, others: int, pairs: int) -> tuple[int, int]:
-    """Rows and columns of a tile of at most `pairs` pairs (at least one), as square as fits."""
+    """Return rows and columns of a tile of at most `pairs` pairs (at least one), nearly square."""
     rows = min(batch, max(1, isqrt(pairs)))
     columns = min(others, max(1, pairs // rows))
     return min(batch, max(1, pairs // columns)), columns
 
 
 def split_tree(tree: Tree, size: int) -> Iterator[Tree]:
-    """Cut every leaf along the batch.
+    """Cut every leaf along the batch, `size` sequences at a time.
 
-    One `split` a leaf, because its backward is one concatenation; a slice a tile would write a
-    full-size zero tensor each.
+    Each leaf is cut by one `split`, whose backward is one concatenation. Slicing it tile by tile
+    would write a tensor of zeros of the full size for every tile.
     """
     leaves, spec = tree_flatten(tree)
     for parts in zip(*(leaf.split(size) for leaf in leaves), strict=True):
@@ -33,27 +33,27 @@ def split_tree(tree: Tree, size: int) -> Iterator[Tree]:
 
 
 def check_tree(tree: Tree, batch: int, where: str) -> None:
-    """Raise TypeError unless `tree` holds tensors only, and each has `batch` rows."""
+    """Raise TypeError unless `tree` holds only tensors and each has `batch` rows."""
     leaves, _ = tree_flatten(tree)
     if not leaves:
         raise TypeError(f"{where} must return a tree of tensors, got {tree!r}")
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"{where} must return a tree of tensors; one leaf is {leaf!r}")
+            raise TypeError(f"{where} must return a tree of tensors, got the leaf {leaf!r}")
         if leaf.ndim == 0 or leaf.shape[0] != batch:
             raise TypeError(
-                f"{where} must return tensors with the batch of {batch} first; "
-                f"one leaf has shape {tuple(leaf.shape)}"
+                f"{where} must return tensors whose first axis is the batch of {batch}, "
+                f"got a leaf of shape {tuple(leaf.shape)}"
             )
 
 
 def score_tiles(
     score: Callable[[Tree, Tree], Tensor], x: Tree, y: Tree, batch: int, others: int, pairs: int
 ) -> Float[Tensor, "B C"]:
-    """``score`` of every pair, at most `pairs` pairs at a time, each tile recomputed in backward.
+    """Score every pair, at most `pairs` pairs at a time, and recompute each tile in backward.
 
-    Forward keeps the scores only. Backward holds what one tile's graph holds. Time is that of
-    the scores twice and of their gradient once; a single tile is scored once.
+    Forward keeps only the scores; backward holds the graph of one tile. The time is that of
+    computing the scores twice and their gradient once. A single tile is scored only once.
     """
     rows, columns = tile_shape(batch, others, pairs)
     if rows >= batch and columns >= others:

@@ -1,4 +1,7 @@
-"""What Triton kernels of similarities have in common: how they are compiled, a tile of products."""
+"""Building blocks of Triton kernels: how they are compiled, and a tile of products.
+
+This module imports Triton. `clipseq.engine` offers its names without doing so before they are used.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, no_type_check
@@ -8,14 +11,15 @@ import triton.language as tl
 
 
 def jit_for_any(*, sizes: Sequence[str], strides: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """`triton.jit` that does not compile anew for every batch.
+    """Return `triton.jit` for a kernel that is not compiled anew for every batch.
 
-    Triton takes a whole number that is 1, or a multiple of 16, for a constant of the kernel, or
-    half a one. Of batches and lengths, which may differ in every call, these are many kernels.
+    By default, Triton compiles a kernel of its own for an integer argument that is 1 and for one
+    that is a multiple of 16. For sizes of batches and lengths, which may differ in every call,
+    that would be many kernels.
 
     Args:
-        sizes: arguments of any number.
-        strides: arguments that may be known to be 1, no more.
+        sizes: arguments that Triton must not specialise on at all.
+        strides: arguments that Triton may specialise on where they are 1.
     """
     return triton.jit(do_not_specialize=list(sizes), do_not_specialize_on_alignment=list(strides))
 
@@ -37,9 +41,9 @@ def products(
     BLOCK_Y: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(BLOCK_X, BLOCK_Y) products of the steps `x_steps` and `y_steps` of two sequences.
+    """Return the (BLOCK_X, BLOCK_Y) products of the steps `x_steps` and `y_steps` of a pair.
 
-    Pointers are to the sequences' first steps, as `clipseq.engine.kernels.halves` made them.
+    Pointers lead to the first steps of both sequences, in the format of `clipseq.engine.halves`.
     Steps that are not real are not read, and count as zero.
     """
     total = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)

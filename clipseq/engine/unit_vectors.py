@@ -1,4 +1,4 @@
-"""Unit vectors, safe where a plain quotient is not."""
+"""Unit vectors for any finite vector, also where a plain quotient overflows or vanishes."""
 
 from typing import Any
 
@@ -10,18 +10,21 @@ from clipseq.engine.workspace import few_items, loops_pay
 
 
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
-    """``v / ||v||`` along the last axis; a zero vector stays zero.
+    """Return ``v / ||v||`` along the last axis; a zero vector stays zero.
 
-    Any finite vector gets unit length: where a square would overflow or vanish, all of the vector
-    is divided by its largest magnitude first. A zero vector gets zero gradient, where
-    `torch.nn.functional.normalize` gives one of size 1/eps.
+    Any finite vector gets unit length: where a square would overflow or vanish, the whole vector
+    is divided by its largest magnitude first. A zero vector gets zero gradient, whereas
+    `torch.nn.functional.normalize` gives it one of size 1/eps.
     """
     result, _ = _Unit.apply(values)
     return result
 
 
 def cosines(x: Float[Tensor, "B D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "B C"]:
-    """Every x with every y, in float32 or better: in half precision what differs would tie."""
+    """Return the cosine of every x with every y, in float32 or better.
+
+    In half precision, cosines that differ would tie.
+    """
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
         return unit(x.to(dtype)) @ unit(y.to(dtype)).T
@@ -30,10 +33,10 @@ def cosines(x: Float[Tensor, "B D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "
 def to_unit(
     values: Float[Tensor, "*batch D"], out: Float[Tensor, "*batch D"]
 ) -> Float[Tensor, "*batch 1"]:
-    """Write `unit` of `values` to `out`; returns 1/||v||, or 0 of a zero vector. No gradient.
+    """Write `unit` of `values` to `out` and return 1/||v||, which is 0 for a zero vector.
 
-    Both may be the same tensor. It looks for vectors that need care, so it is for where reading a
-    number is cheap.
+    Both arguments may be the same tensor. There is no gradient. The function reads numbers to find
+    vectors that need care, so use it where that is cheap (see `loops_pay`).
     """
     limits = torch.finfo(values.dtype)
     norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
@@ -41,12 +44,12 @@ def to_unit(
     if bool(squares_fit.all()):
         torch.div(values, norm, out=out)
         return norm.reciprocal_()
-    # Most of the others are zero, as padding is. (`values` may be overwritten from here on.)
+    # Most of the other vectors are zero: padding. (`values` may be overwritten from here on.)
     others = (~squares_fit & (values.abs().amax(-1, keepdim=True) != 0)).squeeze(-1)
     torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
     inverse = norm.reciprocal_().masked_fill_(~squares_fit, 0.0)
     if bool(others.any()):
-        # They were divided by 1.
+        # Their quotient above was by 1.
         out[others], inverse[others] = _scaled_first(out[others])
     return inverse
 
@@ -58,14 +61,22 @@ def unit_gradient(
     grad_inverse: Tensor | float = 0.0,
     out: Float[Tensor, "*batch D"] | None = None,
 ) -> Float[Tensor, "*batch D"]:
-    """The gradient to the vectors that `to_unit` made `units` and `inverse` of; `out` holds it."""
+    """Return the gradient to the vectors that `to_unit` turned into `units` and `inverse`.
+
+    Args:
+        grad: gradient to the unit vectors.
+        units: the unit vectors.
+        inverse: 1/||v||, as `to_unit` returns it.
+        grad_inverse: gradient to `inverse`, for second derivatives.
+        out: memory for the result.
+    """
     along = torch.mul(grad, units, out=out).sum(-1, keepdim=True) + grad_inverse * inverse
     apart = torch.addcmul(grad, units, along, value=-1, out=out)
     return torch.mul(apart, inverse, out=out)
 
 
 class _Unit(torch.autograd.Function):
-    """By hand, as autograd would pass over all steps four times as often."""
+    """`unit` differentiated by hand: autograd would pass over all steps four times as often."""
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +93,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
-        # The second output, 1/||v||, is there for this and has a gradient for the second order.
+        # The second output, 1/||v||, is kept for this; second derivatives need its gradient.
         result, inverse = ctx.saved_tensors
         if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
             return unit_gradient(grad, result, inverse, grad_inverse)
@@ -94,14 +105,14 @@ class _Unit(torch.autograd.Function):
 
 
 def _scaled_first(values: Tensor) -> tuple[Tensor, Tensor]:
-    """`unit`, and 1/||v|| or 0, of any vectors."""
-    # torch's infinity norm is the same, one element at a time.
+    """Return `unit` of any vectors, and 1/||v||, which is 0 for a zero vector."""
+    # torch's infinity norm is the same number, but works on one element at a time.
     largest = values.abs().amax(-1, keepdim=True)
     zero = largest == 0
     scaled = values / largest.masked_fill(zero, 1.0)
     # At least 1 where the vector is not zero, as one of its entries is ±1.
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     scaled = scaled.div_(norm.masked_fill(zero, 1.0))
-    # What is denormal has an inverse that is out of range.
+    # The inverse of a denormal number is out of range.
     inverse = (1 / (norm * largest)).clamp(max=torch.finfo(scaled.dtype).max)
     return scaled, inverse.masked_fill_(zero, 0.0)

@@ -1,4 +1,4 @@
-"""Memory for loops over the parts of a batch: few items at a time, in the same room."""
+"""Loops over the parts of a batch: when they pay, a few items at a time, in the same memory."""
 
 import math
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 NUMBERS = 2**18
-"""Of the first side of `few_items`: few enough for the cache."""
+"""Most numbers that a part of `few_items` takes from the first side: they fit into the cache."""
 
 
 class Room:
-    """Memory that every tile uses again: touching fresh pages costs more than the work on them.
+    """Memory that every tile uses again, since touching fresh pages costs more than the work.
 
     Args:
-        like: of the dtype and on the device of what is taken.
+        like: a tensor of the dtype, and on the device, of the memory.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -23,11 +23,14 @@ class Room:
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements that it holds."""
         return sum(map(len, self._held.values()))
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """What is held under the name, of this shape, whatever it holds; made where too small."""
+        """Return the memory under this name in this shape, with whatever it contains.
+
+        It is allocated at the first call, and again when it is too small.
+        """
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or len(held) < size:
@@ -37,28 +40,28 @@ class Room:
         return self._held[name][:size].view(shape)
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._held.clear()
 
 
 def loops_pay(values: Tensor) -> bool:
-    """Whether to go through a batch in parts: on a CPU, where nothing is traced or vectorised.
+    """Return True where a batch is best worked on in parts: on a CPU, outside tracing and vmap.
 
-    Only there may a number be read, a result be written to given memory, or bits be looked at.
+    Only there may code read a number, write a result to given memory, or look at bits.
     """
     return (
         values.device.type == "cpu"
         and type(values) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
-        and not values.is_neg()  # whose bits are not its numbers: of a conjugate's imaginary part
-        and torch._C._len_torch_dispatch_stack() == 0  # of make_fx, say
-        and not torch._C._functorch.is_batchedtensor(values)  # of vmap
-        and not torch._C._functorch.is_legacy_batchedtensor(values)  # of is_grads_batched
+        and not values.is_neg()  # the imaginary part of a conjugate: its bits are not its numbers
+        and torch._C._len_torch_dispatch_stack() == 0  # make_fx, for example
+        and not torch._C._functorch.is_batchedtensor(values)  # vmap
+        and not torch._C._functorch.is_legacy_batchedtensor(values)  # is_grads_batched
     )
 
 
 def few_items(*sides: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """All tensors cut along the batch alike: what is made of a part has no need of room for all."""
+    """Cut all tensors along the batch alike, so that intermediate results fit into the cache."""
     first = sides[0]
     count = max(1, NUMBERS * len(first) // max(1, first.numel()))
     if count >= len(first):  # a split costs as much as a small sum

@@ -191,7 +191,7 @@ def _measured(given: _Split, split: str) -> Evaluation:
             metrics[score][name] = metric
     similarity = "pooled cosine"
     if given.encoded.sequences is not None:
-        similarity = given.model.sequence_similarity_type
+        similarity = given.model.config.sequence_similarity_type
     return Evaluation(split, len(given.clips), similarity, metrics, absent, given.scores)
 
 

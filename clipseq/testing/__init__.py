@@ -1,11 +1,11 @@
-"""Does a similarity keep its promises? Checks for whoever writes one.
+"""Checks for authors: does a similarity keep the promises of the contract?
 
 >>> from clipseq.testing import check_similarity
 >>> check_similarity("local")  # a registered name, a class, or a function that makes one
 
-Each check is a plain function with a name and a promise, in `CHECKS`. `check_similarity` runs
-them all; `parametrize_with_checks` makes a pytest test of each; ``pytest --clipseq-check NAME``
-needs no test file. Needs the extra `testing`: ``pip install "clipseq[testing]"``.
+Each check in `CHECKS` is a plain function with a name and a promise. `check_similarity` runs them
+all, `parametrize_with_checks` turns each into a pytest test, and ``pytest --clipseq-check NAME``
+needs no test file. This package needs the extra `testing`: ``pip install "clipseq[testing]"``.
 """
 
 try:
@@ -17,6 +17,15 @@ except ModuleNotFoundError as error:
 
 from clipseq.testing.checks import CHECKS
 from clipseq.testing.conformance import Check, ConformanceError, Make, Subject
+from clipseq.testing.kernels import (
+    CompiledKernel,
+    KernelCase,
+    check_kernels,
+    check_similarity_with_kernels,
+    compile_kernels,
+    peak_of_kernels,
+    run_kernels,
+)
 from clipseq.testing.parametrize import parametrize_with_checks
 from clipseq.testing.run import check_similarity
 from clipseq.testing.strategies import sequence_pairs, sequences
@@ -24,11 +33,18 @@ from clipseq.testing.strategies import sequence_pairs, sequences
 __all__ = [
     "CHECKS",
     "Check",
+    "CompiledKernel",
     "ConformanceError",
+    "KernelCase",
     "Make",
     "Subject",
+    "check_kernels",
     "check_similarity",
+    "check_similarity_with_kernels",
+    "compile_kernels",
     "parametrize_with_checks",
+    "peak_of_kernels",
+    "run_kernels",
     "sequence_pairs",
     "sequences",
 ]

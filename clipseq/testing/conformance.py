@@ -1,4 +1,4 @@
-"""A promise, the similarity that is checked for it, and what is said when it breaks."""
+"""A check of one promise, the similarity under test, and the message of a broken promise."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,25 +17,25 @@ from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 
 Make = str | type[Similarity] | Callable[[], Similarity]
-"""How to get a fresh similarity: a registered name, a class, or a function without arguments."""
+"""A source of fresh similarities: a registered name, a class, or a function without arguments."""
 
 
 class ConformanceError(AssertionError):
-    """A similarity breaks a promise. The message: which, the smallest example, where to look."""
+    """A broken promise: the message names it, the smallest example, and where to look."""
 
 
 class Broken(Exception):
-    """Raised inside a check: what was found."""
+    """A finding that breaks a promise; checks raise it."""
 
 
 class Subject:
     """The similarity under test, as a check sees it.
 
     Attributes:
-        label: what messages call it.
+        label: its name in messages.
         features: D of the examples.
-        max_examples: how many examples a search may try.
-        example: the example that was tried last.
+        max_examples: the largest number of examples that a search tries.
+        example: the last example that was tried.
     """
 
     def __init__(self, make: Make, *, features: int | None = None, max_examples: int = 20) -> None:
@@ -46,36 +46,38 @@ class Subject:
         self.example: dict[str, Any] = {}
         embed_dim = self.make().embed_dim
         if features is not None and embed_dim not in (None, features):
-            raise ValueError(f"features={features}, but the similarity has embed_dim={embed_dim}")
+            raise ValueError(
+                f"features must be the embed_dim of the similarity, {embed_dim}, got {features}"
+            )
         self.features: int = features or embed_dim or 4
 
     def make(self) -> Similarity:
-        """A fresh one, as its author made it.
+        """Return a fresh similarity, in the state in which its author creates it.
 
         Raises:
-            Broken: it cannot be made.
-            TypeError: what is made is something else.
+            Broken: if it cannot be created.
+            TypeError: if something else is created.
         """
         try:
             made = get_similarity(self._make) if isinstance(self._make, str) else self._make()
         except ClipseqError:
-            raise  # no similarity of that name: nothing that its author could mend
+            raise  # no similarity has that name, which its author cannot change in the class
         except Exception as error:
-            raise _raised(error, "making one") from error
+            raise _raised(error, "creating one") from error
         if not isinstance(made, Similarity):
-            raise TypeError(f"{self.label} must make a clipseq.Similarity, it made {made!r}")
+            raise TypeError(f"{self.label} must create a clipseq.Similarity, got {made!r}")
         if not hasattr(made, "embed_dim"):
-            raise Broken("its __init__ does not call super().__init__(embed_dim=...)")
+            raise Broken("__init__ must call super().__init__(embed_dim=...), but does not")
         return made
 
     def evaluated(self, dtype: torch.dtype = torch.float64) -> Similarity:
-        """A fresh one in eval mode and of that dtype."""
+        """Return a fresh similarity in eval mode and in that dtype."""
         return self.make().eval().to(dtype)
 
     def trained(self, dtype: torch.dtype = torch.float64) -> Similarity:
-        """As `evaluated`, with parameters moved a little from where they start.
+        """Return the same as `evaluated`, with parameters moved a little from their start.
 
-        A promise holds whatever the parameters are; identities and zeros hide what breaks it.
+        A promise holds whatever the parameters are, and identities and zeros hide mistakes.
         """
         similarity = self.evaluated(dtype)
         generator = torch.Generator().manual_seed(0)
@@ -94,10 +96,10 @@ class Subject:
     ) -> None:
         """Search for an example for which `holds` raises, and shrink it.
 
-        The search is the same in every run. Without a failure, nothing happens.
+        The search is the same in every run.
 
         Raises:
-            Broken: with `self.example` the smallest example found.
+            Broken: if `holds` raises; `self.example` is then the smallest example found.
         """
 
         def attempt(**drawn: Any) -> None:
@@ -119,7 +121,8 @@ class Subject:
             search()
         except Flaky as error:
             raise Broken(
-                "the same example gave different results: something is random, or remembered"
+                "the same example must give the same result, but gave two; look for random numbers "
+                "and for state that a call changes"
             ) from error
         except (Broken, HypothesisException):
             raise
@@ -127,7 +130,7 @@ class Subject:
             raise _raised(error) from error
 
     def for_each(self, holds: Callable[..., None], examples: Iterable[dict[str, Any]]) -> None:
-        """`holds` for each of these examples, smallest first."""
+        """Call `holds` with each of these examples, the smallest first."""
         for example in examples:
             self.example = example
             try:
@@ -143,12 +146,12 @@ class Check:
     """One promise of the contract.
 
     Attributes:
-        name: of the check.
-        promise: in one line.
-        function: raises if the `Subject` that it is given breaks the promise.
-        look_at: where an author should look first.
-        after: the check without which this one says little: what breaks both is told to mend
-            that one. None: this is the first.
+        name: name of the check.
+        promise: the promise, in one line.
+        function: function of a `Subject` that raises if the promise is broken.
+        look_at: the places where an author should look first.
+        after: the check without which this one says little; the message of a similarity that
+            breaks both points to it. None for the first check.
     """
 
     name: str
@@ -158,18 +161,18 @@ class Check:
     after: "Check | None" = attrs.field(default=None, repr=False)
 
     def run(self, make: Make, *, features: int | None = None, max_examples: int = 20) -> None:
-        """Check what `make` makes; arguments as those of `check_similarity`.
+        """Check what `make` creates; the arguments are those of `check_similarity`.
 
         Raises:
-            ConformanceError: it breaks the promise.
+            ConformanceError: if the promise is broken.
         """
-        __tracebackhide__ = True  # by pytest: the message has what there is to see
+        __tracebackhide__ = True  # for pytest: the message says it all
         found, example = self._found(make, features, max_examples)
         if found is None:
             return
         lines = [f"{label_of(make)} breaks the promise {self.name!r}: {self.promise}"]
         if self.after is not None and self.after._found(make, features, max_examples)[0]:
-            lines.append(f"  it breaks {self.after.name!r} too: look there first")
+            lines.append(f"  it breaks {self.after.name!r}, too: look there first")
         lines.append(f"  found: {found}")
         if example:
             lines.append("  smallest example:")
@@ -180,7 +183,7 @@ class Check:
     def _found(
         self, make: Make, features: int | None, max_examples: int
     ) -> tuple[Broken | None, dict[str, Any]]:
-        """What breaks the promise, if anything does, and the smallest example of it."""
+        """Return the finding that breaks the promise, or None, and its smallest example."""
         __tracebackhide__ = True
         try:
             subject = Subject(make, features=features, max_examples=max_examples)
@@ -196,15 +199,15 @@ class Check:
 
 
 def label_of(make: Make) -> str:
-    """What to call the similarity that `make` makes.
+    """Return a name for the similarity that `make` creates.
 
     Raises:
-        TypeError: it makes none, as it is a similarity already, or nothing that can be called.
+        TypeError: if `make` is a similarity already, or cannot be called.
     """
     if isinstance(make, Similarity) or not (isinstance(make, str) or callable(make)):
         raise TypeError(
-            "what is checked is made afresh: give a registered name, a class, or a function such "
-            f"as lambda: Foo(size=3), got {make!r}"
+            "make must be a registered name, a class, or a function that creates a similarity, "
+            f"such as lambda: Foo(size=3), got {make!r}"
         )
     if isinstance(make, str):
         return make
@@ -213,12 +216,12 @@ def label_of(make: Make) -> str:
         return name
     try:
         return type(make()).__qualname__
-    except Exception:  # the first check says which
+    except Exception:  # the first check reports it
         return name
 
 
 def check_examples(max_examples: int) -> None:
-    """Raise TypeError or ValueError unless a search may try so many examples."""
+    """Raise TypeError or ValueError unless `max_examples` is a positive integer."""
     if type(max_examples) is not int:
         raise TypeError(f"max_examples must be an integer, got {max_examples!r}")
     if max_examples < 1:
@@ -228,13 +231,18 @@ def check_examples(max_examples: int) -> None:
 def same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str) -> None:
     """Raise `Broken` where two tensors differ by more than `tolerance`, relative above 1."""
     if found.shape != wanted.shape:
-        raise Broken(f"{what}: shape {tuple(found.shape)}, and {tuple(wanted.shape)} {where}")
+        raise Broken(
+            f"{what} must have the shape {tuple(wanted.shape)}, as {where}, "
+            f"got {tuple(found.shape)}"
+        )
     found, wanted = found.detach().double(), wanted.detach().double()
     finite(found, what)
     apart = (found - wanted).abs() / wanted.abs().clamp(min=1)
     if apart.numel() and not bool((apart <= tolerance).all()):
         index = _worst(apart)
-        raise Broken(f"{what}{list(index)} is {found[index]:.6g}, and {wanted[index]:.6g} {where}")
+        raise Broken(
+            f"{what}{list(index)} must be {wanted[index]:.6g}, as {where}, got {found[index]:.6g}"
+        )
 
 
 def finite(values: Tensor, what: str, limit: float = float("inf")) -> None:
@@ -243,8 +251,8 @@ def finite(values: Tensor, what: str, limit: float = float("inf")) -> None:
     bad = ~(size <= limit) | ~size.isfinite()
     if bool(bad.any()):
         index = _worst(torch.where(bad, torch.inf, size))
-        excess = "" if limit == float("inf") else f", beyond {limit:g}"
-        raise Broken(f"{what}{list(index)} is {values[index]:.6g}{excess}")
+        bound = "finite" if limit == float("inf") else f"at most {limit:g} in size"
+        raise Broken(f"{what}{list(index)} must be {bound}, got {values[index]:.6g}")
 
 
 def only(value: Tensor, where: Tensor, wanted: float, what: str) -> None:
@@ -252,7 +260,7 @@ def only(value: Tensor, where: Tensor, wanted: float, what: str) -> None:
     bad = where & ~(value.detach() == wanted)
     if bool(bad.any()):
         index = _worst(bad.double())
-        raise Broken(f"{what}{list(index)} is {value[index]:.6g}, not {wanted:g}")
+        raise Broken(f"{what}{list(index)} must be {wanted:g}, got {value[index]:.6g}")
 
 
 def _worst(size: Tensor) -> tuple[int, ...]:
@@ -269,7 +277,7 @@ def _raised(error: Exception, what: str = "it") -> Broken:
 
 @contextlib.contextmanager
 def tiles_of(similarity: Similarity, elements: int) -> Iterator[None]:
-    """Have it, and whatever it is made of, score in tiles of at most so many cells."""
+    """Make a similarity and its parts score in tiles of at most that many cells."""
     members = [module for module in similarity.modules() if isinstance(module, Similarity)]
     before = [member.tile_elements for member in members]
     try:

@@ -1,4 +1,4 @@
-"""Scores and gradients together, of a batch at once and of its pairs one by one."""
+"""Scores and gradients of a batch, computed at once or pair by pair."""
 
 import attrs
 import torch
@@ -11,7 +11,7 @@ from clipseq.testing.conformance import same
 
 @attrs.frozen(eq=False)
 class Outcome:
-    """Scores (B, C), and the gradients of one weighted sum of them."""
+    """Scores (B, C), and the gradients of a weighted sum of them."""
 
     scores: Tensor
     x: Tensor
@@ -28,16 +28,16 @@ def outcome(
     gradients: bool = True,
     autocast: bool = False,
 ) -> Outcome:
-    """What a batch gives.
+    """Score a batch, and compute the gradients of a weighted sum of its scores.
 
     Args:
-        weights: (B, C) of the sum; None: numbers without pattern.
-        gradients: False leaves them zero, and saves their time.
-        autocast: score under bfloat16 autocast.
+        weights: weights (B, C) of the sum. None: no two alike, see `weights_for`.
+        gradients: False leaves the gradients zero, and saves the time of computing them.
+        autocast: whether to score under bfloat16 autocast.
     """
     similarity.zero_grad()
     xs, ys = (side.values.detach().clone().requires_grad_() for side in (x, y))
-    # Backward stays outside, as torch wants it.
+    # torch asks for backward outside of autocast.
     with (
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
         torch.set_grad_enabled(gradients),
@@ -49,12 +49,12 @@ def outcome(
 
 
 def parameter_gradients(similarity: nn.Module) -> dict[str, Tensor]:
-    """Name -> gradient, zeros where there is none."""
+    """Return name -> gradient, with zeros for a parameter without a gradient."""
     return {name: _gradient(p).clone() for name, p in similarity.named_parameters()}
 
 
 def alone(similarity: Similarity, x: Sequences, y: Sequences, *, gradients: bool = True) -> Outcome:
-    """What the pairs give one by one, without any padding; -1 for a sequence without steps."""
+    """Score the pairs one by one, without padding; a sequence without steps scores -1."""
     scores = x.values.new_full((len(x.values), len(y.values)), -1.0)
     weights = weights_for(scores)
     x_grad, y_grad = torch.zeros_like(x.values), torch.zeros_like(y.values)
@@ -81,7 +81,7 @@ def alone(similarity: Similarity, x: Sequences, y: Sequences, *, gradients: bool
 def agree(
     found: Outcome, wanted: Outcome, where: str, *, gradients: bool, tolerance: float = 1e-8
 ) -> None:
-    """Raise `Broken` unless both are the same up to rounding; gradients only if asked for."""
+    """Raise `Broken` unless both outcomes are equal up to rounding."""
     same(found.scores, wanted.scores, tolerance, "score", where)
     if gradients:
         same(found.x, wanted.x, 10 * tolerance, "the gradient of x", where)
@@ -92,7 +92,7 @@ def agree(
 
 
 def weights_for(scores: Tensor, weights: Tensor | None = None) -> Tensor:
-    """One weight for each score, no two alike, so that errors do not cancel."""
+    """Return one weight for each score, no two alike, so that errors do not cancel."""
     if weights is not None:
         return weights
     rows, columns = scores.shape
@@ -102,7 +102,7 @@ def weights_for(scores: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def stacked(*batches: Sequences) -> Sequences:
-    """The sequences of several batches in one, padded to the longest."""
+    """Return one batch with the sequences of several batches, padded to the longest."""
     steps = max(batch.values.shape[1] for batch in batches)
     padded = [longer(batch, steps) for batch in batches]
     return Sequences(
@@ -111,7 +111,7 @@ def stacked(*batches: Sequences) -> Sequences:
 
 
 def longer(sequences: Sequences, steps: int) -> Sequences:
-    """The same sequences, padded at the end to so many steps."""
+    """Pad the sequences at the end, to `steps` steps."""
     extra = steps - sequences.values.shape[1]
     return Sequences(
         nn.functional.pad(sequences.values, (0, 0, 0, extra)),
@@ -120,7 +120,7 @@ def longer(sequences: Sequences, steps: int) -> Sequences:
 
 
 def to_front(sequences: Sequences) -> Sequences:
-    """The same sequences with their padding at the end."""
+    """Move the padding of the sequences to the end."""
     values, mask = torch.zeros_like(sequences.values), torch.zeros_like(sequences.mask)
     for i, real in enumerate(sequences.mask):
         steps = sequences.values[i, real]
@@ -130,7 +130,7 @@ def to_front(sequences: Sequences) -> Sequences:
 
 
 def rows(sequences: Sequences, index: slice | Tensor) -> Sequences:
-    """Some of the sequences."""
+    """Select some of the sequences."""
     return Sequences(sequences.values[index], sequences.mask[index])
 
 

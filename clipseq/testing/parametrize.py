@@ -1,4 +1,4 @@
-"""Every check as a test of its own."""
+"""A pytest decorator that turns every check into a test."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,7 +16,7 @@ def parametrize_with_checks(
     features: int | None = None,
     max_examples: int = 20,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A pytest decorator: the test runs once for every check, given as its argument `check`.
+    """Return a pytest decorator that runs a test once for every check, its argument `check`.
 
     .. code-block:: python
 
@@ -25,15 +25,16 @@ def parametrize_with_checks(
             check()
 
     Args:
-        makes: what to check, or several: label -> what to check.
-        skip: name of a check -> why it is left out; it is shown as a skipped test.
+        makes: a source of similarities, or a mapping from labels to several sources.
+        skip: names of checks -> reasons to leave them out; pytest shows them as skipped.
         features: see `check_similarity`.
         max_examples: see `check_similarity`.
 
     Raises:
-        ModuleNotFoundError: pytest is not installed.
-        TypeError: `skip` is no mapping.
-        ValueError: `skip` names no check, or gives no reason; `max_examples` is below 1.
+        ModuleNotFoundError: if pytest is not installed.
+        TypeError: if `skip` is not a mapping.
+        ValueError: if `skip` names an unknown check or gives an empty reason, or if
+            `max_examples` is below 1.
     """
     try:
         import pytest

@@ -1,6 +1,6 @@
-"""``pytest --clipseq-check NAME``: every check on a registered similarity, without a test file.
+"""``pytest --clipseq-check NAME`` runs every check on a registered similarity.
 
-`pytest_clipseq` declares the options, and registers this where one is given.
+`pytest_clipseq` declares the options, and registers this module if one of them is given.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from clipseq.testing.run import reasons_for_skipping
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Without paths on the command line, run the checks and nothing else."""
+    """Run the checks and nothing else if the command line has no paths."""
     if config.getoption("clipseq_check") and config.args_source is not config.ArgsSource.ARGS:
         config.args[:] = []
 
@@ -58,7 +58,7 @@ def _registered(name: str) -> None:
     except ClipseqError as error:
         raise pytest.UsageError(f"--clipseq-check: {error}") from error
     except Exception:
-        pass  # it cannot be made, which the first check says
+        pass  # the first check reports that it cannot be created
 
 
 class CheckedSimilarity(pytest.Collector):
@@ -68,7 +68,7 @@ class CheckedSimilarity(pytest.Collector):
         return []
 
     def checks(self, name: str, skip: Mapping[str, str], examples: int) -> list[pytest.Item]:
-        """One item a check."""
+        """Make one item for each check."""
         items: list[pytest.Item] = []
         for check in CHECKS.values():
             item = CheckItem.from_parent(

@@ -1,4 +1,4 @@
-"""All checks on one similarity, in one call."""
+"""A function that runs all checks on one similarity."""
 
 from collections.abc import Mapping
 
@@ -16,21 +16,23 @@ def check_similarity(
 ) -> None:
     """Check that a similarity keeps every promise in `CHECKS`.
 
-    Runs all of them, also after a failure, unless the first breaks: `forward_and_backward`, without
-    which the others say little. The searches are the same in every run, and nothing is
-    drawn from the global generators.
+    All checks run, even after a failure, unless `forward_and_backward` fails, without which the
+    others say little. The searches are the same in every run, and draw nothing from the global
+    generators.
 
     Args:
         make: a registered name, a class, or a function without arguments that returns a fresh
             similarity, such as ``lambda: FooSimilarity(gamma=0.5)``.
-        skip: name of a check -> why it is left out.
-        features: D of the examples; None: `embed_dim` of the similarity, or 4.
-        max_examples: how many examples each search may try. More is slower and finds more.
+        skip: names of checks -> reasons to leave them out.
+        features: D of the examples. None: the `embed_dim` of the similarity, or else 4.
+        max_examples: the largest number of examples that each search tries. More examples take
+            longer and find more.
 
     Raises:
-        ConformanceError: promises are broken; the message has all of them, or the first alone.
-        TypeError: `make` is none of these, such as a similarity; `skip` is no mapping.
-        ValueError: `skip` names no check, or gives no reason; `max_examples` is below 1.
+        ConformanceError: if promises are broken; the message has all of them, or the first alone.
+        TypeError: if `make` is something else, such as a similarity, or if `skip` is not a mapping.
+        ValueError: if `skip` names an unknown check or gives an empty reason, or if
+            `max_examples` is below 1.
     """
     __tracebackhide__ = True
     reasons = reasons_for_skipping(skip)
@@ -51,22 +53,22 @@ def check_similarity(
 
 
 def reasons_for_skipping(skip: Mapping[str, str] | None) -> dict[str, str]:
-    """`skip` as a dict, checked.
+    """Return `skip` as a dict.
 
     Raises:
-        TypeError: it is no mapping.
-        ValueError: it names no check, or gives no reason.
+        TypeError: if `skip` is not a mapping.
+        ValueError: if it names an unknown check or gives an empty reason.
     """
     if not isinstance(skip, Mapping | None):
         raise TypeError(
-            "skip maps the name of a check to why it is left out, such as "
+            "skip must be a mapping from names of checks to reasons, such as "
             f"{{'compile': 'no compiler here'}}, got {skip!r}"
         )
     reasons = dict(skip or {})
     for name, reason in reasons.items():
         if name not in CHECKS:
             guess = nearest(name, CHECKS) or f"; checks: {', '.join(CHECKS)}"
-            raise ValueError(f"no check named {name!r}{guess}")
+            raise ValueError(f"skip must name checks, got {name!r}{guess}")
         if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"skip[{name!r}] must say why, got {reason!r}")
+            raise ValueError(f"skip[{name!r}] must be a reason, got {reason!r}")
     return reasons

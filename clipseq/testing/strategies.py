@@ -10,16 +10,19 @@ from torch import Tensor
 from clipseq.sequences import Sequences
 
 Size = int | tuple[int, int]
-"""A number, or the least and the most of it."""
+"""A number, or its least and greatest value."""
 Kind = Literal["dense", "basis", "zero", "repeat", "opposite"]
 
 DENSE: tuple[Kind, ...] = ("dense",)
-"""Steps among which there are no ties: for promises about gradients."""
+"""Kinds of steps without ties, for promises about gradients."""
 TAME: tuple[Kind, ...] = ("dense", "basis", "zero", "repeat")
-"""Steps whose sums never cancel: scores of these are the same up to rounding however a sum over
-steps is ordered. Where they do cancel, a pooled vector is rounding noise, and so is its cosine."""
+"""Kinds of steps whose sums do not cancel.
+
+Their scores are the same up to rounding in whatever order steps are added. If steps cancel, a
+pooled vector is rounding noise, and so is its cosine.
+"""
 WILD: tuple[Kind, ...] = (*TAME, "opposite")
-"""Steps of all kinds: for promises that hold whatever the values are."""
+"""All kinds of steps, for promises that hold whatever the values are."""
 
 
 def sequences(
@@ -33,20 +36,21 @@ def sequences(
     scales: Sequence[float] = (1.0,),
     dtype: torch.dtype = torch.float64,
 ) -> st.SearchStrategy[Sequences]:
-    """Batches of sequences; shrinks to one sequence of one real step.
+    """Generate batches of sequences; examples shrink to one sequence of one real step.
 
     Args:
         batch: B.
         steps: T.
         features: D.
-        kinds: what a step may be: "dense" (numbers without pattern, no two steps alike), "basis"
-            (a unit vector along an axis), "zero", "repeat" (the step before it once more),
-            "opposite" (the negative of the step before it). All steps of a sequence but the
-            opposite ones lie on one side of a plane, half of the sequences on the other side.
-        masks: "any": padding anywhere; "prefix": at the end only; "full": none.
-        empty: whether a sequence may be without a real step.
-        scales: each sequence is multiplied by one of these.
-        dtype: of the values. Padded steps are zero.
+        kinds: the kinds of steps to draw: "dense" (random numbers, no two steps alike), "basis" (a
+            unit vector along an axis), "zero", "repeat" (the step before it once more), "opposite"
+            (the negative of the step before it). Except for the opposite ones, all steps of a
+            sequence lie on the same side of a plane; half of the sequences lie on the other side.
+        masks: "any" for padding anywhere, "prefix" for padding at the end only, "full" for no
+            padding.
+        empty: whether a sequence may have no real step.
+        scales: factors; each sequence is multiplied by one of them.
+        dtype: dtype of the values. Padded steps are zero.
     """
 
     @st.composite
@@ -71,13 +75,13 @@ def sequence_pairs(
     scales: Sequence[float] = (1.0,),
     dtype: torch.dtype = torch.float64,
 ) -> st.SearchStrategy[tuple[Sequences, Sequences]]:
-    """x and y with the same D; see `sequences`.
+    """Generate pairs of batches x and y with the same D; see `sequences`.
 
     Args:
-        y_batch: C; None: as `batch`.
-        y_steps: L; None: as `steps`.
-        related: y may also be x itself, or the opposite of x.
-        matched: C = B, whatever `y_batch` is.
+        y_batch: C. None: drawn from `batch`.
+        y_steps: L. None: drawn from `steps`.
+        related: whether y may also be x itself, or the negative of x.
+        matched: whether C equals B, whatever `y_batch` is.
     """
     alone = y_batch is not None or y_steps is not None or not related
 
@@ -105,7 +109,7 @@ def _draw(
     batch: Size,
     steps: Size,
     features: Size,
-    kinds: Any,  # no Sequence[...]: a type checker at run time samples those with `random`,
+    kinds: Any,  # not Sequence[...]: a type checker at run time samples those with `random`,
     masks: str,
     empty: bool,
     scales: Any,  # which hypothesis does not allow while it draws
@@ -114,7 +118,7 @@ def _draw(
     b, t, d = _number(draw, batch), _number(draw, steps), _number(draw, features)
     mask = torch.stack([_mask(draw, t, masks, empty) for _ in range(b)])
     values = torch.empty(b, t, d, dtype=torch.float64)
-    # On one side of the plane through 0 that the first axis is normal to.
+    # On one side of the plane through 0 whose normal is the first axis.
     plain = dense(b, t, d, seed=draw(st.integers(0, 999)))
     for i in range(b):
         row = draw(st.lists(st.sampled_from(kinds), min_size=t, max_size=t))
@@ -142,7 +146,7 @@ def _mask(draw: Any, steps: int, masks: str, empty: bool) -> Tensor:
     if masks == "prefix":
         padded = draw(st.integers(0, steps if empty else steps - 1))
         return torch.arange(steps) < steps - padded
-    # Drawn as "is padding", so that an example shrinks to one without padding.
+    # "Padding" is what is drawn, so that an example shrinks to one without padding.
     row = ~torch.tensor(draw(st.lists(st.booleans(), min_size=steps, max_size=steps)))
     if not empty and not bool(row.any()):
         row[0] = True
@@ -150,7 +154,7 @@ def _mask(draw: Any, steps: int, masks: str, empty: bool) -> Tensor:
 
 
 def dense(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Numbers without pattern, the same in every run, the first feature at least 1."""
+    """Return random numbers, the same in every run, with a first feature of at least 1."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(*shape, generator=generator, dtype=torch.float64)
     values[..., 0] = values[..., 0].abs() + 1

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipseq.data import MapDataset, radhar, radhar_dataset, simulate
+from clipseq.data.clip import TEXT
+from clipseq.errors import DataError
+from clipseq.model import ModelConfig
 from clipseq.training.config import DataConfig
 from clipseq.training.folder import RunFolder
 
@@ -41,6 +44,16 @@ def open_dataset(
         motion=simulated.motion,
         progress=progress,
     )
+
+
+def check_captions_exist(dataset: MapDataset, model: ModelConfig) -> None:
+    """Raise DataError if a tokenizer is to be trained on captions that the data set lacks."""
+    if model.takes_tokenizer and TEXT not in dataset.modalities:
+        raise DataError(
+            f"the data set must hold captions for a model of {' and '.join(model.names)}, got "
+            f"{' and '.join(dataset.modalities)} without captions; add them, or make the text "
+            'side a signal with tower = "signal" and the name of its modality'
+        )
 
 
 def open_path(path: Path) -> MapDataset:

@@ -1,9 +1,9 @@
 """One training run, from a configuration to a run folder; and its continuation."""
 
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from clipseq.data import MapDataset
@@ -147,7 +147,7 @@ def _may_skip_parameters(model: "CLIP") -> bool:
 
 
 def _need_lightning() -> None:
-    if find_spec("lightning") is None:
+    if importlib.util.find_spec("lightning") is None:
         raise ClipseqError(
             "training needs lightning, which is not installed: pip install 'clipseq[train]'"
         )
@@ -156,12 +156,15 @@ def _need_lightning() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence lightning's reports of what it does; its warnings still come through."""
-    import lightning.fabric  # noqa: F401  (which sets the level of its logger)
+    import lightning.fabric  # noqa: F401  (which sets the levels of its loggers)
 
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    # Fabric reports through the Trainer's logger where both are installed.
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,16 +1,12 @@
-"""From [model] and [tokenizer] of a run's configuration to a CLIP."""
+"""Building a CLIP from [model] and [tokenizer] of a run's configuration."""
 
-import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import attrs
 import torch
 
-from clipseq.config import structure
 from clipseq.data import MapDataset
-from clipseq.encoders import SignalConfig, TextConfig
 from clipseq.encoders.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -18,60 +14,73 @@ from clipseq.encoders.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from clipseq.errors import ConfigError, UnknownSimilarityError, nearest
-from clipseq.model.clip import CLIP, lists_to_tuples
-from clipseq.model.pretrained import resolved_options
-from clipseq.registry import available_similarities, get_similarity
+from clipseq.errors import ConfigError, UnknownLossError, UnknownSimilarityError, nearest
+from clipseq.model import CLIP, ModelConfig
+from clipseq.model.config import SIDES
+from clipseq.model.construction import make_pair_loss
+from clipseq.model.saving import resolve_options
+from clipseq.registry import available_losses, available_similarities, get_similarity
 from clipseq.training.config import RunConfig
 from clipseq.training.folder import RunFolder
 
 
-def check_model_config(table: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an unknown or ill-typed key of [model], before any work is done."""
-    structure(_model_class(), table, where="model")
-    structure(SignalConfig, table.get("encoder_cfg", {}), where="model.encoder_cfg")
-    structure(TextConfig, table.get("text_cfg", {}), where="model.text_cfg")
+def check_model_config(table: Mapping[str, Any]) -> ModelConfig:
+    """Return [model] as a `ModelConfig`, before any work is done.
+
+    Raises:
+        ConfigError: a key that is unknown, ill-typed or out of its range.
+    """
+    return ModelConfig.from_table(table, where="model")
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """`config` with all options of its similarity, defaults and the parts of `combined` too.
+    """Return `config` with all options of its similarity, defaults and parts included.
 
-    What is installed or removed later then does not change what a resumed run builds.
+    A plugin that is installed or removed later then does not change a resumed run.
 
     Raises:
-        ConfigError: a similarity or an option that does not exist, or does not fit.
+        ConfigError: a similarity, a loss or an option of one that does not exist or does not fit.
     """
-    clip = structure(_model_class(), config.model, where="model")
-    name, given = clip.sequence_similarity_type, clip.sequence_similarity_options or {}
-    if not clip.use_sequence_similarity:
+    model = check_model_config(config.model)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            make_pair_loss(model)
+    except (UnknownLossError, TypeError, ValueError) as error:
+        key = "loss" if model.loss not in available_losses([model.loss]) else "loss_options"
+        raise ConfigError(f"model.{key}: {_cause(error)}") from error
+    if not model.use_sequence_similarity:
         return config
+    name, given = model.sequence_similarity_type, model.sequence_similarity_options or {}
     key = "type" if name not in available_similarities([name]) else "options"
     try:
         with torch.random.fork_rng(devices=[]):
-            similarity = get_similarity(name, **lists_to_tuples(given))
+            similarity = get_similarity(name, **given)
     except (UnknownSimilarityError, TypeError, ValueError) as error:
-        cause = "; ".join([str(error), *getattr(error, "__notes__", ())])
-        raise ConfigError(f"model.sequence_similarity_{key}: {cause}") from error
-    options = _tuples_to_lists(resolved_options(name, given, similarity, {}))
+        raise ConfigError(f"model.sequence_similarity_{key}: {_cause(error)}") from error
+    options = _tuples_to_lists(resolve_options(name, given, similarity, {}))
     return attrs.evolve(config, model=config.model | {"sequence_similarity_options": options})
 
 
+def _cause(error: Exception) -> str:
+    return "; ".join([str(error), *getattr(error, "__notes__", ())])
+
+
 def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
-    """Raise what `build_model` would, whatever the captions: for before there are any.
+    """Raise the errors of `build_model` before there are any captions.
 
     Raises:
         ConfigError, ValueError, TypeError: see `build_model`.
     """
-    # How many ids there are, the captions say.
+    # The number of ids depends on the captions.
     text = {key: value for key, value in table.get("text_cfg", {}).items() if key != "vocab_size"}
     build_model({**table, "text_cfg": text}, views, None)
 
 
 def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:
-    """Raise ConfigError for a caption that the text tower cannot read, a too long one say.
+    """Raise ConfigError for a caption that the text tower cannot read, such as one too long.
 
-    Of the splits that are trained and validated on; and, where it is to be `evaluated`, of all that
-    `evaluate` will give it: what is trained on one split can then be evaluated on any.
+    The splits that are trained and validated on are checked; if the run will be `evaluated`, also
+    every caption that `evaluate` will read, so that a trained model can be evaluated on any split.
     """
     if not evaluated:
         for split in ("train", "val"):
@@ -92,51 +101,86 @@ def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None
 
 
 def _check_captions(model: CLIP, captions: Sequence[str], where: str) -> None:
-    tower: Any = model.y_encoder
+    if model.text_tower is None:
+        return
     try:
-        tower.read(captions)
+        model.text_tower.read(captions)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
 def build_model(
-    table: Mapping[str, Any], views: Mapping[str, int], tokenizer: Tokenizer | None
+    table: Mapping[str, Any],
+    views: Mapping[str, int],
+    tokenizer: Tokenizer | None,
+    *,
+    modality: str = "radar",
+    paired_modality: str | None = None,
+    paired_views: Mapping[str, int] | None = None,
 ) -> CLIP:
-    """A CLIP with new weights.
+    """Build a CLIP with new weights.
 
     Args:
-        table: keyword arguments of CLIP.
-        views: the views of the data and their bins; the model takes all of them unless
-            ``table["encoder_cfg"]["views"]`` names some.
-        tokenizer: None for a text tower that brings its own.
+        table: keyword arguments of CLIP. A signal tower without a name gets the data's: encoder_cfg
+            that of the first signal, text_cfg (with ``tower = "signal"``) that of the second. It
+            takes all views of its signal unless its `views` names some.
+        views: the views of the data's signal and their bins.
+        tokenizer: None if no tower takes one.
+        modality: name of the data's signal.
+        paired_modality: name of the data's second signal; None without one.
+        paired_views: the views of the second signal.
 
     Raises:
-        ConfigError: a view that the data does not have, or not with that many bins.
+        ConfigError: a signal or a view that the data does not have, or not with that many bins.
     """
-    encoder = dict(table.get("encoder_cfg", {}))
-    wanted = encoder.setdefault("views", dict(views))
-    for name, bins in wanted.items():
-        if name not in views:
+    signals = {modality: views}
+    if paired_modality is not None:
+        signals[paired_modality] = paired_views or {}
+    options = {**table, "tokenizer": tokenizer}
+    for side, name in zip(SIDES, (modality, paired_modality), strict=True):
+        tower = table.get(side.argument) or {}
+        if tower.get("tower", side.kind) == "signal":
+            options[side.argument] = _signal(dict(tower), name, signals, f"model.{side.argument}")
+    return CLIP(**options)
+
+
+def _signal(
+    tower: dict[str, Any],
+    default: str | None,
+    signals: Mapping[str, Mapping[str, int]],
+    where: str,
+) -> dict[str, Any]:
+    """Return a signal tower's table with the name and the views of the data filled in."""
+    name = tower.setdefault("name", default)
+    if not isinstance(name, str) or name not in signals:
+        raise ConfigError(
+            f"{where}.name must be a signal of the data, which has {', '.join(signals)}, "
+            f"got {name!r}"
+        )
+    tower["tower"], views = "signal", signals[name]
+    for view, bins in tower.setdefault("views", dict(views)).items():
+        if view not in views:
             raise ConfigError(
-                f"model.encoder_cfg.views names {name!r}, which the data does not have"
-                f"{nearest(name, views)} (it has {', '.join(views)})"
+                f"{where}.views must be views of the data, which has {', '.join(views)}, "
+                f"got {view!r}{nearest(view, views)}"
             )
-        if bins != views[name]:
+        if bins != views[view]:
             raise ConfigError(
-                f"model.encoder_cfg.views: {name!r} has {views[name]} bins in the data, not {bins}"
+                f"{where}.views must give {view!r} the {views[view]} bins that it has in the "
+                f"data, got {bins}"
             )
-    return CLIP(**{**table, "encoder_cfg": encoder, "tokenizer": tokenizer})
+    return tower
 
 
 def run_tokenizer(
     config: RunConfig, captions: Sequence[str], folder: RunFolder, *, resume: bool
 ) -> Tokenizer | None:
-    """The run's tokenizer: trained on `captions`, or read from the run folder.
+    """Return the run's tokenizer: trained on `captions`, or read from the run folder.
 
-    A resumed run reads it: the weights in the checkpoint belong to its ids and no others.
+    A resumed run reads it, since the weights in the checkpoint belong to its ids.
     """
     kind = config.tokenizer.kind
-    if config.model.get("text_cfg", {}).get("pretrained"):
+    if not check_model_config(config.model).takes_tokenizer:
         return None
     if kind == "byte":
         return ByteTokenizer()
@@ -146,30 +190,16 @@ def run_tokenizer(
 
 
 def keep_tokenizer(tokenizer: Tokenizer | None, folder: RunFolder) -> None:
-    """Write a trained tokenizer into the run folder, unless it is there already."""
+    """Write a trained tokenizer into the run folder, unless it is already there."""
     if isinstance(tokenizer, TrainedTokenizer) and not folder.tokenizer.exists():
         folder.tokenizer.mkdir(parents=True)
         tokenizer.save(folder.tokenizer)
 
 
 def _tuples_to_lists(value: Any) -> Any:
-    # As they are read back from TOML.
+    """Return `value` as it would be read back from TOML."""
     if isinstance(value, Mapping):
         return {key: _tuples_to_lists(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_tuples_to_lists(inner) for inner in value]
     return value
-
-
-@cache
-def _model_class() -> Any:
-    """CLIP's keyword arguments as an attrs class, so that a config has CLIP's names and types."""
-    fields = {}
-    for name, parameter in list(inspect.signature(CLIP.__init__).parameters.items())[1:]:
-        if name == "tokenizer":
-            continue
-        kind = parameter.annotation
-        if name in ("encoder_cfg", "text_cfg", "sequence_similarity_options"):
-            kind = dict[str, Any]  # what a file can hold of them
-        fields[name] = attrs.field(default=parameter.default, type=kind)
-    return attrs.make_class("ModelConfig", fields, frozen=True)

@@ -13,7 +13,7 @@ from clipseq.errors import CheckpointError, ConfigError, DataError
 from clipseq.evaluation.encoding import sides
 from clipseq.training.checkpoint import Checkpoint, last_checkpoint
 from clipseq.training.config import RunConfig, write_config
-from clipseq.training.datasets import open_dataset
+from clipseq.training.datasets import check_captions_exist, open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import TrainingInterrupted
 from clipseq.training.launch.processes import Processes
@@ -127,10 +127,18 @@ def _prepare_on(
 ) -> Prepared:
     training, validation = _splits(dataset, config.training.batch_size, processes)
     torch.manual_seed(config.training.seed)
+    check_captions_exist(dataset, check_model_config(config.model))
     tokenizer = run_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )
-    model = build_model(config.model, dataset.views, tokenizer)
+    model = build_model(
+        config.model,
+        dataset.views,
+        tokenizer,
+        modality=dataset.modality,
+        paired_modality=dataset.paired_modality,
+        paired_views=dataset.paired_views,
+    )
     sides(model, dataset)  # raises if they do not fit
     # A run that has begun continues: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)

@@ -1,4 +1,4 @@
-"""``attention``: every step against what it attends to in the other sequence."""
+"""Each step against what it attends to: the similarity ``attention``."""
 
 from collections.abc import Mapping
 

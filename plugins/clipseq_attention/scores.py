@@ -1,28 +1,29 @@
-"""The scores of all pairs and their gradient, as operators that torch.compile takes whole.
+"""The scores of all pairs and their gradient, as an operator.
 
-Both directions share one table of exponentials. With a head's logits ``p = s⟨x_t, y_l⟩``, as long
-as they may be exponentiated as they are (see `_LARGEST`), ``e = exp(p)`` divided by its sum over l
-is the attention of one direction, and over t that of the other. The products ``e·Y`` are what the
-steps attended to, but for that divisor, and their products with the steps are the numerators of
-the cosines. So the cells of a tile are written by one matrix product, exponentiated in place (to
-base 2, a third of the time in torch), and read by matrix products and sums.
+Both directions share one table of exponentials. Take a head's logits ``p = s⟨x_t, y_l⟩``, as long
+as they may be exponentiated without a shift (see `_LARGEST`). Then ``e = exp(p)``, divided by its
+sum over l, is the attention of one direction, and divided by its sum over t it is that of the
+other. The products ``e·Y`` are what the steps attend to, up to that divisor, and their products
+with the steps are the numerators of the cosines. So one matrix product writes the cells of a tile,
+they are exponentiated in place (to base 2, which takes torch a third of the time), and matrix
+products and sums read them.
 
-A numerator ``⟨x_t, Σ_l a_l y_l⟩`` is ``Σ_l a_l ⟨x_t, y_l⟩``: its gradients to x_t and y_l, at fixed
-attention, are those of the product ⟨x_t, y_l⟩, which the logits are made of as well. So backward
-adds up one gradient to ⟨x_t, y_l⟩, and by way of the attended values only that of their norm. The
-one to the products is a product of matrices once more; what is common to all keys of a query rides
-in it as one more feature that is 1 in the other factor.
+A numerator ``⟨x_t, Σ_l a_l y_l⟩`` equals ``Σ_l a_l ⟨x_t, y_l⟩``. At fixed attention, its gradients
+to x_t and y_l are therefore those of the product ⟨x_t, y_l⟩, from which the logits are made as
+well. So backward adds up one gradient to ⟨x_t, y_l⟩, and only the gradient of the norm goes by way
+of the attended values. The gradient to the products is a product of matrices once more; the part
+that all keys of a query have in common is carried in it by one more feature, which is 1 in the
+other factor.
 
-Layout: one x, the longer side, against several y of like lengths. A head of the tile is one
-(c·L, T) matrix and so is everything per step: features first, steps innermost, so that what differs
-from step to step meets long rows. What is padding (y to the longest of the tile, x to a width that
-matrix products like) is left out by two more features of the logits' factors: 1 on one side and, on
-the other, 0 for a real step and far below zero for padding.
+Layout: one x, of the longer side, against several y of similar lengths. A head of the tile is one
+(c·L, T) matrix, and so is everything per step: features first, steps innermost, so that values that
+differ from step to step meet long rows. Padding (y to the longest of the tile, x to a width that
+suits matrix products) is left out by two more features of the logits' factors: one side has 1, and
+the other has 0 for a real step and a number far below zero for padding.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import torch
@@ -30,46 +31,33 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad, threshold
 
-from clipseq.engine.gradients import scaled
-from clipseq.engine.kernels import use_kernels
-from clipseq.engine.workspace import Room
+from clipseq.engine import Operator, Room, group_by_length, scaled
 
 CELLS, CELLS_ELSEWHERE = 2**19, 2**25
-"""Most cells (H·T·L·pairs) of a tile: on a CPU what fits the cache; elsewhere enough that starting
-some fifty operations a tile takes less time than they do. Bounds the memory: four times as many."""
+"""Largest number of cells (H·T·L·pairs) in a tile. On a CPU they fit into the cache; elsewhere they
+are enough for the fifty operations of a tile to take longer than starting them. They bound the
+memory: it holds four times as many numbers."""
 
 _WIDTH = 8
-"""T is padded to a multiple of it: odd rows cost matrix products a third of their speed."""
+"""T is padded to a multiple of this: odd rows cost matrix products a third of their speed."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
-"""Logits no larger than this are exponentiated without a shift: what they are summed to, multiplied
-with and divided by stays in range."""
+"""Largest logits that are exponentiated without a shift: their sums, products and quotients stay in
+range."""
 
 _NOTHING = 1e-6
-"""Norm of what was attended to (of unit vectors) that has no direction; float32 rounds below it."""
+"""Norm below which what a step attends to has no direction: unit vectors are rounded there."""
 
 _NEVER = -1e30
 """Logit of a padded step; finite, so that differences are never NaN."""
 
 
-@torch.library.custom_op("clipseq::attention_scores", mutates_args=())
-def attention_scores(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor
-) -> Tensor:
-    """(B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), both packed to the front.
-
-    `scale`, a scalar, is what products are multiplied by before the softmax.
-    """
-    if use_kernels(x):
-        from clipseq_attention import triton_kernels
-
-        if triton_kernels.supported(x):
-            return triton_kernels.forward(x, y, x_lengths, y_lengths, scale)
-    if _swapped(x, y):
-        return attention_scores(y, x, y_lengths, x_lengths, scale).T.contiguous()
+def _score(x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor) -> Tensor:
+    if _should_swap(x, y):
+        return _score(y, x, y_lengths, x_lengths, scale).T.contiguous()
     groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)
-    # Of each group in its order.
+    # The columns of each group, in the order of its items.
     parts = [x.new_empty(len(x), len(group.real)) for group in groups]
     tiles = _Tiles(x)
     for i, one in _ones(x, x_lengths, scale):
@@ -85,8 +73,7 @@ def attention_scores(
     return scores
 
 
-@torch.library.custom_op("clipseq::attention_scores_backward", mutates_args=())
-def attention_scores_backward(
+def _differentiate(
     grad: Tensor,
     scores: Tensor,
     x: Tensor,
@@ -95,14 +82,9 @@ def attention_scores_backward(
     y_lengths: Tensor,
     scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, y and scale, every tile computed again: inputs and scores were kept."""
-    if use_kernels(x):
-        from clipseq_attention import triton_kernels
-
-        if triton_kernels.supported(x):
-            return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, scale)
-    if _swapped(x, y):
-        grad_y, grad_x, grad_scale = attention_scores_backward(
+    # Every tile is computed again: only inputs and scores were kept.
+    if _should_swap(x, y):
+        grad_y, grad_x, grad_scale = _differentiate(
             grad.T, scores.T, y, x, y_lengths, x_lengths, scale
         )
         return grad_x, grad_y, grad_scale
@@ -111,7 +93,7 @@ def attention_scores_backward(
     groups = _groups(x, y, y_lengths)
     shared = _shared(x, y, groups, scale)
     times = float(scale)
-    # Of the cosines, times scale.
+    # Gradients to the cosines, times scale.
     shares = [
         (
             (grad[:, group.items] * (scale / (2 * x_lengths[:, None])))[:, :, None, None],
@@ -121,8 +103,8 @@ def attention_scores_backward(
     ]
     tiles = _Tiles(x)
     to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
-    # Of the gradient to the products, what comes by way of the numerators has no part in scale.
-    # In float64, as it is what is left of two sums.
+    # The part of the gradient to the products that comes by way of the numerators does not count
+    # for scale. In float64, since this is the difference of two sums.
     along = -(grad.double() * scores.double()).sum()
     for i, one in _ones(x, x_lengths, scale):
         to_products, to_values = x.new_zeros(2, *one.values.shape)
@@ -140,71 +122,50 @@ def attention_scores_backward(
         torch.mul(to_x[:, : one.steps], largest, out=grad_x[i, :, : one.steps])
     del tiles
     grad_y = torch.empty_like(y)
-    while groups:  # one's memory is given back before the next one's is needed
+    while groups:  # frees the memory of one group before the next one needs its own
         group, cells = groups.pop(), to_ys.pop().cells
         grad_y[group.items, :, : cells.shape[2]] = cells.mul_(largest).transpose(0, 1)
         grad_y[group.items, :, cells.shape[2] :] = 0.0
     return grad_x, grad_y, (along * largest / scale).to(scale.dtype)
 
 
-@attention_scores.register_fake
-def _(x: Tensor, y: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[0], y.shape[0])
+attention_scores = Operator(
+    "clipseq::attention_scores",
+    _score,
+    _differentiate,
+    gradients=("x", "y", "scale"),
+    kernels="clipseq_attention.triton_kernels",
+)
+"""(B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), both packed to the front.
 
-
-@attention_scores_backward.register_fake
-def _(
-    grad: Tensor,
-    scores: Tensor,
-    x: Tensor,
-    y: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    scale: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y), torch.empty_like(scale)
-
-
-def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output, *inputs)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
-        grad_x, grad_y, grad_scale = attention_scores_backward(grad, *ctx.saved_tensors)
-    return grad_x, grad_y, None, None, grad_scale
-
-
-attention_scores.register_autograd(_differentiate, setup_context=_save)
+Products are multiplied by `scale`, a scalar tensor, before the softmax.
+"""
 
 
 @attrs.frozen(eq=False)
 class _One:
-    """One x, T padded to a multiple of `_WIDTH`."""
+    """One x, with T padded to a multiple of `_WIDTH`."""
 
-    steps: int  # real ones
+    steps: int  # only the real ones
     logits: Float[Tensor, "H f T"]  # d + 2 rows: 1; exponents of 2; 0 or, in padding, _NEVER
     ones: Float[Tensor, "H e T"]  # d + 1 rows: values, then 1
     values: Float[Tensor, "H d T"]
-    queries: Float[Tensor, "H 1 d T"]  # the same
+    queries: Float[Tensor, "H 1 d T"]  # the values again
     real: Float[Tensor, " T"]  # 1 or, in padding, 0
-    padded: bool  # whether there is padding
+    padded: bool  # True where there is padding
 
 
 def _ones(x: Tensor, lengths: Tensor, scale: Tensor) -> Iterator[tuple[int, _One]]:
-    """Every x and its number: the longest makes the room, and of like lengths use the same views.
+    """Yield the number of every x, and the x itself, from the longest to the shortest.
 
-    Some of one width are made at once, as there are many small things to do.
+    The longest one sizes the workspace, and those of one width use the same views of it. Several of
+    one width are made at once, because each takes many small operations.
     """
-    order = lengths.argsort(descending=True, stable=True)
-    widths = (-(-lengths[order] // _WIDTH) * _WIDTH).tolist()
-    first = 0
-    while first < len(widths):
-        width = widths[first]
-        most = max(1, _most_cells(x) // (2 * x[0, :, 0].numel() * width))
-        count = widths[first : first + most].count(width)
-        items = order[first : first + count]
-        first += count
+    most = _most_cells(x) // (2 * x[0, :, 0].numel())
+    for items, some_lengths in group_by_length(
+        lengths, lambda width: max(1, most // width), multiple=_WIDTH
+    ):
+        width = -(-some_lengths[0] // _WIDTH) * _WIDTH
         some = x[items, :, :width]
         ones = pad(some.mT, (0, width - some.shape[2], 0, 1))
         ones[:, :, -1] = 1.0
@@ -213,27 +174,26 @@ def _ones(x: Tensor, lengths: Tensor, scale: Tensor) -> Iterator[tuple[int, _One
         real = torch.arange(width, device=x.device) < lengths[items, None]
         logits[:, :, -1] = torch.where(real, 0.0, _NEVER)[:, None]
         real = real.to(x.dtype)
-        for k, (i, steps) in enumerate(zip(items.tolist(), lengths[items].tolist(), strict=True)):
+        for k, (i, steps) in enumerate(zip(items.tolist(), some_lengths, strict=True)):
             each = logits[k], ones[k], values[k], values[k, :, None], real[k]
             yield i, _One(steps, *each, steps < width)
 
 
 @attrs.frozen(eq=False)
 class _Group:
-    """Several y of like lengths, cut to the longest of them."""
+    """Several y of similar lengths, cut to the longest of them."""
 
     logits: Float[Tensor, "H f N"]  # N = c·L; d + 2 rows: 0 or, in padding, _NEVER; values; 1
     ones: Float[Tensor, "K e L"]  # K = H·c; d + 1 rows: values, then 1
     values: Float[Tensor, "H d N"]
-    queries: Float[Tensor, "H 1 d N"]  # the same
+    queries: Float[Tensor, "H 1 d N"]  # the values again
     real: Float[Tensor, "c L"]  # 1 or, in padding, 0
-    padded: bool  # whether there is padding
+    padded: bool  # True where there is padding
     lengths: Int[Tensor, " c"]
-    items: Int[Tensor, " c"]  # where in the batch they are
+    items: Int[Tensor, " c"]  # positions in the batch
 
     @classmethod
-    def made(cls, y: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
-        steps = int(lengths.max())
+    def make(cls, y: Tensor, lengths: Tensor, items: Tensor, steps: int) -> "_Group":
         values = y[items, :, :steps].transpose(0, 1)  # (H, c, L, d)
         real = torch.arange(steps, device=y.device) < lengths[:, None]
         logits = pad(values.permute(0, 3, 1, 2).flatten(2), (0, 0, 1, 1), value=1.0)
@@ -246,7 +206,7 @@ class _Group:
 
 
 class _Cells:
-    """A tensor (H, c, L, n) as one matrix a head, and as one a pair."""
+    """A tensor (H, c, L, n), also as one matrix per head and as one per pair."""
 
     def __init__(self, cells: Tensor) -> None:
         self.cells = cells
@@ -255,7 +215,7 @@ class _Cells:
 
 
 class _Direction:
-    """One direction of a tile: what each of n·Q queries attends to.
+    """One direction of a tile: what each of its n·Q queries attends to.
 
     Over y, n is c and Q is T; over x, n is 1 and Q is c·L.
     """
@@ -264,14 +224,14 @@ class _Direction:
         self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
         self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
         self._each = room.take("spare", heads, n, size, q)
-        # No memory of its own: there are as many of these as groups.
+        # These share memory, since there is one direction for each group.
         self._inverse_totals = room.take(f"inverse totals over {name}", heads, n, 1, q)
         self._to_queries = room.take(f"gradients to queries of {name}", heads, n, 1, q)
 
     def divide(self, padded: bool) -> None:
-        """Turn what `rows` holds, the sums of the keys by their weights and of ones, into means."""
+        """Turn the weighted sums of the keys and of ones, which `rows` holds, into means."""
         inverse = self._inverse_totals
-        if padded:  # such a query may have no weight at all; its cosine is not used
+        if padded:  # a padded query may have no weight at all; its cosine is not used
             torch.clamp(self._common, min=torch.finfo(inverse.dtype).tiny, out=inverse)
             inverse.reciprocal_()
         else:
@@ -281,47 +241,47 @@ class _Direction:
     def _products(
         self, queries: Float[Tensor, "H #n d Q"]
     ) -> tuple[Float[Tensor, "H n 1 Q"], Float[Tensor, "H n 1 Q"]]:
-        """Head by head, ⟨q, a⟩ and ⟨a, a⟩ for a query q and what it attends to."""
+        """Return ⟨q, a⟩ and ⟨a, a⟩, head by head, for a query q and the mean a it attends to."""
         along = torch.mul(self.means, queries, out=self._each).sum(2, keepdim=True)
         squares = torch.mul(self.means, self.means, out=self._each).sum(2, keepdim=True)
         return along, squares
 
     def cosines(self, queries: Float[Tensor, "H #n d Q"]) -> Float[Tensor, "n 1 Q"]:
-        """Between each query, a unit vector or zero, and what it attends to."""
+        """Return the cosine of each query, a unit vector or zero, and what it attends to."""
         along, squares = self._products(queries)
         return along.sum(0).mul_(_or_infinite(squares.sum(0)).rsqrt_())
 
     def differentiate(
         self, queries: Float[Tensor, "H #n d Q"], grad: Float[Tensor, "n 1 Q"], scale: float
     ) -> None:
-        """Of the cosines, to which `grad` is `scale` times the gradient.
+        """Differentiate the cosines, to which `grad` is `scale` times the gradient.
 
-        From now on `means` is `scale` times the gradient to the sum of the keys by their weights,
-        but only that by way of its norm.
+        Afterwards `means` holds `scale` times the gradient to the weighted sum of the keys, but
+        only the part that comes by way of its norm.
         """
         along, squares = self._products(queries)
         inverse = _or_infinite(squares.sum(0)).reciprocal_()
-        # The gradient to what was attended to, over all heads: to_query·q + to_itself·a.
+        # The gradient to a, over all heads, is to_query·q + to_itself·a.
         to_query = inverse.sqrt().mul_(grad)
         to_itself = along.sum(0).mul_(to_query).mul_(inverse).neg_()
-        # In common to the products of a query: by way of the total, as a mean is a sum over its
-        # total (that part is -⟨gradient, mean⟩), and by way of the numerator.
+        # All products of a query have in common the part by way of the total, since a mean is a sum
+        # divided by its total (that part is -⟨gradient, mean⟩), and the part of the numerator.
         along.sub_(1 / scale).mul_(to_query).addcmul_(squares, to_itself).neg_()
         torch.mul(along, self._inverse_totals, out=self._common)
         self.means.mul_(self._inverse_totals * to_itself)
         torch.mul(self._inverse_totals, to_query, out=self._to_queries)
 
     def complete(self, queries: Float[Tensor, "H #n d Q"]) -> None:
-        """Add the gradient by way of the numerator.
+        """Add the part of the gradient that comes by way of the numerator.
 
-        From now on `rows` is `scale` times the whole gradient to the sum, and then what those to
-        all products with the query have in common.
+        Afterwards `rows` holds `scale` times the whole gradient to the sum, and then the part that
+        the gradients to all products with the query have in common.
         """
         self.means.addcmul_(queries, self._to_queries)
 
 
 class _Tile:
-    """Room for one tile, and every view of it that is multiplied, made once for a shape."""
+    """Memory for one tile, and every view of it that is multiplied, made once per shape."""
 
     def __init__(self, group: _Group, one: _One, room: Room) -> None:
         heads, size, steps = one.values.shape
@@ -333,10 +293,10 @@ class _Tile:
         self._means_y, self._means_x = self._rows_y[:, :-1], self._rows_x[:, :-1]
         self._weights = _Cells(room.take("weights", *self._shape))
         self._gradient = _Cells(room.take("spare", *self._shape))
-        self._other = self._weights  # the weights over y, if not those over x
+        self._other = self._weights  # the weights over y, where they differ from those over x
 
     def attend(self, group: _Group, one: _One, shared: bool) -> None:
-        """Every step of x over each y, and every step of y over x."""
+        """Let every step of x attend over each y, and every step of y over x."""
         over_x = self._weights
         torch.bmm(group.logits.mT, one.logits, out=over_x.tall)
         if shared:
@@ -361,17 +321,18 @@ class _Tile:
         to_y: _Cells,
         scale: float,
     ) -> None:
-        """Add the gradients to x by way of the products, and `scale` times the other; that to y.
+        """Add the gradients of a tile, after `differentiate` of both directions.
 
-        After both directions' `differentiate`.
+        `to_products` gets the gradient to x by way of the products, `to_values` gets `scale` times
+        the rest of it, and `to_y` gets the gradient to y.
         """
         over_x, over_y, gradient = self._weights, self._other, self._gradient
-        # Of the norms of what was attended to.
+        # By way of the norms of what the steps attended to.
         to_values.baddbmm_(self._means_x, over_x.tall)
         to_y.pairs.baddbmm_(over_y.pairs, self._means_y.mT, alpha=1 / scale)
         self.over_y.complete(one.queries)
         self.over_x.complete(group.queries)
-        # Of the weights and numerators, all by way of the products.
+        # By way of the weights and numerators, and so of the products.
         torch.bmm(self._rows_x.mT, one.ones, out=gradient.tall)
         if over_y is over_x:
             gradient.pairs.baddbmm_(group.ones.mT, self._rows_y)
@@ -384,7 +345,7 @@ class _Tile:
 
 
 class _Tiles:
-    """The tiles, one after the other, in the same memory."""
+    """One tile after the other, in the same memory."""
 
     def __init__(self, like: Tensor) -> None:
         self._room = Room(like)
@@ -392,54 +353,54 @@ class _Tiles:
         self._width = 0
 
     def take(self, group: _Group, one: _One) -> _Tile:
-        """Room for a tile; what the last one held is lost."""
-        if len(one.real) != self._width:  # widths that were do not come again
+        """Return a tile with undefined content; the previous tile's is lost."""
+        if len(one.real) != self._width:  # earlier widths do not come again
             self._made.clear()
             self._width = len(one.real)
         if id(group) not in self._made:
             size = self._room.size
             tile = _Tile(group, one, self._room)
             if self._room.size > size:
-                self._made.clear()  # they hold what the room has outgrown
+                self._made.clear()  # they hold memory that the room has replaced
             self._made[id(group)] = tile
         return self._made[id(group)]
 
 
 def _or_infinite(squares: Tensor) -> Tensor:
-    # Where the values cancel to rounding, or are all zero, there is no direction.
+    # Where the values cancel up to rounding, or are all zero, there is no direction.
     return threshold(squares, _NOTHING**2, math.inf, inplace=True)
 
 
 def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[list[bool]]:
-    """For each x and each group, whether one table of exponentials may serve both directions."""
+    """Return for each x and group if one table of exponentials may serve both directions."""
     longest = torch.linalg.vector_norm(x, dim=3).amax((1, 2))
     others = torch.linalg.vector_norm(y, dim=3).amax((1, 2))
     largest = torch.stack([others[group.items].max() for group in groups])
     return (longest[:, None] * largest * scale <= _LARGEST[y.dtype]).tolist()
 
 
-def _swapped(x: Tensor, y: Tensor) -> bool:
-    """Whether y should be the side that is taken one by one.
+def _should_swap(x: Tensor, y: Tensor) -> bool:
+    """Return True if y should be the side that is taken one by one.
 
-    The longer side should, as long rows are quick, unless that makes many small tiles.
+    This should be the longer side, as long rows are fast, unless that makes many small tiles.
     """
-    tiles_x, tiles_y = _tiles(x, y), _tiles(y, x)
+    tiles_x, tiles_y = _count_tiles(x, y), _count_tiles(y, x)
     if max(tiles_x, tiles_y) > _MANY * min(tiles_x, tiles_y):
         return tiles_y < tiles_x
     return y.shape[2] > x.shape[2]
 
 
 _MANY = 7
-"""Times as many tiles of the longer side, from which on they take longer than short rows do."""
+"""Ratio of the two numbers of tiles above which many tiles take longer than short rows do."""
 
 
-def _tiles(one: Tensor, other: Tensor) -> int:
-    """How many tiles there are of each of `one` with several of `other`."""
+def _count_tiles(one: Tensor, other: Tensor) -> int:
+    """Return the number of tiles of each of `one` with several of `other`."""
     return len(one) * -(-len(other) // _pairs_of_a_tile(one, other.shape[2]))
 
 
 def _pairs_of_a_tile(one: Tensor, length: int) -> int:
-    # A tile has its cells and, for each step of x and y, what it attends to.
+    # A tile holds its cells and, for each step of x and y, what that step attends to.
     return max(1, _most_cells(one) // (one.shape[1] * one.shape[2] * max(length, one.shape[3])))
 
 
@@ -448,12 +409,5 @@ def _most_cells(like: Tensor) -> int:
 
 
 def _groups(x: Tensor, y: Tensor, lengths: Tensor) -> list[_Group]:
-    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    order = lengths.argsort(descending=True, stable=True)
-    sizes = lengths[order].tolist()
-    groups, first = [], 0
-    while first < len(order):
-        items = order[first : first + _pairs_of_a_tile(x, sizes[first])]
-        first += len(items)
-        groups.append(_Group.made(y, lengths[items], items))
-    return groups
+    groups = group_by_length(lengths, lambda steps: _pairs_of_a_tile(x, steps))
+    return [_Group.make(y, lengths[group.items], group.items, group.steps) for group in groups]

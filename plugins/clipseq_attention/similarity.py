@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity
-from clipseq.engine.options import positive_integer
+from clipseq.engine import positive_integer
 from clipseq_attention.scores import attention_scores
 
 
@@ -24,31 +24,33 @@ class AttentionSimilarity(Similarity):
         S = \tfrac12 \Big( \tfrac1t \sum_t \cos(x_t, \hat y_t)
             + \tfrac1l \sum_l \cos(y_l, \hat x_l) \Big)
 
-    with the softmax over the real steps of the other sequence of *each* pair. H times a head's
-    product, so that the mean of the heads' logits is the cosine over tau whatever H is.
-    After SCAN (arXiv:1803.08024), text-to-image and image-to-text averaged; SCAN has one head and
-    normalises the attention over both sides.
+    with the softmax over the real steps of the other sequence of *each* pair. A head's product is
+    multiplied by H, so that the mean of the heads' logits is the cosine over tau whatever H is.
+    The score follows SCAN (arXiv:1803.08024), with its text-to-image and image-to-text variants
+    averaged; SCAN has one head and normalises the attention over both sides.
 
     Where what a step attends to cancels (its norm is below 1e-6) it has no direction, and the
     cosine is 0. ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in
-    backward. Cost: O(B·C·T·L·D), forward and backward together that of twelve matrix products of
-    all steps with all others, in which a head is thin; 2·H exponentials a cell, or 4·H where tau
-    has become so small that logits pass 60; and some passes over what each step attends to.
+    backward. Cost: O(B·C·T·L·D), for forward and backward together that of twelve matrix products
+    of all steps with all others, with thin heads; 2·H exponentials per cell, or 4·H where tau has
+    become so small that logits exceed 60; and some passes over what each step attends to.
 
     Args:
-        num_heads: heads, at most; H in the formula is how many there are. Each has
-            ceil(D / num_heads) features, and the last one zeros where these do not divide D.
-        temperature: tau, learnable, where it starts. Gradients grow with 1/tau, and so does what
-            rounding takes of them; that of tau itself is what is left of two sums, and precise
+        num_heads: largest number of heads; H in the formula is the actual number. Each head has
+            ceil(D / num_heads) features, and the last one is padded with zeros where these do not
+            divide D.
+        temperature: starting value of tau, which is learnable. Gradients grow with 1/tau, and so
+            do their rounding errors. The gradient to tau is the difference of two sums, and precise
             to a millionth of these.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: num_heads below 1, or a temperature that is not positive, or one that float32
-            does not hold.
+        ValueError: num_heads is below 1, or temperature is not positive or outside the range of
+            float32.
     """
 
     default_weight = 0.3
+    operators = (attention_scores,)
 
     def __init__(
         self, *, num_heads: int = 8, temperature: float = 0.1, embed_dim: int | None = None
@@ -60,12 +62,12 @@ class AttentionSimilarity(Similarity):
         if not isinstance(temperature, SupportsFloat) or not 1e-30 < temperature < 1e30:
             raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
         self.num_heads = heads
-        # One number, in one dimension: FSDP2 shards no parameter that has none.
+        # One dimension: FSDP2 does not shard parameters that have none.
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
     @property
     def temperature(self) -> Float[Tensor, ""]:
-        """tau; stays positive, as its logarithm is what is learnt."""
+        """The temperature tau. It stays positive because its logarithm is learnt."""
         return self.log_temperature.squeeze().exp()
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
@@ -74,11 +76,11 @@ class AttentionSimilarity(Similarity):
         return attention_scores(heads_x, heads_y, x.lengths, y.lengths, scale)
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
-        """`score` of everything at once: the operator cuts its own tiles."""
+        """Score everything at once, since the operator cuts its own tiles."""
         return self.score(x, y)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        """The attention itself, mean over heads and over the two directions."""
+        """Return the attention, averaged over heads and over the two directions."""
         products = self._heads(x) @ self._heads(y).mT
         logits = products * self._scale(products)
         over_y = logits.masked_fill(~y.mask[:, None, None, :], -torch.inf).softmax(3)
@@ -87,15 +89,15 @@ class AttentionSimilarity(Similarity):
         return both.masked_fill(~(x.mask[:, :, None] & y.mask[:, None, :]), 0.0)
 
     def _scale(self, heads: Float[Tensor, "n H _ _"]) -> Float[Tensor, ""]:
-        """What products are multiplied by; tau may be kept elsewhere, or in fewer bits."""
+        """Return the factor of products; tau may be on another device, or have fewer bits."""
         return heads.shape[1] / self.log_temperature.squeeze().to(heads).exp()
 
     def _heads(self, steps: Sequences) -> Float[Tensor, "B H T d"]:
-        """The features of each head; a view where they divide evenly."""
+        """Return the features of each head, as a view where they divide evenly."""
         features = steps.values.shape[2]
         size = -(-features // self.num_heads)
         heads = -(-features // size)
         values = steps.values
-        if features < heads * size:  # padding by nothing would be a copy
+        if features < heads * size:  # pad copies even where nothing is added
             values = nn.functional.pad(values, (0, heads * size - features))
         return values.unflatten(2, (heads, size)).transpose(1, 2)

@@ -1,29 +1,30 @@
-r"""`attention_scores` and `attention_scores_backward` on a GPU.
+r"""Triton kernels of `clipseq_attention.scores.attention_scores`.
 
-One direction is computed at a time, x as queries of y and then y as queries of x, by the same
-kernels, as FlashAttention is (arXiv:2205.14135): blocks of queries meet blocks of keys on tensor
-cores, with a running maximum, so that logits may have any size and no table of them leaves the
-registers. What is new is that a query meets the keys of every other sequence apart.
+The same kernels compute one direction at a time, x as queries of y and then y as queries of x, as
+in FlashAttention (arXiv:2205.14135): blocks of queries meet blocks of keys on tensor cores, with a
+running maximum, so logits may have any size and no table of them leaves the registers. Unlike
+there, a query meets the keys of every other sequence separately.
 
-1. `_attend`: what each query attends to, head after head, and its cosine with the query. In
-   forward a program has a pair, and leaves one number. In backward it has a block of a pair's
-   queries, and leaves the means, what their weights were divided by, and of each query what its
-   norm gives; for as many pairs at a time as `WORKSPACE` holds.
-2. `_to_queries`: the gradient to queries. A program per block of them and head goes through the
-   tile's other sequences, and overwrites the means with the halves of u (see below), for the many
-   programs that need them next.
-3. `_to_keys`: that to keys, likewise; so nothing is added across programs, and the order of every
-   sum is fixed.
+1. `_attend` computes what each query attends to, head by head, and its cosine with the query. In
+   forward, a program has a pair and writes one number. In backward, a program has a block of a
+   pair's queries; it writes the means, the totals of their weights, and for each query the factors
+   that come from its norm, for as many pairs at a time as `WORKSPACE` holds.
+2. `_to_queries` computes the gradient to queries. A program per block of queries and head goes
+   through the other sequences of the tile. It overwrites the means with the halves of u (see
+   below), for the many programs that need them next.
+3. `_to_keys` computes the gradient to keys likewise. So nothing is added across programs, and the
+   order of every sum is fixed.
 
-With q a query, m = Σ a k its mean (of one head), s = ‖m‖⁻¹ and c = ⟨q,m⟩ s² over all heads, the
-gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q. By the softmax, that
-to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no bound, all
-factors are within ±2, so that two halves hold them (see `clipseq.engine.kernels`;
-`_LIFT` times as much, where small ones matter); s multiplies sums of products, or is divided by the
-largest of a block.
+For a query q, let m = Σ a k be its mean (in one head), s = ‖m‖⁻¹ and c = ⟨q,m⟩ s² over all heads.
+The gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q. By the softmax,
+the gradient to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no
+bound, all factors lie within ±2, so two halves can hold them (see `clipseq.engine.halves`), scaled
+by `_LIFT` where small ones matter; s multiplies sums of products, or is divided by the largest in a
+block.
 
-Weights are ``exp(logit - top)`` over their total. Backward has the top and the total: one logarithm
-of both would be rounded at the size of the logits, and with it all weights of a query.
+Weights are ``exp(logit - top)`` over their total. Backward gets the top and the total separately:
+one logarithm of both would be rounded at the size of the logits, and so would all weights of a
+query.
 """
 
 from typing import no_type_check
@@ -34,59 +35,66 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from clipseq.engine.gradients import scaled
-from clipseq.engine.kernels import FEATURES, halves, terms
-from clipseq.engine.tiling import tile_shape
-from clipseq.engine.triton_tile import jit_for_any
+from clipseq.engine import FEATURES, halves, jit_for_any, scaled, terms, tile_shape
 
 WORKSPACE = 2**29
-"""Most bytes of means, and of what goes with them, that backward holds beside the results."""
+"""Largest number of bytes for means and their factors that backward holds beside the results."""
 
 _LARGEST_HEAD = 128
-"""Most features of a head: blocks of more have no room in the registers."""
+"""Largest number of features of a head: larger blocks do not fit into the registers."""
 
 _NEVER = tl.constexpr(-3e38)
 """Logit of a padded key, below every other; finite, so that differences are never NaN."""
 
 _LIFT = tl.constexpr(14.0)
 _LOWER = tl.constexpr(2.0**-14)
-"""Base 2 logarithm of what weights are multiplied by before they are cut into halves; one over it.
+"""Base 2 logarithm of the factor of weights before they are cut into halves, and the inverse
+factor.
 
-Half precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴; and weights of many keys are small.
+Half precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴, and with many keys weights are small.
 """
 
 _SIZE = tl.constexpr(2.0**8)
-"""What steps are multiplied by, likewise: what is lost of them comes times the scale."""
+"""Factor of steps, for the same reason: their rounding errors are multiplied by the scale."""
 
 FEW = 2**10
-"""Pairs that are too few to keep a GPU busy, if each has one program."""
+"""Number of pairs below which one program per pair does not keep a GPU busy."""
 
 _NOTHING = tl.constexpr(1e-12)
-"""Square of a norm below which what was attended to has no direction."""
+"""Square of the norm below which what a query attends to has no direction."""
 
 
 def supported(x: Tensor) -> bool:
-    """Whether the kernels take heads (B, H, T, d) of this many features."""
+    """Return True if the kernels take heads (B, H, T, d) with this number of features."""
     return x.shape[3] <= _LARGEST_HEAD
 
 
 def forward(x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor) -> Tensor:
-    """(B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), both packed to the front."""
+    """Return the (B, C) scores of heads x (B, H, T, d) and y (C, H, L, d), packed to the front."""
     with torch.cuda.device_of(x):
-        one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
+        one, other = _Side.make(x, x_lengths), _Side.make(y, y_lengths)
         over_y = _Direction(one, other, scale).scores()
         over_x = _Direction(other, one, scale).scores()
         return over_y.add_(over_x.mT).div_(2)
 
 
 def backward(
-    grad: Tensor, x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, scale: Tensor
+    grad: Tensor,
+    scores: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_lengths: Tensor,
+    y_lengths: Tensor,
+    scale: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, y and scale, every tile computed again: only the inputs were kept."""
+    """Return the gradients to x, y and scale, computing every tile again.
+
+    `scores` are not used: only torch's own path needs them.
+    """
     with torch.cuda.device_of(x):
         shares, largest = scaled(grad)
         shares /= 2
-        one, other = _Side.made(x, x_lengths), _Side.made(y, y_lengths)
+        one, other = _Side.make(x, x_lengths), _Side.make(y, y_lengths)
         grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
         to_scale = x.new_zeros((), dtype=torch.float64)
         for direction, share, to_queries, to_keys in (
@@ -99,14 +107,14 @@ def backward(
 
 @attrs.frozen(eq=False)
 class _Side:
-    """Sequences, head by head."""
+    """Sequences of one side, head by head."""
 
     high: Tensor  # (n, H, S, d'), d' a power of 2
     low: Tensor
     lengths: Tensor
 
     @classmethod
-    def made(cls, values: Tensor, lengths: Tensor) -> "_Side":
+    def make(cls, values: Tensor, lengths: Tensor) -> "_Side":
         count, heads, steps, features = values.shape
         padded = max(FEATURES, triton.next_power_of_2(features))
         if padded > features:
@@ -128,22 +136,22 @@ class _Direction:
     scale: Tensor
 
     def scores(self) -> Tensor:
-        """Mean cosine of each sequence of queries with what it attends to, (n, m)."""
+        """Return the mean cosine of each sequence of queries with what it attends to, (n, m)."""
         n, m = len(self.queries.lengths), len(self.keys.lengths)
-        # A program per pair is enough to do, unless there are few.
+        # One program per pair is enough, unless there are few pairs.
         programs = 1 if n * m >= FEW else self._blocks_of_queries()
         parts = self.scale.new_empty(programs, n, m)
         self._attend(parts, None, programs)
         return parts[0] if programs == 1 else parts.sum(0)
 
     def add_gradients(self, shares: Tensor, to_queries: Tensor, to_keys: Tensor) -> Tensor:
-        """Add those of each pair's cosine times its share (n, m); returns that to scale."""
+        """Add the gradients of each cosine times its share (n, m); return the gradient to scale."""
         n, heads, steps, size = self.queries.high.shape
         m = len(self.keys.lengths)
         to_scale = shares.new_zeros((), dtype=torch.float64)
         of_a_pair = 4 * steps * (heads * (size + 3) + 2)
         height, width = tile_shape(n, m, max(1, WORKSPACE // of_a_pair))
-        # As many tiles, but of one size.
+        # The same number of tiles, but of one size.
         height, width = (
             triton.cdiv(n, triton.cdiv(n, height)),
             triton.cdiv(m, triton.cdiv(m, width)),
@@ -165,7 +173,7 @@ class _Direction:
         return to_scale
 
     def _attend(self, out: Tensor | None, kept: list[Tensor] | None, programs: int) -> None:
-        """Write the scores, by so many programs a pair, or what backward needs."""
+        """Write the scores, with `programs` programs per pair, or what backward needs."""
         n, heads, steps, size = self.queries.high.shape
         m, _, length, _ = self.keys.high.shape
         block = _block(steps, _rows_at_once(size))
@@ -250,25 +258,25 @@ class _Direction:
 
 
 def _rows_at_once(size: int) -> int:
-    """Most rows of a block of queries: more would not stay in the registers."""
+    """Return the largest number of rows of a block of queries that stays in the registers."""
     return 64 if size == FEATURES else 32
 
 
 def _block(steps: int, most: int) -> int:
-    """How many steps make a block: many, if little of the last one is padding."""
+    """Return the number of steps in a block: large, if the last block has little padding."""
     blocks = [block for block in (64, 32, 16) if block <= max(16, most)]
     return min(blocks, key=lambda block: triton.cdiv(steps, block) * (block + 16))
 
 
 def _warps(rows: int, size: int) -> int:
-    """Of a program with blocks of so many rows: each has 16, or all share the features."""
+    """Return the warps of a program: each has 16 rows of a block, or all share the features."""
     return rows // 16 if size == FEATURES else size // 16
 
 
 @triton.jit
 @no_type_check
 def _rows(high, low, first, steps, real, HEAD: tl.constexpr):
-    """Rows `steps` of a head, which begins with row `first`: both halves; zeros where not real."""
+    """Return both halves of rows `steps` of a head that begins at row `first`; 0 if not real."""
     at = (first + steps)[:, None] * HEAD + tl.arange(0, HEAD)[None, :]
     return (
         tl.load(high + at, mask=real[:, None], other=0.0),
@@ -279,7 +287,7 @@ def _rows(high, low, first, steps, real, HEAD: tl.constexpr):
 @triton.jit
 @no_type_check
 def _added(total, a, a_rest, b, b_rest, TERMS: tl.constexpr):
-    """Total and the product of a and b."""
+    """Return the total plus the product of a and b."""
     total = tl.dot(a, b, total)
     if TERMS == 3:
         total = tl.dot(a, b_rest, total)
@@ -290,7 +298,7 @@ def _added(total, a, a_rest, b, b_rest, TERMS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _halves(values):
-    """Two of half precision, for numbers in its range."""
+    """Return two numbers of half precision for each one, which is in its range."""
     high = values.to(tl.float16)
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
@@ -376,15 +384,15 @@ def _attend(
 @triton.jit
 @no_type_check
 def _cells(q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS: tl.constexpr):
-    """Weights of keys, lifted, before they are divided by their total; and to their logits.
+    """Return lifted weights of keys, before the division by their total, and logits' gradients.
 
-    Those of padded keys are finite, and multiplied with zeros or not stored.
+    Those of padded keys are finite, and are multiplied by zeros or not stored.
     """
     k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
     nothing = tl.zeros((q.shape[0], k.shape[0]), tl.float32)
     logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
     to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS) / (_SIZE * _SIZE)
-    # Above the top by rounding, where blocks were others; or of a padded key.
+    # A logit may exceed the top by rounding in other blocks, or because its key is padding.
     weights = tl.exp2(tl.minimum(logits * exponent - top[:, None], 0.0) + _LIFT)
     return weights, weights * (to_weights - common[:, None])
 
@@ -453,7 +461,7 @@ def _to_queries(
         common = tl.sum(across * mean, 1)
         u, u_rest = _halves(across * _SIZE)
         tl.store(commons + of_head, common, mask=a_real)
-        # Other threads may still have to read what this one overwrites.
+        # Other threads may still have to read the values that this one overwrites.
         tl.debug_barrier()
         at = 2 * of_head[:, None] * HEAD + d[None, :]
         tl.store(u_halves + at, u, mask=a_real[:, None])
@@ -535,13 +543,13 @@ def _to_keys(
             top = tl.load(tops + of_head + a, mask=a_real, other=0.0)
             sum_of_all = tl.load(totals + of_head + a, mask=a_real, other=1.0)
             common = tl.load(commons + of_head + a, mask=a_real, other=0.0)
-            # Of weights that were lifted, as their total was.
+            # The weights are lifted, and so is their total.
             share = inverse * weight / (sum_of_all * _LOWER)
             largest = tl.maximum(tl.max(tl.abs(share), 0), 1e-37)
             weights, to_logits = _cells(
                 q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS
             )
-            # At most 1.
+            # At most 1 in magnitude.
             within = (share / largest)[:, None]
             weights, weights_rest = _halves(weights * within)
             to_logits, to_logits_rest = _halves(to_logits * within)
@@ -556,7 +564,7 @@ def _to_keys(
 @triton.jit
 @no_type_check
 def _add(to, i, h, steps, real, values, features, to_0, to_1, to_2, to_3, HEAD: tl.constexpr):
-    """Add to the gradient of some steps of a head."""
+    """Add `values` to the gradient of some steps of a head."""
     d = tl.arange(0, HEAD)
     at = to + i * to_0 + h * to_1 + steps[:, None].to(tl.int64) * to_2 + d[None, :] * to_3
     inside = real[:, None] & (d < features)[None, :]

@@ -1,4 +1,4 @@
-"""``combined``: a learnable weighted mean of the others."""
+"""A learnable weighted mean of the others: the similarity ``combined``."""
 
 from collections.abc import Mapping
 

@@ -22,30 +22,31 @@ _ABSENT = "is not installed, or left out by CLIPSEQ_DISABLE"
 
 
 class CombinedSimilarity(Similarity):
-    r"""A weighted mean of similarities, its weights learnt: ``S = sum_k w_k S_k / sum_k w_k``.
+    r"""A weighted mean of similarities with learnt weights: ``S = sum_k w_k S_k / sum_k w_k``.
 
-    The recommended one. Each part sees the same sequences, after this similarity's own
-    projection if it has one. Weights stay positive: their logarithms are what is learnt.
-    Cost: that of the parts.
+    This is the recommended similarity. Each part sees the same sequences, after this similarity's
+    own projection if it has one. Weights stay positive because their logarithms are learnt. Cost:
+    the sum of the costs of the parts.
 
     Args:
-        parts: which similarities, name -> options. None: every registered one that is not
-            composite, third parties' included, with default options.
-        weights: name -> starting weight, positive and finite; a part not named has its
-            `default_weight`.
+        parts: similarities to combine, name -> options. None: every registered similarity that is
+            not composite, third parties' included, with default options.
+        weights: name -> starting weight, positive and finite; a part that is not named starts at
+            its `default_weight`.
         embed_dim: see `clipseq.Similarity`.
 
     Attributes:
-        weights: name -> present weight.
+        weights: name -> current weight.
         parts: name -> similarity.
 
     Raises:
         UnknownSimilarityError: a part is not registered.
-        PluginError: `parts` is None, and a registered similarity cannot be made, or a name is
-            offered twice; what one that is named in `parts` raises is its own, with a note that
+        PluginError: `parts` is None, and a registered similarity cannot be made or a name is
+            offered twice. A part that is named in `parts` raises its own error, with a note that
             names it.
-        TypeError: a weight that is not a number.
-        ValueError: no parts, a weight that is not positive and finite, a weight for something else.
+        TypeError: a weight is not a number.
+        ValueError: there are no parts, a weight is not positive and finite, or a weight does not
+            belong to a part.
     """
 
     composite = True
@@ -67,20 +68,20 @@ class CombinedSimilarity(Similarity):
         ):
             raise TypeError(f"parts must map names to options, such as {{}}, got {parts!r}")
         if not parts:
-            raise ValueError("combined needs at least one part")
+            raise ValueError("parts must name at least one similarity, got none")
         if weights is not None and not isinstance(weights, Mapping):
             raise TypeError(f"weights must map names to numbers, got {weights!r}")
         starts = dict(weights or {})
         self._parts = nn.ModuleDict()
         self.log_weights = nn.ParameterDict()
         for name, options in parts.items():
-            part = self._parts[_PREFIX + name] = _made(name, options, asked=asked)
-            weight = _checked(name, starts.pop(name, part.default_weight))
-            # In one dimension: FSDP2 shards no parameter that has none.
+            part = self._parts[_PREFIX + name] = _make(name, options, asked=asked)
+            weight = _check_weight(name, starts.pop(name, part.default_weight))
+            # One dimension: FSDP2 does not shard parameters that have none.
             self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([math.log(weight)]))
         if starts:
             raise ValueError(
-                f"weights for {', '.join(starts)}, but the parts are {', '.join(parts)}"
+                f"weights must name parts ({', '.join(parts)}), got {', '.join(starts)}"
             )
 
     @property
@@ -92,23 +93,23 @@ class CombinedSimilarity(Similarity):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The present weights by name; S divides by their sum."""
+        """The current weights by name; S divides by their sum."""
         return {
             name.removeprefix(_PREFIX): float(value.detach().exp())
             for name, value in self.log_weights.items()
         }
 
     def prepare_x(self, x: Sequences) -> dict[str, Any]:
-        """What each part makes of x."""
-        return self._of_parts(x, "x")
+        """Return the result of each part's `prepare_x`."""
+        return self._prepare_parts(x, "x")
 
     def prepare_y(self, y: Sequences) -> dict[str, Any]:
-        """What each part makes of y."""
-        return self._of_parts(y, "y")
+        """Return the result of each part's `prepare_y`."""
+        return self._prepare_parts(y, "y")
 
-    def _of_parts(self, side: Sequences, which: str) -> dict[str, Any]:
-        # Parts that compare the L2-normalised steps themselves share one tensor of them: it is
-        # made once, and travels once between processes.
+    def _prepare_parts(self, side: Sequences, which: str) -> dict[str, Any]:
+        # Parts that compare plain L2-normalised steps share one tensor of them: it is made once,
+        # and travels once between processes.
         trees: dict[str, Any] = {}
         common = None
         for name, part in self.parts.items():
@@ -121,11 +122,11 @@ class CombinedSimilarity(Similarity):
         return trees
 
     def prepare_align_x(self, x: Sequences) -> dict[str, Any]:
-        """What the alignment of each part needs of x."""
+        """Return the result of each part's `prepare_align_x`."""
         return {name: part.prepare_align_x(part.project_x(x)) for name, part in self.parts.items()}
 
     def prepare_align_y(self, y: Sequences) -> dict[str, Any]:
-        """What the alignment of each part needs of y."""
+        """Return the result of each part's `prepare_align_y`."""
         return {name: part.prepare_align_y(part.project_y(y)) for name, part in self.parts.items()}
 
     def score(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "b c"]:
@@ -134,9 +135,9 @@ class CombinedSimilarity(Similarity):
     def score_all(
         self, x: dict[str, Any], y: dict[str, Any], steps: tuple[int, int]
     ) -> Float[Tensor, "B C"]:
-        """The weighted mean of what each part's own way over all pairs gives."""
-        # Those with a tree of their own first, so that in backward, which goes the other way, the
-        # gradients to their trees do not wait, in memory, for the other parts.
+        """Return the weighted mean of the results of each part's `score_all`."""
+        # Parts with a tree of their own come first. Backward goes the other way, so the gradients
+        # to their trees then do not wait in memory for the other parts.
         parts = self.parts
         alone = [name for name in parts if sum(x[name] is tree for tree in x.values()) == 1]
         order = alone + [name for name in parts if name not in alone]
@@ -144,7 +145,7 @@ class CombinedSimilarity(Similarity):
         return self._mean({name: scores[name] for name in parts})
 
     def align(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "n t l"]:
-        """The weighted mean of the parts' alignments, each scaled to sum to 1 over a pair."""
+        """Return the weighted mean of the parts' alignments, each scaled to a sum of 1 per pair."""
         shares = {}
         for name, part in self.parts.items():
             weights = part.align(x[name], y[name])
@@ -153,7 +154,7 @@ class CombinedSimilarity(Similarity):
         return self._mean(shares)
 
     def _mean(self, values: dict[str, Tensor]) -> Tensor:
-        # In the dtype of what is weighed: rounded once more each, they would not sum to their sum.
+        # In the dtype of the values: rounded once more, shares would not sum to 1.
         dtype = next(iter(values.values())).dtype
         logs = torch.cat([self.log_weights[_PREFIX + name] for name in values])
         shares = torch.softmax(logs.to(dtype), 0)
@@ -174,8 +175,8 @@ class CombinedSimilarity(Similarity):
             )
 
 
-def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
-    """The part; whoever reads that it cannot be made learns which it is, and what to do."""
+def _make(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
+    """Return the part; an error says which part cannot be made and what to do about it."""
     try:
         return get_similarity(name, **dict(options))
     except Exception as error:
@@ -189,7 +190,7 @@ def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
             )
             raise
         raise PluginError(
-            f"{part} cannot be made: {type(error).__name__}: {error}; to have combined without it, "
+            f"{part} cannot be made: {type(error).__name__}: {error}; to use combined without it, "
             "name the others in parts, or leave its plugin out with CLIPSEQ_DISABLE"
         ) from error
 
@@ -197,7 +198,7 @@ def _made(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
 def _info(name: str) -> SimilarityInfo | None:
     try:
         return available_similarities([name]).get(name)
-    except PluginError:  # two plugins offer it, and the error names them
+    except PluginError:  # two plugins offer it; the error at hand names them
         return None
 
 
@@ -208,7 +209,7 @@ def _standing(name: str) -> str:
         return "is offered twice"
 
 
-def _checked(name: str, weight: object) -> float:
+def _check_weight(name: str, weight: object) -> float:
     if isinstance(weight, bool) or not isinstance(weight, SupportsFloat):
         raise TypeError(f"the weight of {name!r} must be a number, got {weight!r}")
     value = float(weight)
@@ -221,7 +222,7 @@ def _checked(name: str, weight: object) -> float:
 
 
 def _is_default(part: Similarity, which: str) -> bool:
-    """Whether `part` prepares a side as `Similarity` does."""
+    """Return True if `part` prepares a side as `Similarity` does."""
     cls = type(part)
     default = cls.prepare_x is Similarity.prepare_x
     return default and (which == "x" or cls.prepare_y is Similarity.prepare_y)

@@ -1,4 +1,4 @@
-"""``global``: one vector per sequence, as in CLIP."""
+"""One vector per sequence, as in CLIP: the similarity ``global``."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""``local``: the best window for every window (MaxSim over sliding windows)."""
+"""The best match of every window (MaxSim over sliding windows): the similarity ``local``."""
 
 from collections.abc import Mapping
 

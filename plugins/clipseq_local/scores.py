@@ -1,21 +1,20 @@
-"""The scores of all pairs and their gradient, as operators that torch.compile takes whole.
+"""The scores of all pairs and their gradient, as an operator.
 
 Forward keeps where each maximum was found, in the narrowest integers that hold it, and backward
-is a gather and a scatter of the few cells that were: no matrix product. Where the indices of all
-pairs would take more memory than the steps themselves they are found again instead, so that memory
-grows with the batch and not with its square.
+gathers and scatters these few cells, without a matrix product. Where the indices of all pairs would
+take more memory than the steps themselves, backward finds them again, so that memory grows with the
+batch and not with its square.
 
 Padded steps are copies of the last real one: they change no maximum, so cells need no mask.
 
-torch looks for where a maximum is one cell at a time, which would take half as long as the product.
-So it is computed: the cells that are the largest of theirs become 1 and the others 0, times a
-number that falls from step to step, and the largest of these tells the first. In a tile the items
-of y are innermost and its steps before them, so that neither maximum runs along memory: one cell of
-each of many items at a time.
+torch searches for the place of a maximum one cell at a time, which would take half as long as the
+product. We compute it instead: cells that equal their maximum become 1 and the others 0, these are
+multiplied by a number that falls from step to step, and the largest result gives the first such
+cell. In a tile, the items of y are innermost and its steps come before them, so that neither
+maximum runs along memory: one operation handles one cell each of many items.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import attrs
 import torch
@@ -23,11 +22,10 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clipseq.engine.kernels import use_kernels
-from clipseq.engine.workspace import Room
+from clipseq.engine import Operator, Room, group_by_length
 
 CELLS = 2**19
-"""Most cells (T·L·pairs) of a tile: what fits the cache, and bounds the memory."""
+"""Largest number of cells (T·L·pairs) in a tile: they fit into the cache, and bound the memory."""
 
 
 def local_scores(
@@ -36,9 +34,9 @@ def local_scores(
     x_lengths: Int[Tensor, "B"],
     y_lengths: Int[Tensor, "C"],
 ) -> Float[Tensor, "B C"]:
-    """Symmetrised mean MaxSim of every pair of x and y, both packed to the front.
+    """Return the symmetrised mean MaxSim of every pair of x and y, both packed to the front.
 
-    Where several cells are the largest, one of them (the same in every run) has the gradient.
+    Where several cells are the largest, one of them gets the gradient, the same in every run.
     """
     (batch, steps, _), (others, length, _) = x.shape, y.shape
     size = _index_type(max(steps, length)).itemsize * batch * others * (steps + length)
@@ -47,20 +45,27 @@ def local_scores(
     return maxima(x, y, x_lengths, y_lengths, keep)[0]
 
 
-@torch.library.custom_op("clipseq::local_maxima", mutates_args=())
-def maxima(
+def empty_places(
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Return memory for indices (B, T, C) and (B, C, L), empty unless they are to be kept.
+
+    It holds zeros, since padding is read too, with a weight of zero.
+    """
+    if not keep:
+        return x_lengths.new_empty(0), x_lengths.new_empty(0)
+    (batch, steps, _), (others, length, _) = x.shape, y.shape
+    dtype = _index_type(max(steps, length))
+    return (
+        x.new_zeros(batch, steps, others, dtype=dtype),
+        x.new_zeros(batch, others, length, dtype=dtype),
+    )
+
+
+def _score(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The scores (B, C) and, if to `keep`, where in y (B, T, C) and x (B, C, L) the maxima are."""
-    if keep:
-        best_y, best_x = _no_indices(x, y)
-    else:
-        best_y, best_x = (x_lengths.new_empty(0) for _ in range(2))
-    if use_kernels(x):
-        from clipseq_local import triton_kernels
-
-        places = (best_y, best_x) if keep else (None, None)
-        return triton_kernels.forward(x, y, x_lengths, y_lengths, *places), best_y, best_x
+    best_y, best_x = empty_places(x, y, x_lengths, y_lengths, keep)
     scores = x.new_empty(len(x), len(y))
     for tile in _tiles(x, x_lengths, _columns(y, y_lengths)):
         scores[tile.where] = tile.scores()
@@ -69,8 +74,7 @@ def maxima(
     return scores, best_y, best_x
 
 
-@torch.library.custom_op("clipseq::local_maxima_backward", mutates_args=())
-def maxima_backward(
+def _differentiate(
     grad: Tensor,
     x: Tensor,
     y: Tensor,
@@ -79,14 +83,8 @@ def maxima_backward(
     best_y: Tensor,
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y."""
-    if use_kernels(x):
-        from clipseq_local import triton_kernels
-
-        places = (best_y, best_x) if best_y.numel() else (None, None)
-        return triton_kernels.backward(grad, x, y, x_lengths, y_lengths, *places)
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    # As many x as may be with every y, or one with some.
+    # As many x as possible with every y, or one x with some of them.
     each = max(x.shape[1], y.shape[1])
     some_y = max(1, _ENTRIES // each)
     some_x = max(1, some_y // len(y))
@@ -98,7 +96,7 @@ def maxima_backward(
             if best_y.numel():
                 found = best_y[xs, :, ys], best_x[xs, ys]
             else:
-                found = _no_indices(x[xs], y[ys])
+                found = empty_places(x[xs], y[ys], x_lengths[xs], y_lengths[ys], True)
                 for tile in _tiles(x[xs], x_lengths[xs], columns):
                     tile.search(*found)
             shares = grad[xs, ys] / 2
@@ -108,45 +106,26 @@ def maxima_backward(
     return grad_x, grad_y
 
 
-@maxima.register_fake
-def _(
+def _fake(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = x.new_empty(x.shape[0], y.shape[0])
-    if keep:
-        return scores, *_no_indices(x, y)
-    return scores, x_lengths.new_empty(0), x_lengths.new_empty(0)
+    return scores, *empty_places(x, y, x_lengths, y_lengths, keep)
 
 
-@maxima_backward.register_fake
-def _(grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:4], *output[1:])
-
-
-def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
-        return *maxima_backward(grad, *ctx.saved_tensors), None, None, None
-
-
-maxima.register_autograd(_differentiate, setup_context=_save)
+maxima = Operator(
+    "clipseq::local_maxima",
+    _score,
+    _differentiate,
+    outputs=("scores", "best_y", "best_x"),
+    fake=_fake,
+    kernels="clipseq_local.triton_kernels",
+)
+"""Scores (B, C) and, if `keep`, the places of the maxima in y (B, T, C) and in x (B, C, L)."""
 
 
 def _index_type(steps: int) -> torch.dtype:
     return torch.uint8 if steps <= 2**8 else torch.int16 if steps <= 2**15 else torch.int32
-
-
-def _no_indices(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for indices (B, T, C) and (B, C, L). Zeros, as padding is read too, with no weight."""
-    (batch, steps, _), (others, length, _) = x.shape, y.shape
-    dtype = _index_type(max(steps, length))
-    return (
-        x.new_zeros(batch, steps, others, dtype=dtype),
-        x.new_zeros(batch, others, length, dtype=dtype),
-    )
 
 
 def _spread(
@@ -159,8 +138,9 @@ def _spread(
     where_x: Integer[Tensor, "b c L"],
     grad_y: Float[Tensor, "c L D"],
 ) -> Float[Tensor, "b T D"]:
-    """The gradient to x; that to y is added. A maximum gives its two steps each other, weighted.
+    """Return the gradient to x, and add that to y to `grad_y`.
 
+    Each maximum adds its step of y to the gradient of its step of x, and the reverse, weighted.
     `shares` is the gradient to each direction's mean.
     """
     (rows, steps, size), (others, length, _) = x.shape, y.shape
@@ -169,7 +149,7 @@ def _spread(
     weight_y = (shares / x_lengths[:, None])[:, None, :] * real_x[:, :, None]
     weight_x = (shares / y_lengths)[:, :, None] * real_y
     flat_x, flat_y = x.reshape(-1, size), y.reshape(-1, size)
-    # Steps by their number in the batch.
+    # Steps are numbered through the batch.
     steps_x = torch.arange(rows * steps, device=x.device).view(rows, steps, 1)
     steps_y = torch.arange(others * length, device=x.device).view(others, length)
     where_y = where_y.long() + steps_y[:, 0]
@@ -184,8 +164,8 @@ def _spread(
 def _collected(
     values: Float[Tensor, "N D"], targets: Tensor, sources: Tensor, weights: Tensor, count: int
 ) -> Float[Tensor, "count D"]:
-    """For each target, the weighted sum of its sources."""
-    # The fewer bits, the sooner a sort is done.
+    """Return the weighted sum of the sources of each target."""
+    # A sort of narrower numbers is faster.
     targets, order = targets.to(_index_type(count)).sort(stable=True)
     starts = torch.searchsorted(
         targets, torch.arange(count, dtype=targets.dtype, device=targets.device)
@@ -200,12 +180,12 @@ def _collected(
 
 
 Items = slice | Int[Tensor, " n"]
-"""Where some sequences are in the batch: neighbours are a slice, which copies nothing."""
+"""Positions of sequences in the batch: a slice for neighbours, which copies nothing."""
 
 
 @attrs.frozen(eq=False)
 class _Columns:
-    """Items of y of like lengths, cut to the longest: those that one tile has."""
+    """The items of y in one tile, of similar lengths, cut to the longest."""
 
     items: Items
     lengths: Int[Tensor, " c"]
@@ -225,7 +205,7 @@ class _Tile:
     over_x: Float[Tensor, "b L c"]
 
     @classmethod
-    def made(
+    def make(
         cls, rows: Items, columns: _Columns, lengths: Tensor, products: Tensor, spare: Tensor
     ) -> "_Tile":
         over_y = _largest(products, spare).clone()  # `spare` will be written to
@@ -236,7 +216,7 @@ class _Tile:
         return cls(where, lengths, columns.lengths, products, spare, over_y, over_x)
 
     def scores(self) -> Float[Tensor, "b c"]:
-        """Both maxima's means over real steps, averaged."""
+        """Return the average of the two means of maxima over real steps."""
         steps, length = self.products.shape[1:3]
         step = torch.arange(steps, device=self.x_lengths.device)
         real_x = step[:, None] < self.x_lengths[:, None, None]
@@ -245,7 +225,7 @@ class _Tile:
         return (mean_y + (self.over_x * real_y).sum(1) / self.y_lengths) / 2
 
     def search(self, best_y: Integer[Tensor, "B S C"], best_x: Integer[Tensor, "B C M"]) -> None:
-        """Write where the maxima are."""
+        """Write the places of the maxima."""
         steps, length = self.products.shape[1:3]
         torch.eq(self.products, self.over_y[:, :, None], out=self.spare)
         self.spare.mul_(_falling(self.spare, length)[:, None])
@@ -265,10 +245,10 @@ def _falling(like: Tensor, steps: int) -> Tensor:
 
 
 def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) -> Tensor:
-    """The largest over L; `spare`, which may be `values`, may be written to."""
+    """Return the maximum over L; overwrites `spare`, which may be `values`."""
     steps, count = values.shape[2:]
-    # torch's own takes 32 numbers of each step at once, and what is left over one by one: then
-    # half against half, several times as quickly.
+    # torch's own maximum takes 32 numbers of each step at once and the remainder one by one. With a
+    # large remainder, comparing half with half is several times as fast.
     if steps > 1 and count % _AT_ONCE <= count / 8:
         return values.amax(2)
     while steps > 1:
@@ -282,51 +262,43 @@ def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) 
 
 
 def _tiles(x: Tensor, lengths: Tensor, columns: Sequence[_Columns]) -> Iterator[_Tile]:
-    """The tiles of all x, from the longest to the shortest, with every y."""
-    order = lengths.argsort(descending=True, stable=True)
-    sizes, numbers = lengths[order].tolist(), order.tolist()
+    """Yield the tiles of all x, from the longest to the shortest, with every y."""
     widest = max(len(column.values) for column in columns)
     room = Room(x)
-    first = 0
-    while first < len(numbers):
-        steps = sizes[first]
-        rows = _items(numbers[first : first + max(1, CELLS // (widest * steps))], order)
+    for group in group_by_length(lengths, lambda steps: max(1, CELLS // (widest * steps))):
+        rows = _slice_or_items(group.items)
         x_lengths = lengths[rows]
-        first += len(x_lengths)
-        x_tile = _filled(x, x_lengths, rows, steps).flatten(0, 1)
+        x_tile = _filled(x, x_lengths, rows, group.steps).flatten(0, 1)
         for column in columns:
             count = len(column.lengths)
             products = room.take("products", len(x_tile), len(column.values))
             torch.mm(x_tile, column.values.mT, out=products)
-            shape = len(x_lengths), steps, len(column.values) // count, count
+            shape = len(x_lengths), group.steps, len(column.values) // count, count
             spare = room.take("spare", *shape)
-            yield _Tile.made(rows, column, x_lengths, products.view(shape), spare)
+            yield _Tile.make(rows, column, x_lengths, products.view(shape), spare)
 
 
 def _columns(y: Tensor, lengths: Tensor) -> list[_Columns]:
-    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    order = lengths.argsort(descending=True, stable=True)
-    sizes, numbers, columns, first = lengths[order].tolist(), order.tolist(), [], 0
-    while first < len(numbers):
-        steps = sizes[first]
-        items = _items(numbers[first : first + _items_of(steps)], order)
+    columns = []
+    for group in group_by_length(lengths, _items_of_a_tile):
+        items = _slice_or_items(group.items)
         y_lengths = lengths[items]
-        first += len(y_lengths)
-        values = _filled(y, y_lengths, items, steps).transpose(0, 1)
+        values = _filled(y, y_lengths, items, group.steps).transpose(0, 1)
         columns.append(_Columns(items, y_lengths, values.flatten(0, 1)))
     return columns
 
 
-def _items(numbers: list[int], like: Tensor) -> Items:
+def _slice_or_items(items: Int[Tensor, " n"]) -> Items:
+    numbers = items.tolist()
     if numbers == list(range(numbers[0], numbers[0] + len(numbers))):
         return slice(numbers[0], numbers[0] + len(numbers))
-    return like.new_tensor(numbers)
+    return items
 
 
 def _filled(
     values: Float[Tensor, "B S D"], lengths: Int[Tensor, " n"], items: Items, steps: int
 ) -> Float[Tensor, "n steps D"]:
-    """The first steps of some items, longest first; padding repeats the last real one."""
+    """Return the first steps of some items, longest first; padding repeats the last real one."""
     if isinstance(items, slice):
         if int(lengths[-1]) == steps:
             return values[items, :steps]
@@ -337,18 +309,18 @@ def _filled(
     return taken.view(*rows.shape, values.shape[2])
 
 
-def _items_of(steps: int) -> int:
-    """How many items of y a tile has, of so many steps."""
+def _items_of_a_tile(steps: int) -> int:
+    """Return the number of items of y, of up to so many steps, in a tile."""
     count = max(1, _COLUMNS // steps)
-    # See `_largest`.
+    # A multiple of what `_largest` takes at once.
     return count if count < 3 * _AT_ONCE / 4 else round(count / _AT_ONCE) * _AT_ONCE
 
 
 _COLUMNS = 2**11
-"""About the most steps of y in a tile."""
+"""Approximate largest number of steps of y in a tile."""
 
 _AT_ONCE = 32
-"""Numbers that torch's reductions work on together."""
+"""Numbers that torch's reductions take together."""
 
 _ENTRIES = 2**15
-"""Most indices that backward works on at once."""
+"""Largest number of indices that backward works on at once."""

@@ -8,41 +8,47 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
-from clipseq.engine.options import positive_integer
-from clipseq.engine.unit_vectors import to_unit, unit_gradient
-from clipseq.engine.workspace import Room, few_items, loops_pay
-from clipseq.sequences import zeroed
-from clipseq_local.scores import local_scores
+from clipseq.engine import (
+    Room,
+    few_items,
+    loops_pay,
+    positive_integer,
+    to_unit,
+    unit_gradient,
+    zeroed,
+)
+from clipseq_local.scores import local_scores, maxima
 
 
 class LocalSimilarity(Similarity):
-    r"""The best window of y for every window of x, and back.
+    r"""The mean cosine of each window with its best match in the other sequence, both ways.
 
     .. math::
         S = \tfrac12 \Big( \tfrac1{|U|}\sum_{u \in U} \max_{v \in V} u \cdot v
             + \tfrac1{|V|}\sum_{v \in V} \max_{u \in U} u \cdot v \Big)
 
-    A window is the mean of its real steps, L2-normalised. Windows start every `stride` steps, until
-    one reaches the last real step; it may reach past it, and then holds the real steps it covers.
-    A sequence shorter than the window is one window. (A stride beyond the window skips steps.)
+    A window is the mean of its real steps, L2-normalised. Windows start every `stride` steps until
+    one reaches the last real step; if it extends past that step, it holds the real steps it covers.
+    A sequence shorter than the window is one window. (A stride longer than the window skips steps.)
 
     ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
-    (arXiv:2004.12832, which sums where we average); a window longer than both sequences is
-    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, one matrix product of all
-    with all; some passes over its cells for the maxima, which of short sequences take longer than
-    the product; and in backward a gather and a scatter of what was found. Where the places of the
-    maxima would take more memory than the steps, backward looks for them again.
+    (arXiv:2004.12832, which sums where we average). A window longer than both sequences gives
+    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, in one matrix product of
+    all with all; some passes over its cells for the maxima, which take longer than the product if
+    sequences are short; and in backward a gather and a scatter of the maxima. Where the places of
+    the maxima would take more memory than the steps, backward searches for them again.
 
     Args:
-        window: steps in a window, or a pair of numbers, for x and for y.
-        stride: steps from one window's start to the next, or a pair.
+        window: number of steps in a window, or a pair of numbers, for x and for y.
+        stride: number of steps from the start of one window to the next, or a pair.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: a window or stride below 1.
+        ValueError: a window or stride is below 1.
     """
 
     default_weight = 0.5
+    operators = (maxima,)
 
     def __init__(
         self,
@@ -52,39 +58,40 @@ class LocalSimilarity(Similarity):
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        self.window = _pair("window", window)
-        self.stride = _pair("stride", stride)
+        self.window = _check_pair("window", window)
+        self.stride = _check_pair("stride", stride)
 
     def prepare_x(self, x: Sequences) -> Sequences:
-        """The unit windows of x."""
+        """Return the unit windows of x."""
         return _windows(x, self.window[0], self.stride[0])
 
     def prepare_y(self, y: Sequences) -> Sequences:
-        """The unit windows of y."""
+        """Return the unit windows of y."""
         return _windows(y, self.window[1], self.stride[1])
 
     def prepare_align_x(self, x: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
-        """The unit windows of x, and which of its steps are real."""
+        """Return the unit windows of x, and the mask of its steps."""
         return self.prepare_x(x), x.mask
 
     def prepare_align_y(self, y: Sequences) -> tuple[Sequences, Bool[Tensor, "B T"]]:
-        """The unit windows of y, and which of its steps are real."""
+        """Return the unit windows of y, and the mask of its steps."""
         return self.prepare_y(y), y.mask
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
         return local_scores(x.values, y.values, x.lengths, y.lengths)
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
-        """`score` of everything at once: the operator cuts its own tiles."""
+        """Score everything at once, since the operator cuts its own tiles."""
         return self.score(x, y)
 
     def align(
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
     ) -> Float[Tensor, "n t l"]:
-        """What each pair of steps has in the score, through the windows that they lie in.
+        """Weigh each pair of steps by its part in the score, through the windows it lies in.
 
-        A window's best match counts by its cosine (where positive), in equal shares to the real
-        steps of both windows. For ``window=1``: the cosine at each maximum, 0 elsewhere.
+        The cosine of a window and its best match, where positive, is shared equally among the real
+        steps of both windows. For ``window=1``, a weight is the cosine at each maximum, and 0
+        elsewhere.
         """
         (u, x_mask), (v, y_mask) = x, y
         cosines = torch.bmm(u.values, v.values.mT)
@@ -99,7 +106,7 @@ class LocalSimilarity(Similarity):
         return x_share.mT @ pairs @ y_share
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def _check_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     pair = value if isinstance(value, tuple | list) else (value, value)
     match [positive_integer(number) for number in pair]:
         case [int(x), int(y)]:
@@ -108,10 +115,10 @@ def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _windows(x: Sequences, window: int, stride: int) -> Sequences:
-    """Unit means of the real steps in each window of x, which is packed to the front."""
+    """Return the unit mean of the real steps in each window of x, which is packed to the front."""
     steps = x.values.shape[1]
-    window, stride = min(window, steps), min(stride, steps)  # beyond the longest nothing changes
-    if stride == 1:  # then no window reaches past the end
+    window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
+    if stride == 1:  # no window reaches past the end
         count = steps - window + 1
     else:
         count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
@@ -130,19 +137,19 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
 def _unit_means(
     values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B W"], window: int, stride: int
 ) -> Float[Tensor, "B W D"]:
-    # Padding is zero and `unit` undoes any factor: the plain mean of a window points the right way.
-    if stride > 1:  # else padding by nothing would be a copy
+    # Padding is zero and `unit` undoes any factor, so the plain mean of a window will do.
+    if stride > 1:  # otherwise there is nothing to pad, and pad would copy
         reach = (mask.shape[1] - 1) * stride + window
         values = nn.functional.pad(values, (0, 0, 0, reach - values.shape[1]))
     means = nn.functional.avg_pool1d(values.mT, window, stride).mT
-    # Steps that are padding are zero, but windows that are may reach a real step.
+    # Padded steps are zero, but padded windows may reach a real step.
     return unit(means.masked_fill(~mask[..., None], 0.0))
 
 
 class _UnitSums(torch.autograd.Function):
-    """`_unit_means`, by matrix products, of few sequences at a time: little lies between.
+    """`_unit_means` by matrix products, a few sequences at a time, with small intermediate results.
 
-    It has no second derivative, as the scores have none.
+    It has no second derivative, since the scores have none.
     """
 
     @staticmethod
@@ -154,7 +161,7 @@ class _UnitSums(torch.autograd.Function):
         reach = min((block - 1) * stride + window, steps)
         members = _members(block, slice(0, reach), window, stride, values)
         for part, norms, source, real in few_items(units, inverse, values, mask):
-            # Sums; means where these are too large.
+            # Sums, or means where sums are too large.
             for scale in (1.0, 1 / window):
                 for first in range(0, count, block):
                     some = slice(first, min(first + block, count))
@@ -185,7 +192,7 @@ class _UnitSums(torch.autograd.Function):
             members = _members(count, slice(0, ctx.steps), window, stride, units)
             return members.mT @ unit_gradient(grad, units, inverse), None, None, None
         found = grad.new_empty(batch, ctx.steps, size)
-        # Blocks start where a window does, and the windows before it that reach into it are many.
+        # A block starts where a window does; `before` windows before it reach into it.
         block, before = -(-_BLOCK // stride) * stride, (window - 1) // stride
         reach = slice(before * stride, before * stride + block)
         members = _members(before + block // stride, reach, window, stride, grad).mT
@@ -203,11 +210,11 @@ class _UnitSums(torch.autograd.Function):
 
 
 _BLOCK = 128
-"""About how many steps the windows of one product start from, or get from the windows around."""
+"""Approximate number of steps at which the windows of one product start, or that it is for."""
 
 
 def _members(windows: int, steps: slice, window: int, stride: int, like: Tensor) -> Tensor:
-    """(windows, steps), 1 where a step lies in a window; the first window starts at step 0."""
+    """Return (windows, steps), 1 where a step lies in a window; the first starts at step 0."""
     starts = torch.arange(windows, device=like.device)[:, None] * stride
     offsets = torch.arange(steps.start, steps.stop, device=like.device) - starts
     return ((offsets >= 0) & (offsets < window)).to(like.dtype)
@@ -220,7 +227,7 @@ def _membership(
     stride: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "n W T"]:
-    """The share of each real step in each window: 1/m for the m real steps that it holds."""
+    """Return the share of each real step in each window: 1/m if the window has m of them."""
     window = min(window, steps.shape[1])
     starts = torch.arange(windows.shape[1], device=steps.device)[:, None] * stride
     offsets = torch.arange(steps.shape[1], device=steps.device) - starts

@@ -1,28 +1,29 @@
-r"""`maxima` and `maxima_backward` on a GPU.
+r"""Triton kernels of `clipseq_local.scores.maxima`.
 
-Forward: a program per pair multiplies 128 steps of x by up to 128 of y at a time, on tensor
-cores, in blocks of 32 features, three of them on their way. The tile stays in registers: its row
-maxima are final, its column maxima are carried from tile to tile, and what leaves is one score,
-and t + l indices where they are kept. Programs that run side by side share one y and eight x,
-which so come from the L2 cache. A y of more than 128 steps is cut; each block leaves the maxima
-it found, for a bounded number of rows at a time, and torch takes the maximum of those.
+Forward: a program has one pair, and multiplies 128 steps of x by up to 128 of y at a time, on
+tensor cores, in blocks of 32 features, with three blocks on their way. The tile stays in registers:
+its row maxima are final and its column maxima are carried from tile to tile, so the program writes
+one score, and t + l indices where they are kept. Programs that run side by side share one y and
+eight x, which therefore come from the L2 cache. A y of more than 128 steps is cut into blocks; each
+block leaves its maxima, for a bounded number of rows at a time, and torch takes the maximum of
+them.
 
-Backward: a gather and a scatter, but as a matrix product, as atomic additions come in no fixed
-order. Pair (i, j) adds to the gradient of x_i
+Backward: a gather and a scatter, written as a matrix product, since atomic additions come in no
+fixed order. Pair (i, j) adds to the gradient of x_i
 
 .. math::
     \frac{g_{ij}}{2tl} \big( l\,[\text{best}_y(a) = b] + t\,[\text{best}_x(b) = a] \big)_{ab} \, y_j
 
 and a program per block of x_i goes through all j, so that nothing is added across programs. The
-matrix is built in registers, from indices. It holds whole numbers of at most t + l, exact in half
-precision up to 2048 (longer sequences have its two parts multiplied apart), so that two products,
-with the high and the low halves of y, give float32's precision. The gradient to y is the same
-with the sides swapped. Indices that were not kept are found again, for as many rows at a time as
-`WORKSPACE` holds.
+matrix is built in registers, from indices. It holds integers of at most t + l, which half precision
+represents exactly up to 2048 (for longer sequences, its two parts are multiplied separately), so
+two products, with the high and the low halves of y, give the precision of float32. The gradient to
+y is computed in the same way with the sides swapped. Indices that were not kept are found again,
+for as many rows at a time as `WORKSPACE` holds.
 
 The 8 warps of a forward program use nearly all registers of a multiprocessor (compiled for compute
-capability 9.0: 255 a thread where indices are kept, none spilled), and 96 KiB of its shared memory;
-the 4 of a backward one leave room for another.
+capability 9.0: 255 per thread where indices are kept, none spilled) and 96 KiB of its shared
+memory. The 4 warps of a backward program leave room for another program.
 """
 
 from typing import no_type_check
@@ -32,24 +33,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipseq.engine.kernels import FEATURES, halves, terms
-from clipseq.engine.triton_tile import jit_for_any, products
+from clipseq.engine import FEATURES, halves, jit_for_any, products, terms
+from clipseq_local.scores import empty_places
 
 WORKSPACE = 2**28
-"""Most bytes of indices, or of maxima of blocks, that are held beside the results."""
+"""Largest number of bytes for indices, or for maxima of blocks, beside the results."""
 
 
 def forward(
-    x: Tensor,
-    y: Tensor,
-    x_lengths: Tensor,
-    y_lengths: Tensor,
-    best_y: Tensor | None,
-    best_x: Tensor | None,
-) -> Tensor:
-    """The scores (B, C); and into `best_y` (B, T, C) and `best_x` (B, C, L), where maxima are."""
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scores (B, C) and, if `keep`, the places of the maxima: (B, T, C), (B, C, L)."""
+    best_y, best_x = empty_places(x, y, x_lengths, y_lengths, keep)
+    places = (best_y, best_x) if keep else (None, None)
     with torch.cuda.device_of(x):
-        return _search(halves(x), halves(y), x_lengths, y_lengths, best_y, best_x)
+        scores = _search(halves(x), halves(y), x_lengths, y_lengths, *places)
+    return scores, best_y, best_x
 
 
 def backward(
@@ -58,15 +57,16 @@ def backward(
     y: Tensor,
     x_lengths: Tensor,
     y_lengths: Tensor,
-    best_y: Tensor | None,
-    best_x: Tensor | None,
+    best_y: Tensor,
+    best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y; the indices are found again where they were not kept."""
+    """Return the gradients to x and y, finding the places again where they were not kept."""
     (batch, steps, _), (others, length, _) = x.shape, y.shape
     grad_x, grad_y = torch.empty_like(x), torch.empty_like(y)
+    kept = best_y.numel() > 0
     rows = batch
     kind = torch.int16 if max(steps, length) <= 2**15 else torch.int32
-    if best_y is None:
+    if not kept:
         rows = max(1, WORKSPACE // (kind.itemsize * others * (steps + length)))
     with torch.cuda.device_of(x):
         x_halves, y_halves = halves(x), halves(y)
@@ -74,12 +74,12 @@ def backward(
             block = slice(first, first + rows)
             some = x_halves[0][block], x_halves[1][block]
             t, share = x_lengths[block], grad[block]
-            if best_y is None or best_x is None:
+            if kept:
+                where_y, where_x = best_y, best_x
+            else:
                 where_y = x.new_empty(len(t), steps, others, dtype=kind)
                 where_x = x.new_empty(len(t), others, length, dtype=kind)
                 _search(some, y_halves, t, y_lengths, where_y, where_x)
-            else:
-                where_y, where_x = best_y, best_x
             to_y, to_x = where_y.mT, where_x  # (B, C, T) and (B, C, L)
             _spread(grad_x[block], share, y_halves, t, y_lengths, to_y, to_x, False)
             swapped = to_x.transpose(0, 1), to_y.transpose(0, 1)
@@ -103,7 +103,7 @@ def _search(
     kind = torch.int32 if best_y is None else best_y.dtype
     rows = batch
     if blocks > 1:
-        # What a block leaves, and torch's maximum over the blocks with its indices.
+        # Results of the blocks, and torch's maximum over the blocks with its indices.
         rows = max(1, WORKSPACE // (others * steps * (8 * blocks + 16)))
     for first in range(0, batch, rows):
         some = slice(first, first + rows)
@@ -152,7 +152,7 @@ def _search(
 
 
 _GROUP = 8
-"""Items of x that neighbouring programs take, with one of y after the other."""
+"""Number of items of x that neighbouring programs take, with one y after the other."""
 
 
 @jit_for_any(sizes=["batch", "others", "steps", "length"])
@@ -223,7 +223,7 @@ def _maxima(
         tile = tl.where(a_real[:, None] & b_real[None, :], tile, -float("inf"))
         row_top = tl.max(tile, 1)
         if KEEP:
-            # The first of equal maxima. One that is NaN is nowhere: any place serves.
+            # The first of equal maxima. A maximum that is NaN has no place: any one will do.
             at = tl.where(tile == row_top[:, None], b[None, :], length - 1)
             row_place = tl.min(at, 1)
         if WHOLE:
@@ -262,13 +262,13 @@ def _spread(
     other_places: Tensor,
     add: bool,
 ) -> None:
-    """Write, or `add`, the gradient (n, S, D) of one side `to`, given `grad` (n, m)."""
+    """Write to `to` the gradient (n, S, D) of one side, given `grad` (n, m), or add it."""
     count, steps, features = to.shape
     _, length, padded = other[0].shape
     apart = steps + length > 2**11
     block = min(64, max(16, triton.next_power_of_2(steps)))
-    # Of four warps both products of a block are laid out alike: of more, or of more features, the
-    # sum goes through shared memory from one to the next.
+    # With four warps, both products of a block have the same layout. With more warps, or more
+    # features, the sum would move through shared memory from one to the next.
     block_d = min(64, triton.next_power_of_2(padded))
     grid = count, triton.cdiv(steps, block), triton.cdiv(features, block_d)
     _gradient[grid](

@@ -1,4 +1,4 @@
-"""``temporal``: both sequences in order, by a normalised soft-DTW."""
+"""Both sequences in order, by a normalised soft-DTW: the similarity ``temporal``."""
 
 from collections.abc import Mapping
 

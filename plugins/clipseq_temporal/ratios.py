@@ -4,7 +4,8 @@ With w the weight of all paths into a cell and ρ = exp(rate), ``recursion`` com
 
 .. math:: w_{tl} = ρ_{tl} (w_{t-1,l} + w_{t,l-1} + ρ_{tl} w_{t-1,l-1}) .
 
-Weights leave any floating point's range within a few steps; ratios of neighbours seldom do. With
+Weights leave the range of any floating-point type within a few steps; ratios of neighbours seldom
+do. With
 ``across = w[t,l] / w[t,l-1]`` and ``down = w[t,l] / w[t-1,l]``, divided by w[t-1,l-1],
 
 .. math::
@@ -12,13 +13,13 @@ Weights leave any floating point's range within a few steps; ratios of neighbour
     \mathrm{down}_{tl} = \frac{ρ q}{\mathrm{across}_{t-1,l}}, \qquad
     \mathrm{across}_{tl} = \frac{ρ q}{\mathrm{down}_{t,l-1}} ,
 
-and the three terms of q over q are the shares of the ways into the cell. All terms are positive:
-no digit is lost, and a logarithm is taken along one row only.
+and the three terms of q, divided by q, are the shares of the ways into the cell. All terms are
+positive, so no digit is lost, and logarithms are taken along one row only.
 
-Range: a ratio is at least ρ, and ρq at least ρ², which `fits` keeps in range. Ratios have no upper
-bound: two neighbouring columns that differ much for many steps overflow. An infinite ratio makes
-its neighbours' ratios NaN, these theirs, and so on to the last cell. Hence a result is either
-right or not finite, and the caller then takes ``recursion``.
+Range: a ratio is at least ρ, and ρq is at least ρ², which `fits` keeps in range. Ratios have no
+upper bound: they overflow if two neighbouring columns differ much for many steps. An infinite ratio
+turns its neighbours' ratios into NaN, those turn theirs, and so on to the last cell. Hence a result
+is either correct or not finite, and the caller then uses ``recursion``.
 """
 
 import math
@@ -32,27 +33,27 @@ from torch import Tensor
 from clipseq_temporal.recursion import GROWTH, diagonals
 
 SCALE = 2.0**40
-"""Of the largest gradient in `Kept.backward`: one over a large q must not vanish."""
+"""Size of the largest gradient in `Kept.backward`: one over a large q must not vanish."""
 
 
 def fits(gamma: float, dtype: torch.dtype) -> bool:
-    """Whether the square of every cell's weight can be represented, cosines being within ±1."""
+    """Return True if the square of every cell's weight is in range, for cosines within ±1."""
     largest = 1 / (gamma * math.log(2)) + GROWTH
     return 2 * largest < -math.log2(torch.finfo(dtype).tiny) - 2
 
 
 class InPlace:
-    """The weights of all paths, for no more than their sum: what is across replaces a weight.
+    """The weights of all paths, for computing only their sum: ratios across replace the weights.
 
     Attributes:
-        weights: (T, L, n), exp(rate) of each cell of n pairs ("lanes"), to be filled before
-            `forward`, which overwrites them.
+        weights: (T, L, n), exp(rate) of each cell of n pairs ("lanes"); fill them before `forward`,
+            which overwrites them.
     """
 
     def __init__(self, weights: Float[Tensor, "T L n"]) -> None:
         self.weights = weights
         steps, others, lanes = weights.shape
-        self._down = weights.new_empty(steps, lanes)  # of each row, only the last
+        self._down = weights.new_empty(steps, lanes)  # only the last of each row
         room = weights.new_empty(min(steps, others), lanes)
         self._views = []
         for at in _diagonals(weights):
@@ -62,13 +63,14 @@ class InPlace:
     def forward(
         self, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        """Log2 of the total weight of all paths from the first cell to the last, or not finite.
+        """Return log2 of the total weight of all paths, or a number that is not finite.
 
         Args:
             x_lengths: t of each lane, 1 <= t <= T.
             y_lengths: l of each lane, 1 <= l <= L.
 
-        Cost: five operations of one pass; memory O(T·n).
+        Paths go from the first cell of a lane to its last. Cost: five operations of one pass each;
+        memory O(T·n).
         """
         edge = self.weights[:, 0].log2()
         self._down.copy_(self.weights[:, 0])
@@ -84,7 +86,7 @@ class Kept:
     """The weights of all paths, and the gradient of their sum.
 
     Attributes:
-        weights: as in `InPlace`, but `forward` leaves them as they are.
+        weights: as in `InPlace`, but `forward` leaves them unchanged.
     """
 
     def __init__(self, planes: Float[Tensor, "3 T L n"]) -> None:
@@ -93,7 +95,7 @@ class Kept:
         room = planes.new_empty(min(steps, others), lanes)
         self._views = []
         for at in _diagonals(planes):
-            # Nothing comes diagonally after the cells of the last column and row.
+            # No cell follows those of the last column and row diagonally.
             inner = slice(int(at.number >= others - 2), at.count - int(at.number >= steps - 2))
             some = inner.start < inner.stop
             self._views.append(
@@ -114,7 +116,7 @@ class Kept:
     def forward(
         self, x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
     ) -> Float[Tensor, "n"]:
-        """As `InPlace.forward`, at the same cost. All ratios stay, for `backward`."""
+        """Do what `InPlace.forward` does, at the same cost, and keep all ratios for `backward`."""
         edge = self.weights[:, 0].log2()
         self._across[0] = self.weights[0]
         self._down[:, 0] = self.weights[:, 0]
@@ -129,14 +131,14 @@ class Kept:
     def backward(
         self, grad: Float[Tensor, "n"], x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"]
     ) -> Float[Tensor, "T L n"]:
-        """Gradient of ``grad · forward(...)`` to the rates; weights and ratios are used up.
+        """Return the gradient of ``grad · forward(...)`` to the rates, using up weights and ratios.
 
-        Precise where the largest of `grad` is about `SCALE`. Not finite where a ratio overflowed
-        in what lies beyond a lane's last cell, too. Cost: eight operations of one pass.
+        It is precise where the largest entry of `grad` is about `SCALE`. It is not finite if a
+        ratio overflowed, even beyond a lane's last cell. Cost: eight operations of one pass each.
         """
-        # A ratio is read once, at the cell that it leads to. Afterwards its place collects what
-        # is sent back to its own cell, from the right first; what goes back diagonally waits in
-        # the place of the weight that it came from.
+        # A ratio is read once, at the cell that it leads to. Afterwards, its place collects what is
+        # sent back to its own cell, first from the right; what goes back diagonally waits in the
+        # place of the weight that it came from.
         arrived, weights = self._down, self.weights
         steps, others, lanes = arrived.shape
         arrived[0] = 0.0
@@ -144,7 +146,7 @@ class Kept:
         flat = arrived.view(-1)
         lane = torch.arange(lanes, device=arrived.device)
         last = ((x_lengths - 1) * others + y_lengths - 1) * lanes + lane
-        # Where a lane ends in an anti-diagonal of the loop, or -1.
+        # The anti-diagonal of the loop in which a lane ends, or -1.
         inside = (x_lengths > 1) & (y_lengths > 1)
         ends = torch.where(inside, x_lengths + y_lengths - 4, -1)
         order = ends.argsort(stable=True)
@@ -163,7 +165,7 @@ class Kept:
             at.down_above.addcmul_(part, at.across_above)
             # A diagonal step counts its cell twice.
             here.add_(at.weights)
-        # What arrives in the first row and column has only them to go.
+        # From the first row and column, the only way back is along them.
         arrived[0, :-1] += weights[1, 1:] if steps > 1 else 0.0
         arrived[1:-1, 0] += weights[2:, 1] if others > 1 else 0.0
         flat.index_add_(0, last, grad.masked_fill(inside, 0.0))
@@ -174,35 +176,35 @@ class Kept:
 
 
 class _Views(NamedTuple):
-    """What one anti-diagonal of `Kept` reads and writes; across, down, weights: of its cells."""
+    """The views of one anti-diagonal of `Kept`; weights, across and down belong to its cells."""
 
     total: Tensor
     weights: Tensor
     across: Tensor
     down: Tensor
-    across_above: Tensor  # of the cells above
+    across_above: Tensor  # in the cells above
     down_left: Tensor
     down_above: Tensor
     sources: Tensor  # weights and down_left
-    inner: Tensor | None  # of down, where there is a cell diagonally after it
-    after: Tensor | None  # the weights of those
+    inner: Tensor | None  # the part of down with a cell diagonally after it
+    after: Tensor | None  # the weights of these cells
 
 
 class _Diagonal:
-    """An anti-diagonal of (T, L, n), or of several planes of it, and the cells around it."""
+    """An anti-diagonal of memory (T, L, n), or of several planes of it, and its neighbours."""
 
     def __init__(self, memory: Tensor, number: int, corner: int, count: int) -> None:
         steps, self._others, self._lanes = memory.shape[-3:]
         self.number, self.count = number, count
-        self.row = 1 + corner // self._others  # of its first cell
+        self.row = 1 + corner // self._others  # the row of its first cell
         self._memory, self._plane = memory, steps * self._others
-        # Of the first cell, counted in cells.
+        # The offset of the first cell, counted in cells.
         self._first = memory.storage_offset() // self._lanes + corner + self._others + 1
 
     def __call__(
         self, plane: int, *, above: int = 0, left: int = 0, cells: slice | None = None
     ) -> Tensor:
-        """(count, n) of a plane, so many cells above these and to the left, or of some of them."""
+        """Return (count, n) of a plane, shifted up and left by so many cells, or a part of it."""
         start, stop = (cells.start, cells.stop) if cells is not None else (0, self.count)
         first = self._first + plane * self._plane - above * self._others - left
         stride = self._others - 1
@@ -213,13 +215,13 @@ class _Diagonal:
         )
 
     def pair(self, one: Tensor, other: Tensor) -> Tensor:
-        """Both as one tensor (2, count, n)."""
+        """Return both as one tensor (2, count, n)."""
         apart = other.storage_offset() - one.storage_offset()
         return one.as_strided((2, *one.shape), (apart, *one.stride()))
 
 
 def _diagonals(memory: Tensor) -> Iterator[_Diagonal]:
-    """Those of all cells but the first row and column."""
+    """Yield the anti-diagonals of all cells except the first row and column."""
     steps, others = memory.shape[-3:-1]
     if min(steps, others) == 1:
         return
@@ -233,16 +235,16 @@ def _sum_of_logs(
     x_lengths: Int[Tensor, "n"],
     y_lengths: Int[Tensor, "n"],
 ) -> Float[Tensor, "n"]:
-    """The log weight of the last cells: down the first column, then along the last row.
+    """Return the log weight of the last cells, in float64.
 
-    In float64.
+    It adds up ratios down the first column, and then along the last row.
     """
     others, lanes = across.shape[1:]
     lane = torch.arange(lanes, device=across.device)
     column = torch.arange(others, device=across.device)[:, None]
     row = across[x_lengths - 1, column, lane].log2_()
     row = row.masked_fill_((column == 0) | (column >= y_lengths), 0.0)
-    # Into the first row and column leads a single path. What is added up may cancel.
+    # A single path leads into the first row and column. The terms of the sum may cancel.
     total = edge[0].double() + row.sum(0, dtype=torch.float64)
     for first in range(0, len(edge), _AT_ONCE):
         some = edge[first : first + _AT_ONCE]
@@ -252,4 +254,4 @@ def _sum_of_logs(
 
 
 _AT_ONCE = 32
-"""Steps of a column that are added up at once: in float64, all would be half of some tiles."""
+"""Steps of a column that are added up at once: all of them, in float64, would be half a tile."""

@@ -1,29 +1,29 @@
 r"""Soft-DTW over many pairs at once, anti-diagonal by anti-diagonal, and its exact gradient.
 
 Every path from (1, 1) to (t, l) weighs exactly t + l: a step down or right counts its cell's cost
-once, a diagonal step and the first cell count it twice (Sakoe and Chiba's symmetric2). Hence a
-constant added to every cost adds that constant times t + l, whatever the path, and
+once, and a diagonal step and the first cell count it twice (Sakoe and Chiba's symmetric2). Hence a
+constant added to every cost adds that constant times t + l to every path, and
 
 .. math::
     \mathrm{softDTW}_\gamma(1 - s) = \mathrm{softDTW}_\gamma(-s) + t + l .
 
-The recursion therefore runs on ``rates = s/γ - λ``, with λ the growth of the number of paths per
-unit of weight: what it carries is then of the size of the *differences* between paths, and float32
-is enough where path costs in the thousands would drown them. It carries the logarithm of the total
-weight ``exp(rates)`` of all paths into a cell,
+The recursion therefore runs on ``rates = s/γ - λ``, where λ is the growth of the number of paths
+per unit of weight. Its values are then of the size of the *differences* between paths, for which
+float32 is enough; path costs in the thousands would drown them. It carries the logarithm of the
+total weight ``exp(rates)`` of all paths into a cell,
 
 .. math::
     a_{tl} = r_{tl} + \log\big( e^{a_{t-1,l}} + e^{a_{t,l-1}} + e^{a_{t-1,l-1} + r_{tl}} \big) ,
 
-(in logarithms to base 2 here, as torch takes powers of 2 in a third of the time of powers of e)
-and its gradient is the expected number of times that a path meets a cell, diagonal steps counted
-twice: the expected alignment.
+(here with logarithms to base 2, since torch takes powers of 2 in a third of the time of powers of
+e). Its gradient is the expected number of times that a path meets a cell, with diagonal steps
+counted twice: the expected alignment.
 
-Layout: a field is (rows + 1, columns + 1, n), the n pairs ("lanes") innermost, and row 0 and
-column 0 a border that holds what lies before the field. The cells of an anti-diagonal, and those
-before them, are strided views of it, n contiguous numbers each: nothing is copied, and rates turn
-into log weights in their place. A band cuts the field into strips, see `strips`, and the cells in
-these that lie in no lane's band are passed over.
+Layout: a field is (rows + 1, columns + 1, n), with the n pairs ("lanes") innermost; row 0 and
+column 0 are a border that holds what precedes the field. The cells of an anti-diagonal, and those
+before them, are strided views of it with n contiguous numbers each, so nothing is copied, and log
+weights replace the rates in place. A band cuts the field into strips (see `strips`), and cells of a
+strip that lie in no lane's band are skipped.
 """
 
 import math
@@ -43,7 +43,7 @@ NEVER = -1e30
 
 
 Reach = list[tuple[float, float]]
-"""First and last column of each row of a strip, counted from 0, that any lane's band has."""
+"""First and last column, counted from 0, that any lane's band has in each row of a strip."""
 
 
 @attrs.frozen(eq=False)
@@ -52,9 +52,9 @@ class Strip:
 
     Attributes:
         start: first step of x.
-        rows: how many steps of x, from 0 to shape[0].
+        rows: number of steps of x, from 0 to shape[0].
         first: first step of y.
-        shape: rows and columns of the field that holds every lane's.
+        shape: rows and columns of a field that is large enough for every lane.
     """
 
     start: Int[Tensor, "x"]
@@ -62,19 +62,19 @@ class Strip:
     first: Int[Tensor, "y"]
     shape: tuple[int, int]
 
-    def of_lanes(self, x_of: Int[Tensor, "n"], y_of: Int[Tensor, "n"]) -> "Strip":
-        """For lanes that pair x number x_of with y number y_of."""
+    def for_lanes(self, x_of: Int[Tensor, "n"], y_of: Int[Tensor, "n"]) -> "Strip":
+        """Return the strip for lanes that pair x number x_of with y number y_of."""
         return Strip(self.start[x_of], self.rows[x_of], self.first[y_of], self.shape)
 
 
 def strips(
     x_lengths: Int[Tensor, "x"], y_lengths: Int[Tensor, "y"], band: float | None
 ) -> list[Strip]:
-    """Cut the cells of every pair into strips, so that most of what lies outside a band is in none.
+    """Cut the cells of every pair into strips that leave out most cells outside a band.
 
-    Without a band, one strip. With one, x is cut at like *relative* positions i/(t-1), as a band
-    is: the columns of a strip then differ between lanes by where they start, not by how many they
-    are, whatever the lengths. Cells: about ``1 + 1/(2·band·strips)`` times those in the band.
+    Without a band, there is one strip. With one, x is cut at the same *relative* positions i/(t-1),
+    as a band is: lanes then differ in the first column of a strip, not in the number of columns,
+    whatever their lengths. Strips have about ``1 + 1/(2·band·strips)`` times the cells of the band.
     """
     steps, others = int(x_lengths.max()), int(y_lengths.max())
     count = 1
@@ -85,18 +85,18 @@ def strips(
     if band is None or 2 * band + 1 / count >= 0.9:
         zero = torch.zeros_like(x_lengths)
         return [Strip(zero, x_lengths, torch.zeros_like(y_lengths), (steps, others))]
-    # The least width at which a corner can always be reached, of the shortest x.
+    # The smallest width at which the corner of the shortest x can always be reached.
     least = 0.5 / (torch.minimum(y_lengths, x_lengths.min()) - 1).double()
     reach = least.clamp(min=band) + 1e-9
     p = torch.arange(count + 1, device=x_lengths.device)[:, None]
-    share = p.double() / count  # whole numbers would be divided in float32
-    # Rows with p/count <= i/(t-1) < (p+1)/count; the last row is the last strip's.
+    share = p.double() / count  # integers would be divided in float32
+    # Rows with p/count <= i/(t-1) < (p+1)/count; the last row belongs to the last strip.
     start = (p * (x_lengths - 1) + count - 1) // count
     start[-1] = x_lengths
     rows = start.diff(dim=0)
     low = torch.ceil((share[:-1] - reach) * (y_lengths - 1))
     high = torch.floor((share[1:] + reach) * (y_lengths - 1))
-    # A single step's band is infinitely wide, and infinity times a length of 0 is NaN.
+    # The band of a single step is infinitely wide, and infinity times a length of 0 is NaN.
     low = low.nan_to_num(0.0).clamp(min=0).long()
     high = torch.minimum(high.nan_to_num(0.0).clamp(max=others).long() + 1, y_lengths)
     shapes = zip(rows.amax(1).tolist(), (high - low).amax(1).tolist(), strict=True)
@@ -105,10 +105,11 @@ def strips(
     ]
 
 
-def alike(x_lengths: list[int], band: float | None) -> list[int]:
-    """Cut descending lengths so that strips, as wide as the shortest x needs, suit the others.
+def split_by_band(x_lengths: list[int], band: float | None) -> list[int]:
+    """Cut descending lengths into parts with bands of similar widths, and return their sizes.
 
-    Returns how many are in each part. A short x has a wide band: a corner must be reachable.
+    The strips of a part are as wide as its shortest x needs. A short x has a wide band, since its
+    corner must be reachable.
     """
     if band is None:
         return [len(x_lengths)]
@@ -124,22 +125,22 @@ def alike(x_lengths: list[int], band: float | None) -> list[int]:
 
 
 _STRIP, _STRIP_OF_ONE_LENGTH = 24, 36
-"""Least rows and columns, together and on average, of a strip: more strips, less work at once.
+"""Smallest average sum of rows and columns of a strip: more strips mean less work at once.
 
-Where lengths differ, so do bands the more, the further they are from where a strip begins.
+Where lengths differ, bands drift apart with the distance from the start of a strip.
 """
 
 
 class Sweep:
-    """The cells of a strip, anti-diagonal by anti-diagonal: every view of them, made once.
+    """The cells of a strip, and the views of its anti-diagonals, which are made once.
 
     Args:
-        field: (rows + 1, columns + 1, n), the log (base 2) of the weight of each cell, `NEVER`
-            where no path may pass, behind a border (row 0, column 0) of anything; to be filled
-            anew for every `forward`.
-        reach: how far the cells reach that a path of any lane may pass; None for all.
-        room: memory, `ways_at_once` numbers a lane.
-        shares: memory for what `backward` needs, three numbers for each of `cells_within`.
+        field: (rows + 1, columns + 1, n), the base 2 logarithm of the weight of each cell, `NEVER`
+            where no path may pass, behind a border (row 0, column 0) of any content. Fill it anew
+            before every `forward`.
+        reach: columns that a path of any lane may pass, for each row; None for all.
+        room: memory of `ways_at_once` elements per lane.
+        shares: memory for `backward`, three elements for each of `cells_within`.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Sweep:
         base, done = field.storage_offset(), 0
         self._views = []
         for corner, count in diagonals(rows - 1, columns - 1, reach):
-            # From the cell before the first diagonally, which is `corner`, in memory's order.
+            # `corner` is the cell diagonally before the first one, in the order of memory.
             offset, size = base + corner * lanes, count * lanes
             stride, shape = (columns - 1) * lanes, (count, lanes)
             beside = field.as_strided((2, *shape), (stride, stride, 1), offset + lanes)
@@ -184,7 +185,7 @@ class Sweep:
             )
 
     def weigh(self) -> None:
-        """Turn the weights of cells into those of all paths into them, in place."""
+        """Replace the weights of cells by those of all paths into them, in place."""
         for at in self._views:
             cells, across, peak, ways = at.cells, at.across, at.peak, at.ways
             torch.add(at.before, cells, out=across)
@@ -201,7 +202,7 @@ class Sweep:
             cells.add_(peak.log2_())
 
     def spread(self) -> None:
-        """Send what arrives at each cell on to those before it, by their shares, in place."""
+        """Pass the gradient of each cell on to those before it, by their shares, in place."""
         for at in reversed(self._views):
             at.ways.mul_(at.cells)
             at.from_above.add_(at.above)
@@ -212,7 +213,7 @@ class Sweep:
 
 
 class _Views(NamedTuple):
-    """What one anti-diagonal of a `Sweep` reads and writes: cells, those before them, the ways."""
+    """The views of one anti-diagonal of a `Sweep`: its cells, those before them, and the ways."""
 
     cells: Tensor
     before: Tensor  # diagonally
@@ -228,22 +229,22 @@ class _Views(NamedTuple):
 
 
 def ways_at_once(shape: tuple[int, int], reach: Reach | None) -> int:
-    """How many numbers a lane a `Sweep` works on at once."""
+    """Return the number of elements per lane that a `Sweep` works on at once."""
     return 4 * max(count for _, count in diagonals(*shape, reach))
 
 
 def forward(
     lanes: list[Strip], sweep: Callable[[int], Sweep], y_lengths: Int[Tensor, "n"]
 ) -> Float[Tensor, "n"]:
-    """Log2 of the total weight of all paths from the first cell to the last, each lane at its own.
+    """Return log2 of the total weight of all paths from the first to the last cell of each lane.
 
     Args:
-        lanes: the strips, of lanes, in order.
-        sweep: called with the number of every strip in turn; its field is overwritten, and may be
-            the same memory every time.
+        lanes: the strips, for lanes, in order.
+        sweep: called with the number of every strip in turn; the field of the result is
+            overwritten, and may be the same memory every time.
         y_lengths: l of each lane.
 
-    Cost: four transcendentals a cell, and some ten operations of one pass; memory O(columns·n).
+    Cost: four transcendentals per cell, and about ten operations of one pass; memory O(columns·n).
     """
     border = None
     for k, strip in enumerate(lanes):
@@ -251,7 +252,7 @@ def forward(
         cells = it.field
         cells[:, 0] = NEVER
         if border is None:
-            # Into the first cell leads a diagonal step from nowhere, and no other.
+            # Only a diagonal step, from nowhere, leads into the first cell.
             cells[0] = NEVER
             cells[0, 0] = 0.0
         else:
@@ -269,16 +270,17 @@ def backward(
     sweep: Callable[[int], Sweep],
     y_lengths: Int[Tensor, "n"],
 ) -> Iterator[tuple[int, Float[Tensor, "rows columns n"]]]:
-    """Gradient of ``grad · forward(...)`` to the rates of each strip, from the last to the first.
+    """Yield the gradient of ``grad · forward(...)`` to the rates, from the last strip to the first.
 
-    For grad = 1 this is the expected alignment: how often a path meets each cell, diagonal steps
-    and the first cell counted twice; each lane sums to t + l. No transcendentals.
+    For grad = 1 it is the expected alignment: how often a path meets each cell, with diagonal steps
+    and the first cell counted twice; each lane sums to t + l. It takes no transcendentals.
 
     Args:
-        grad: of each lane.
+        grad: gradient to the result for each lane.
         lanes: as in `forward`.
-        sweep: as in `forward`, after it; shares were kept, and are used up. The gradient of a strip
-            is to be used before the next is asked for.
+        sweep: as in `forward`, and called after it. Shares must have been kept, and are used up.
+        Use
+            the gradient of a strip before you ask for the next one.
         y_lengths: l of each lane.
     """
     border, after = None, None
@@ -297,10 +299,10 @@ def backward(
 
 
 def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[tuple[int, int]]:
-    """Of every anti-diagonal: where the cell diagonally before its first lies, and its length.
+    """Yield the position of the cell diagonally before each anti-diagonal's first, and its length.
 
-    With the first and the last column that matters in each row, neither of which falls from row to
-    row, only the cells between them, and not anti-diagonals without any.
+    `reach` gives the first and the last column that matter in each row; neither falls from row to
+    row. With it, only cells between them count, and anti-diagonals without any are left out.
     """
     start, stop = 0, 0
     for k in range(rows + columns - 1):
@@ -316,12 +318,12 @@ def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[t
 
 
 def cells_within(shape: tuple[int, int], reach: Reach | None) -> int:
-    """How many cells `diagonals` goes through."""
+    """Return the number of cells on all `diagonals`."""
     return sum(count for _, count in diagonals(*shape, reach))
 
 
 def blocks(shape: tuple[int, int], reach: Reach | None) -> list[tuple[slice, slice]]:
-    """Rows and columns of blocks that hold all that `diagonals` goes through, and little else."""
+    """Return rows and columns of blocks that cover all `diagonals`, and few other cells."""
     rows, columns = shape
     if reach is None:
         return [(slice(rows), slice(columns))]
@@ -343,12 +345,12 @@ def blocks(shape: tuple[int, int], reach: Reach | None) -> list[tuple[slice, sli
 
 
 _WASTE = 1.15
-"""Most cells of a block of more than one row, over those that are needed: fewer products, and
-larger ones."""
+"""Largest ratio of cells in a block to cells that are needed, for blocks of more than one row. They
+make products fewer and larger."""
 
 
 def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
-    """Where the next strip's row 0 lies in this one's field, flat, and whether it does."""
+    """Return the flat index of the next strip's row 0 in this field, and where it is inside."""
     columns = strip.shape[1]
     lanes = torch.arange(len(strip.rows), device=strip.rows.device)
     column = torch.arange(after.shape[1] + 1, device=strip.rows.device)[:, None]
@@ -359,7 +361,7 @@ def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
 
 
 def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
-    """Where each lane's last cell lies in the field of the last strip, flat."""
+    """Return the flat index of each lane's last cell in the field of the last strip."""
     lanes = torch.arange(len(y_lengths), device=y_lengths.device)
     cell = strip.rows * (strip.shape[1] + 1) + y_lengths - strip.first
     return cell * len(lanes) + lanes
@@ -368,13 +370,14 @@ def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
 def edges(
     lanes: Strip, x_lengths: Int[Tensor, "#n"], y_lengths: Int[Tensor, "#n"], band: float
 ) -> tuple[Float[Tensor, "rows #n"], Float[Tensor, "rows #n"]]:
-    """First and last column of every row of a strip that each lane's band has, or all lanes' one.
+    """Return the first and last column of each lane's band in every row of a strip.
 
-    Counted from the strip's own first, in float64; -1, or one too many, where they lie outside it.
+    Columns are counted from the strip's own first, in float64. Where they lie outside the strip
+    they are -1, or one past its last. Lengths of a single lane serve for lanes that are all alike.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
-    ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``: the second is the least width at
-    which the corner can always be reached. ``band=1`` allows everything.
+    ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``. The second is the smallest width at
+    which the corner can always be reached. ``band=1`` allows every cell.
 
     Args:
         lanes: the strip of these lanes.
@@ -384,9 +387,9 @@ def edges(
     """
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
     i = torch.arange(lanes.shape[0], device=t.device)[:, None] + lanes.start
-    # Multiplied out: lengths of 1 need few cases, and whole numbers compare exactly.
+    # Multiplied out, so that lengths of 1 need few special cases and integers compare exactly.
     width = torch.maximum(band * t * length, torch.maximum(t, length) / 2) * (1 + 1e-9)
-    # A single step of x meets every step of y: half of l - 1 over a quarter is enough for that.
+    # A single step of x meets every step of y; (l - 1) / 2 over 1/4 is wide enough for that.
     t = t.clamp(min=0.25)
     low = ((i * length - width) / t).ceil_() - lanes.first
     high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
@@ -394,7 +397,7 @@ def edges(
 
 
 def reach_of(low: Float[Tensor, "rows n"], high: Float[Tensor, "rows n"]) -> Reach:
-    """How far the `edges` of any lane reach."""
+    """Return the first and last column over the `edges` of all lanes."""
     return list(zip(low.amin(1).tolist(), high.amax(1).tolist(), strict=True))
 
 
@@ -404,16 +407,16 @@ def confine(
     high: Float[Tensor, "rows #n"],
     spare: Tensor | None = None,
 ) -> None:
-    """Let no path pass the cells outside each lane's `edges`: their rates become `NEVER`, about.
+    """Close the cells outside each lane's `edges` to all paths: their rates become about `NEVER`.
 
-    `spare` is memory, (rows, columns, as many as there are edges).
+    `spare` is memory of shape (rows, columns, number of edges).
     """
-    # There are no more columns than are counted exactly, halves included.
+    # Every column number, and every half, is exact in this dtype.
     middle, half = (
         torch.add(high, low, alpha=sign).to(rates.dtype)[:, None] / 2 for sign in (1, -1)
     )
     j = torch.arange(rates.shape[1], device=rates.device, dtype=rates.dtype)[:, None]
-    # A mask takes many times as long as a sum.
+    # A mask takes many times as long as this sum.
     beyond = torch.sub(middle, j, out=spare).abs_()
     torch.sub(half, beyond, out=beyond).clamp_(-1, 0)
     rates.add_(beyond, alpha=-NEVER)
@@ -422,11 +425,11 @@ def confine(
 def log_paths(
     x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], band: float | None
 ) -> Float[Tensor, "n"]:
-    """``log2 N(t, l, band) - λ(t + l)`` in float64, N the number of paths of each lane.
+    """Return ``log2 N(t, l, band) - λ(t + l)`` in float64, for the number N of paths of each lane.
 
-    Without a band N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it is this
-    module's recursion on zero cost, run once for every distinct pair of lengths; the last that
-    were asked for are remembered.
+    Without a band, N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it comes from
+    this module's recursion with zero cost, run once for every distinct pair of lengths; recent
+    results are remembered.
     """
     span = int(y_lengths.max()) + 1
     pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
@@ -450,11 +453,11 @@ _REMEMBERED = 2**17
 
 
 def _remembered(lengths: list[tuple[int, int]], band: float) -> list[float]:
-    """`log_paths` in a band, of distinct pairs of lengths."""
+    """Return `log_paths` in a band for distinct pairs of lengths."""
     known: dict[Any, Any] = {pair: _IN_BANDS.get((*pair, band)) for pair in lengths}
     missing = sorted((pair for pair in lengths if known[pair] is None), reverse=True)
     if missing:
-        sizes = alike([t for t, _ in missing], band)
+        sizes = split_by_band([t for t, _ in missing], band)
         for part in torch.tensor(missing, device="cpu").split(sizes):
             cells = int(part.prod(1).max())
             for some in part.split(max(1, min(_PAIRS_AT_ONCE, _CELLS_AT_ONCE // cells))):

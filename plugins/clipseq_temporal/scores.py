@@ -1,4 +1,4 @@
-"""The scores of all pairs and their gradient, as operators that torch.compile takes whole."""
+"""The scores of all pairs and their gradient, as an operator."""
 
 import math
 from collections.abc import Callable
@@ -9,15 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq.engine.gradients import scaled
-from clipseq.engine.kernels import use_kernels
-from clipseq.engine.workspace import Room
+from clipseq.engine import Operator, Room, longest_first, scaled
 from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
     Sweep,
-    alike,
     backward,
     blocks,
     cells_within,
@@ -27,47 +24,41 @@ from clipseq_temporal.recursion import (
     forward,
     log_paths,
     reach_of,
+    split_by_band,
     strips,
     ways_at_once,
 )
 
 NUMBERS = 16 * 2**20
-"""Most numbers that a tile holds, but for borders, and a third more where ratios overflow: what
-bounds the memory."""
+"""Largest number of elements that a tile holds, except borders, and a third more where ratios
+overflow. It bounds the memory."""
 
 DIAGONAL = 2**16
-"""Cells of all of a tile's lanes on a long anti-diagonal: enough for an operation to be mostly work
-and to be shared among threads, few enough for what an anti-diagonal needs to stay in the cache."""
+"""Cells on a long anti-diagonal, over all lanes of a tile: enough for an operation to be mostly
+work and to be shared among threads, and few enough for an anti-diagonal to stay in the cache."""
 
 ROWS, ROWS_IN_BAND = 32, 64
-"""Most x of a tile: products are fastest with many. (In a band an anti-diagonal has few cells.)"""
+"""Largest number of x in a tile: products are fastest with many. (In a band, an anti-diagonal has
+few cells.)"""
 
 STEP, STEP_IN_BAND = 2**15, 2**13
-"""Cells that would take as long as what every anti-diagonal of a tile takes, however short: tiles
-of sequences of like lengths have fewer cells, but more anti-diagonals. (In a band a cell is dear.)
-"""
+"""Fixed cost of an anti-diagonal, in cells. Tiles of sequences of similar lengths have fewer cells,
+but more anti-diagonals. (In a band, a cell costs more.)"""
 
 
-@torch.library.custom_op("clipseq::temporal_scores", mutates_args=())
-def temporal_scores(
+def _score(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
 ) -> Tensor:
-    """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
-    if use_kernels(x):
-        from clipseq_temporal import triton_kernels
-
-        if triton_kernels.supported(x, y):
-            return triton_kernels.forward(x, y, x_lengths, y_lengths, gamma, band)
     scores = x.new_empty(len(x), len(y))
     counts = _log_paths_table(x_lengths, y_lengths, band)
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
     groups, others = _groups(x_lengths, y_lengths, band, 1)
-    for rows in (_Group.made(x, x_lengths, items) for items in groups):
-        for columns in (_Group.made(y, y_lengths, items) for items in others):
+    for rows in (_Group.make(x, x_lengths, items) for items in groups):
+        for columns in (_Group.make(y, y_lengths, items) for items in others):
             tile = _Tile(rows, columns, band, in_ratios, room)
             weight = tile.weight(gamma)
-            # Where ratios did not do, they rarely do for the next.
+            # Where ratios fail in one tile, they mostly fail in the next.
             in_ratios = tile.in_ratios
             # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
             paths = counts[rows.items][:, columns.items]
@@ -77,8 +68,7 @@ def temporal_scores(
     return scores
 
 
-@torch.library.custom_op("clipseq::temporal_scores_backward", mutates_args=())
-def temporal_scores_backward(
+def _differentiate(
     grad: Tensor,
     scores: Tensor,
     x: Tensor,
@@ -88,61 +78,41 @@ def temporal_scores_backward(
     gamma: float,
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y, every tile computed again: inputs and scores were kept."""
-    if use_kernels(x):
-        from clipseq_temporal import triton_kernels
-
-        if triton_kernels.supported(x, y):
-            return triton_kernels.backward(grad, scores, x, y, x_lengths, y_lengths, gamma, band)
+    # Every tile is computed again: only inputs and scores were kept.
     grad, largest = scaled(grad / (x_lengths[:, None] + y_lengths))
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
-    # A cell's weight and two ratios, or its rate and three shares.
+    # A cell takes a weight and two ratios, or a rate and three shares.
     groups, others = _groups(x_lengths, y_lengths, band, 3 if in_ratios else 4)
     to_ys = [y.new_zeros(int(y_lengths[items[0]]), len(items), y.shape[2]) for items in others]
     grad_x = torch.zeros_like(x)
-    for rows in (_Group.made(x, x_lengths, items) for items in groups):
+    for rows in (_Group.make(x, x_lengths, items) for items in groups):
         to_x = torch.zeros_like(rows.values)
         for items, to_y in zip(others, to_ys, strict=True):
-            columns = _Group.made(y, y_lengths, items)
+            columns = _Group.make(y, y_lengths, items)
             tile = _Tile(rows, columns, band, in_ratios, room)
             pairs = rows.items[:, None], columns.items
             tile.differentiate(grad[pairs].T, scores[pairs].T, gamma, to_x, to_y)
             in_ratios = tile.in_ratios
         grad_x[rows.items, : len(to_x)] = to_x.mul_(largest).transpose(0, 1)
-    del room, tile, rows, columns  # all memory of tiles
+    del room, tile, rows, columns  # frees all memory of tiles
     grad_y = torch.zeros_like(y)
     for items, to_y in zip(others, to_ys, strict=True):
         grad_y[items, : len(to_y)] = to_y.mul_(largest).transpose(0, 1)
     return grad_x, grad_y
 
 
-@temporal_scores.register_fake
-def _(x: Tensor, y: Tensor, *_: Any) -> Tensor:
-    return x.new_empty(x.shape[0], y.shape[0])
-
-
-@temporal_scores_backward.register_fake
-def _(grad: Tensor, scores: Tensor, x: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(y)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.gamma, ctx.band = inputs
-    ctx.save_for_backward(output, *tensors)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    with torch.autocast(grad.device.type, enabled=False):  # of whoever calls backward
-        grad_x, grad_y = temporal_scores_backward(grad, *ctx.saved_tensors, ctx.gamma, ctx.band)
-    return grad_x, grad_y, None, None, None, None
-
-
-temporal_scores.register_autograd(_differentiate, setup_context=_save)
+temporal_scores = Operator(
+    "clipseq::temporal_scores",
+    _score,
+    _differentiate,
+    kernels="clipseq_temporal.triton_kernels",
+)
+"""(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
 
 
 def _log_paths_table(x_lengths: Tensor, y_lengths: Tensor, band: float | None) -> Tensor:
-    """(B, C) of `log_paths`, in float64."""
+    """Return `log_paths` of every pair, (B, C), in float64."""
     pairs = torch.cartesian_prod(x_lengths, y_lengths)
     table = log_paths(pairs[:, 0], pairs[:, 1], band)
     return table.view(len(x_lengths), len(y_lengths))
@@ -150,17 +120,17 @@ def _log_paths_table(x_lengths: Tensor, y_lengths: Tensor, band: float | None) -
 
 @attrs.frozen(eq=False)
 class _Group:
-    """Sequences of like lengths, cut to the longest of them."""
+    """Sequences of similar lengths, cut to the longest of them."""
 
-    items: Int[Tensor, "n"]  # where in the batch they are
+    items: Int[Tensor, "n"]  # positions in the batch
     lengths: Int[Tensor, "n"]
     values: Float[Tensor, "S n D"]
 
     @classmethod
-    def made(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
+    def make(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
         lengths = lengths[items]
-        steps = int(lengths[0])  # they come from the longest to the shortest
-        # One copy, of these alone.
+        steps = int(lengths[0])  # the first is the longest
+        # Copies only these sequences, once.
         some = torch.stack([values[item, :steps] for item in items.tolist()], dim=1)
         return cls(items, lengths, some)
 
@@ -168,19 +138,16 @@ class _Group:
 def _groups(
     x_lengths: Tensor, y_lengths: Tensor, band: float | None, numbers: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Where groups of x and of y are in their batches: a tile has one of each.
+    """Return the positions of groups of x and of groups of y in their batches.
 
-    A tile holds so many `numbers` for every cell.
+    A tile has one group of each, and holds `numbers` elements for every cell.
     """
-    # Sorted, so that a tile of short sequences is small, whatever the longest one is.
-    x_order = x_lengths.argsort(descending=True, stable=True)
-    y_order = y_lengths.argsort(descending=True, stable=True)
-    x_sorted, y_sorted = x_lengths[x_order].tolist(), y_lengths[y_order].tolist()
+    (x_order, x_sorted), (y_order, y_sorted) = longest_first(x_lengths), longest_first(y_lengths)
     most = max(1, NUMBERS // (numbers * x_sorted[0] * y_sorted[0]))
     step, width = (STEP, ROWS) if band is None else (STEP_IN_BAND, ROWS_IN_BAND)
     cells = y_sorted[0] * len(y_sorted)
     sizes, first = [], 0
-    for count in alike(x_sorted, band):
+    for count in split_by_band(x_sorted, band):
         some = x_sorted[first : first + count]
         sizes += _sizes(some, min(width, most), y_sorted[0] * step, step, cells)
         first += count
@@ -197,7 +164,7 @@ def _groups(
             lanes = min(DIAGONAL // at_once, NUMBERS // held)
             columns = min(columns, max(1, lanes // len(items)))
         left = len(y_sorted) - first
-        if columns < left < 1.25 * columns:  # a small tile is slow: two of one size instead
+        if columns < left < 1.25 * columns:  # two tiles of one size: a small one would be slow
             columns = -(-left // 2)
         lengths = y_sorted[first : first + columns]
         sizes = _sizes(lengths, columns, sum(steps) * step, len(rows) * step, cells)
@@ -209,7 +176,7 @@ def _groups(
 def _of_a_lane(
     x_lengths: Tensor, y_length: Tensor, band: float | None, numbers: int
 ) -> tuple[int, int]:
-    """Most cells of an anti-diagonal, and how many numbers a tile holds, for a lane."""
+    """Return, per lane, the longest anti-diagonal and the number of elements in a tile."""
     some = strips(x_lengths, y_length, band)
     if band is None:
         (rows, columns), *_ = (strip.shape for strip in some)
@@ -217,23 +184,23 @@ def _of_a_lane(
     x_of = torch.arange(len(x_lengths), device=x_lengths.device)
     at_once, fields, cells = 1, 0, 0
     for strip in some:
-        lanes = strip.of_lanes(x_of, torch.zeros_like(x_of))
+        lanes = strip.for_lanes(x_of, torch.zeros_like(x_of))
         reach = reach_of(*edges(lanes, x_lengths, y_length, band))
         counts = [count for _, count in diagonals(*strip.shape, reach)]
         at_once, cells = max(at_once, *counts), cells + sum(counts)
         fields = max(fields, math.prod(strip.shape))
     alike = bool((x_lengths == x_lengths[0]).all())
-    # The cells of a strip and, where lanes differ, how far each is from its band; and shares.
+    # The cells of a strip; where lanes differ, the distance of each from its band; and shares.
     return at_once, fields * (1 if alike else 2) + cells * (numbers - 1)
 
 
 def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> list[int]:
-    """Of groups of neighbours in descending lengths, with no more than `most`, at little cost.
+    """Return sizes of groups of neighbours in descending lengths, at most `most`, at a low cost.
 
-    That of a group is ``fixed + longest · (each + size · cells)``. The least where `most` is no
-    bound and there are no more than `_CUTS` different lengths.
+    A group costs ``fixed + longest · (each + size · cells)``. The cost is minimal where `most` does
+    not bind and there are at most `_CUTS` different lengths.
     """
-    # It never costs more to have all of one length together, with those that are shorter.
+    # Keeping all sequences of one length together, with shorter ones, never costs more.
     cuts = [k for k in range(len(lengths)) if k == 0 or lengths[k] < lengths[k - 1]]
     cuts = [*cuts[:: -(-len(cuts) // _CUTS)], len(lengths)]
     costs, starts = [0], [0]
@@ -257,7 +224,7 @@ def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> 
 
 
 _CUTS = 64
-"""Most places where batches are looked at for a cut: all pairs of them are."""
+"""Largest number of places where a batch may be cut, since all pairs of them are compared."""
 
 
 class _Tile:
@@ -266,7 +233,7 @@ class _Tile:
     Lane ``j·b + i`` is the pair of the i-th x and the j-th y.
 
     Attributes:
-        in_ratios: whether to compute in `ratios`; False from where that has overflowed.
+        in_ratios: True to compute in `ratios`; becomes False once they have overflowed.
     """
 
     def __init__(
@@ -281,8 +248,8 @@ class _Tile:
         y_of = torch.arange(c, device=rows.items.device).repeat_interleave(b)
         self._t = rows.lengths[x_of]
         self._l = columns.lengths[y_of]
-        self._lanes = [strip.of_lanes(x_of, y_of) for strip in self._strips]
-        # Then one lane's band is every lane's.
+        self._lanes = [strip.for_lanes(x_of, y_of) for strip in self._strips]
+        # All lanes then have the same band.
         self._alike = band is not None and all(
             bool((side == side[0]).all()) for side in (rows.lengths, columns.lengths)
         )
@@ -291,13 +258,13 @@ class _Tile:
         if band is not None:
             some = torch.arange(1 if self._alike else len(self._t), device=self._t.device)
             for k, strip in enumerate(self._lanes):
-                lanes = strip.of_lanes(some, some)
+                lanes = strip.for_lanes(some, some)
                 low, high = edges(lanes, self._t[some], self._l[some], band)
                 self._reaches[k] = reach_of(low, high)
                 self._edges.append((low.to(self._x.dtype), high.to(self._x.dtype)))
 
     def weight(self, gamma: float) -> Tensor:
-        """Log2 of the total weight of each lane's paths."""
+        """Return log2 of the total weight of each lane's paths."""
         if self.in_ratios:
             shape = self._shape()
             field = self._room.made(
@@ -316,10 +283,10 @@ class _Tile:
     def differentiate(
         self, grad: Tensor, scores: Tensor, gamma: float, to_x: Tensor, to_y: Tensor
     ) -> None:
-        """Add the gradient of ``grad · weight`` to the cosines, times that of these, to both.
+        """Add the gradient of ``grad · score`` to `to_x` and `to_y`, by way of the cosines.
 
-        γ·log 2 times the weight is the score, and rates are cosines over γ·log 2: they cancel.
-        grad, at most 1, and scores are (c, b), to_x is (T, b, D), to_y (L, c, D).
+        The score is γ·log 2 times the weight, and rates are cosines over γ·log 2, so the factors
+        cancel. grad (at most 1) and scores are (c, b), to_x is (T, b, D), to_y is (L, c, D).
         """
         grad = grad.reshape(-1)
         if self.in_ratios:
@@ -327,8 +294,9 @@ class _Tile:
             if self.in_ratios:
                 return
             self._room.clear()
-        # What a constant adds to every rate is all paths' in common. Less the score, logarithms
-        # along the paths that matter stay small, and their differences precise.
+        # A constant that is added to every rate adds the same to all paths. With the score
+        # subtracted, logarithms along the paths that matter stay small and their differences
+        # precise.
         less = scores / (gamma * math.log(2))
         sweeps = self._sweeps(keep=True)
         forward(self._lanes, lambda k: self._filled(sweeps[k], k, gamma, less), self._l)
@@ -336,7 +304,7 @@ class _Tile:
             self._add_products(k, alignment, to_x, to_y)
 
     def _differentiate_ratios(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> bool:
-        """`differentiate`, and whether a ratio was too large for it; then nothing was added."""
+        """Differentiate and return True, or add nothing and return False if a ratio overflows."""
         shape = self._shape()
         field = self._room.made("kept", shape, lambda: Kept(self._room.take("ratios", 3, *shape)))
         self._rates(0, gamma, field.weights).exp2_()
@@ -345,7 +313,7 @@ class _Tile:
             return False
         alignment = field.backward(grad * SCALE, self._t, self._l)
         cells = alignment.view(len(self._x), -1, self._x.shape[1])
-        # What is not finite anywhere in the alignment is not finite here.
+        # Anything in the alignment that is not finite shows here.
         y_part = self._room.take("to y", *to_y.shape).zero_()
         y_part.flatten(0, 1).addbmm_(cells, self._x)
         if not bool(y_part.isfinite().all()):
@@ -359,7 +327,7 @@ class _Tile:
         return len(self._x), len(self._y), len(self._l)
 
     def _sweeps(self, *, keep: bool) -> list[Sweep]:
-        """Of every strip; the fields are in the same memory."""
+        """Return the sweep of every strip; their fields share memory."""
 
         def make() -> list[Sweep]:
             lanes, shapes = len(self._l), [strip.shape for strip in self._strips]
@@ -376,12 +344,12 @@ class _Tile:
                 for size, ((rows, columns), reach), shares in zip(sizes, each, kept, strict=True)
             ]
 
-        # Without a band, or where that of all lanes is one, tiles of one shape do not differ here.
+        # Without a band, or with one band for all lanes, tiles of one shape have the same sweeps.
         same = self._alike or not self._edges
         return self._room.made("sweeps", self._shape() if same else None, make)
 
     def _filled(self, sweep: Sweep, strip: int, gamma: float, less: Tensor | float = 0.0) -> Sweep:
-        """With the rates of a strip in its field."""
+        """Fill the field of a sweep with the rates of its strip, and return it."""
         banded = self._reaches[strip] is not None
         if banded:
             sweep.field.fill_(NEVER)
@@ -393,9 +361,10 @@ class _Tile:
         return sweep
 
     def _rates(self, strip: int, gamma: float, out: Tensor, less: Tensor | float = 0.0) -> Tensor:
-        """Base 2 logarithms: cosines over γ less the growth of the number of paths.
+        """Write the rates, base 2 logarithms, of the cells that a path may reach.
 
-        And `less` something (c, b) of each pair. Of the cells alone that a path may reach.
+        A rate is a cosine over γ minus the growth of the number of paths, minus `less` (c, b),
+        which is subtracted per pair.
         """
         x, y = self._steps(strip)
         constant = x.new_tensor(-GROWTH) - less
@@ -414,7 +383,7 @@ class _Tile:
         return out
 
     def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
-        """Add to the gradients of x and y what those of a strip's cosines give."""
+        """Add the gradients of x and y that come by way of a strip's cosines."""
         x, y = self._steps(strip)
         rows, columns = self._where(strip)
         x_part, y_part = to_x[rows], to_y[columns]
@@ -426,17 +395,17 @@ class _Tile:
             cells = alignment[some, others].view(len(some_x), -1, x.shape[1])
             x_part[some].baddbmm_(cells.mT, some_y.expand(len(some_x), -1, -1))
             y_part[others].flatten(0, 1).addbmm_(cells, some_x)
-        if gathered:  # where a strip reaches beyond its lane, zeros are added
+        if gathered:  # beyond the end of a lane, this adds zeros
             to_x.index_put_(rows, x_part, accumulate=True)
             to_y.index_put_(columns, y_part, accumulate=True)
 
     def _steps(self, strip: int) -> tuple[Tensor, Tensor]:
-        """What the rows (rows, b, D) and columns (columns, c, D) of a strip are."""
+        """Return the steps in the rows (rows, b, D) and columns (columns, c, D) of a strip."""
         rows, columns = self._where(strip)
         return self._x[rows], self._y[columns]
 
     def _where(self, strip: int) -> tuple[Any, Any]:
-        """The rows of a strip in x, and its columns in y; both slices where lanes are alike."""
+        """Return the rows of a strip in x and its columns in y; slices where lanes are alike."""
         it = self._strips[strip]
         rows, columns = it.shape
         if len(self._strips) == 1:
@@ -454,7 +423,7 @@ class _Tile:
 
 
 def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
-    # What lies outside a band weighs nothing, and has no ratio.
+    # Cells outside a band weigh nothing, so they have no ratio.
     return band is None and fits(gamma, dtype)
 
 
@@ -462,14 +431,14 @@ Made = TypeVar("Made")
 
 
 class _Room(Room):
-    """And what was made of the memory, where the next tile has the same shape."""
+    """A `Room` that also keeps the views made of it, for later tiles of the same shape."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__(like)
         self._made: dict[str, tuple[tuple[int, ...] | None, Any]] = {}
 
     def made(self, name: str, shape: tuple[int, ...] | None, make: Callable[[], Made]) -> Made:
-        """What was last made under the name, where that had this shape, or what `make` does."""
+        """Return the last result under this name if it was made for this shape, or a new one."""
         if shape is None or self._made.get(name, (None,))[0] != shape:
             self._made.pop(name, None)
             self._made[name] = shape, make()

@@ -1,30 +1,33 @@
-r"""`temporal_scores` and `temporal_scores_backward` on a GPU.
+r"""Triton kernels of `clipseq_temporal.scores.temporal_scores`.
 
-As many pairs at a time as `WORKSPACE` holds go through these kernels, which hand the cells of one
-to the next in device memory:
+As many pairs at a time as `WORKSPACE` holds go through these kernels, which pass on the cells in
+device memory:
 
-1. `_rates`: a tile of ⟨x, y⟩ on tensor cores, as rates (see `clipseq_temporal.recursion`), stored
-   by anti-diagonals: cell (i, j) in row i + j and column j. This store is scattered, so that the
-   recursion may read whole rows, again and again.
-2. `_weights`: the recursion in registers, a warp per pair, lanes along the shorter side. A step
-   needs the last value of the neighbour to the left: four shuffles a lane, no barrier. The steps
-   of a pair wait for one another; what hides that are the warps of other pairs, as many as a
-   multiprocessor takes, and the next row is read while this one is computed. In backward it leaves
-   the shares of the ways into each cell: from above (in the place of the rate, which has been
-   used) and from the left; what is missing to 1 came diagonally.
-3. `_alignment`: along the same rows backwards, without a transcendental. It leaves the expected
-   alignment, in the place of the shares from above.
-4. `_gradient`: alignment times steps, on tensor cores. A program per block of x_i goes through the
-   tile's j, and one per block of y_j through its i, so that nothing is added across programs, and
-   the order of every sum is fixed. Both factors are two halves each (see `clipseq.engine.kernels`),
-   the alignment after scaling to the largest gradient of its sequence.
+1. `_rates` computes a tile of ⟨x, y⟩ on tensor cores, as rates (see `clipseq_temporal.recursion`),
+   and stores it by anti-diagonals: cell (i, j) in row i + j and column j. The store is scattered,
+   so that the recursion can read whole rows, again and again.
+2. `_weights` runs the recursion in registers, with a warp per pair and lanes along the shorter
+side.
+   A step needs the last value of its left neighbour: four shuffles per lane, no barrier. The steps
+   of a pair wait for one another. The warps of other pairs hide that, as many as a multiprocessor
+   takes, and the next row is read while this one is computed. In backward it leaves the shares of
+   the ways into each cell: from above (in the place of the rate, which is no longer needed) and
+   from the left; the rest, up to 1, came diagonally.
+3. `_alignment` goes backwards along the same rows, without transcendentals. It leaves the expected
+   alignment in the place of the shares from above.
+4. `_gradient` multiplies alignment and steps on tensor cores. A program per block of x_i goes
+   through the j of the tile, and one per block of y_j through its i, so nothing is added across
+   programs, and the order of every sum is fixed. Both factors are two halves each (see
+   `clipseq.engine.halves`), the alignment after scaling to the largest gradient of its sequence.
 
-A shorter side of more than 128 steps takes a warp for each 128, and then a step has two barriers.
-A cell is 4 bytes, written and read once in forward; in backward there are two, and 9 such
-passes. Nothing else grows with B·C but the scores, and their counts and widths of bands.
+If the shorter side has more than 128 steps, it takes a warp for each 128 of them, and a step then
+has two barriers. A cell is 4 bytes, written once and read once in forward; in backward there are
+two, and 9 such passes. Apart from that, only the scores, the counts and the widths of bands grow
+with B·C.
 
-The number of paths is counted by the same recursion on zero cost. float32 is enough for it as it
-is for the weights: both lack the growth of the number of paths, and both round alike.
+The number of paths is counted by the same recursion with zero cost. float32 is precise enough for
+it, as it is for the weights: both are relative to the growth of the number of paths, and both round
+alike.
 """
 
 import math
@@ -37,23 +40,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from clipseq.engine.kernels import FEATURES, halves, terms
-from clipseq.engine.tiling import tile_shape
-from clipseq.engine.triton_tile import jit_for_any, products
+from clipseq.engine import FEATURES, halves, jit_for_any, products, terms, tile_shape
 from clipseq_temporal.recursion import GROWTH
 
 WORKSPACE = 2**29
-"""Most bytes that the cells of a tile of pairs may take."""
+"""Largest number of bytes for the cells of a tile of pairs."""
 
 _LANES = 2**10
-"""Most steps that the shorter side may have: its lanes are the threads of one program."""
+"""Largest number of steps of the shorter side: its lanes are the threads of one program."""
 
 _NEVER = tl.constexpr(-1e30)
 """Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
 
 
 def supported(x: Tensor, y: Tensor) -> bool:
-    """Whether the kernels take sequences of this many steps."""
+    """Return True if the kernels take sequences with this number of steps."""
     lengths = x.shape[1], y.shape[1]
     return min(lengths) <= _LANES and 8 * _cells(max(lengths), min(lengths)) <= 2**29
 
@@ -61,7 +62,7 @@ def supported(x: Tensor, y: Tensor) -> bool:
 def forward(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
 ) -> Tensor:
-    """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
+    """Return the (B, C) scores of unit steps x (B, T, D) and y (C, L, D), packed to the front."""
     if x.shape[1] < y.shape[1]:
         return forward(y, x, y_lengths, x_lengths, gamma, band).mT.contiguous()
     with torch.cuda.device_of(x):
@@ -70,7 +71,7 @@ def forward(
         for rows, columns, tile in everything.tiles(1):
             cells = tile.rates()
             tile.weights(cells, out=weights[rows, columns])
-            del cells  # before there are those of the next tile
+            del cells  # before the next tile allocates its own
         everything.weights(None, out=counts)
         # 1 - (softDTW(-s) + t + l + γ log N) / (t + l)
         return gamma * math.log(2) * (weights - counts) / (x_lengths[:, None] + y_lengths)
@@ -86,7 +87,7 @@ def backward(
     gamma: float,
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients to x and y, every tile computed again: inputs and scores were kept."""
+    """Return the gradients to x and y, computing every tile again from inputs and scores."""
     if x.shape[1] < y.shape[1]:
         grad_y, grad_x = backward(grad.mT, scores.mT, y, x, y_lengths, x_lengths, gamma, band)
         return grad_x, grad_y
@@ -94,8 +95,8 @@ def backward(
         grad = grad / (x_lengths[:, None] + y_lengths)
         grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
         for rows, columns, tile in _pairs(x, y, x_lengths, y_lengths, gamma, band).tiles(2):
-            # Less the score, logarithms along the paths that matter stay small, and their
-            # differences precise; what a constant adds to every rate is all paths' in common.
+            # With the score subtracted, logarithms along the paths that matter stay small, and
+            # their differences precise; a constant in every rate adds the same to all paths.
             cells = tile.rates(scores[rows, columns])
             from_left = torch.empty_like(cells)
             tile.weights(cells, from_left)
@@ -106,7 +107,7 @@ def backward(
 
 
 def _cells(steps: int, lanes: int) -> int:
-    """Numbers that the anti-diagonals of a pair take."""
+    """Return the number of elements in the anti-diagonals of a pair."""
     return (steps + lanes - 1) * _row(lanes)
 
 
@@ -140,7 +141,7 @@ class _Pairs:
     scale: float
 
     def tiles(self, arrays: int) -> Iterator[tuple[slice, slice, "_Pairs"]]:
-        """As many pairs at a time as the workspace holds with so many numbers a cell."""
+        """Yield tiles of as many pairs as the workspace holds with `arrays` elements per cell."""
         pairs = max(1, WORKSPACE // (4 * arrays * self._size()))
         height, width = tile_shape(len(self.t), len(self.l), pairs)
         for row in range(0, len(self.t), height):
@@ -160,12 +161,12 @@ class _Pairs:
                 )
 
     def rates(self, less: Tensor | None = None) -> Tensor:
-        """The rates of all cells, by anti-diagonals, one pair after the other.
+        """Return the rates of all cells, by anti-diagonals, one pair after the other.
 
-        Those of cosines `less` something (b, c) of each pair.
+        `less` (b, c), if given, is subtracted from the cosines of each pair.
         """
         count = len(self.t) * len(self.l)
-        # Lanes beyond a row read the next one; those of the last pair read what is added here.
+        # Lanes beyond a row read the next row; those of the last pair read these extra elements.
         cells = self.t.new_empty(count * self._size() + 2 * _LANES, dtype=torch.float32)
         steps, length = self.x[0].shape[1], self.y[0].shape[1]
         block_x = min(128, max(16, triton.next_power_of_2(steps)))
@@ -198,9 +199,9 @@ class _Pairs:
     def weights(
         self, cells: Tensor | None, from_left: Tensor | None = None, out: Tensor | None = None
     ) -> None:
-        """Log2 of the total weight of each pair's paths into `out`, or shares into the cells.
+        """Write log2 of the total weight of each pair's paths to `out`, or shares to the cells.
 
-        Without cells the cost is zero everywhere.
+        Without cells, the cost is zero everywhere.
         """
         anything = self.t
         _weights[(len(self.t) * len(self.l),)](
@@ -219,7 +220,7 @@ class _Pairs:
         )
 
     def alignment(self, cells: Tensor, from_left: Tensor) -> None:
-        """The expected alignment over the shares."""
+        """Overwrite the shares in `cells` with the expected alignment."""
         _alignment[(len(self.t) * len(self.l),)](
             cells,
             from_left,
@@ -231,7 +232,7 @@ class _Pairs:
         )
 
     def add_gradient(self, cells: Tensor, grad: Tensor, grad_x: Tensor, grad_y: Tensor) -> None:
-        """Add alignment times steps, weighted by `grad` (b, c)."""
+        """Add the products of alignment and steps, weighted by `grad` (b, c)."""
         size, row, columns = self._size(), _row(self.y[0].shape[1]), len(self.l)
         widths = None if self.widths is None else self.widths
         _add_products(
@@ -260,7 +261,7 @@ class _Pairs:
         return _cells(self.x[0].shape[1], self.y[0].shape[1])
 
     def _pair(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """What kernels read of a pair: lengths, widths, their stride, and the columns."""
+        """Return what kernels read of a pair: lengths, widths, their stride, and the columns."""
         widths = self.t if self.widths is None else self.widths
         return self.t, self.l, widths, widths.stride(0), len(self.l)
 
@@ -279,10 +280,10 @@ def _add_products(
     cells: Tensor,
     strides: tuple[int, int, int, int],
 ) -> None:
-    """Add to the gradient `to` (n, S, D) of one side; `strides` of the cells (n, m, S, S')."""
+    """Add to `to`, the gradient (n, S, D) of one side; cells (n, m, S, S') have `strides`."""
     count, steps, features = to.shape
     padded = other[0].shape[2]
-    # What halves lose is then beyond what float32 keeps of the largest.
+    # The halves then lose less than float32 does for the largest entry.
     largest = grad.abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
     share = grad / largest[:, None]
     block = min(64, max(16, triton.next_power_of_2(steps)))
@@ -384,7 +385,7 @@ def _rates(
 @triton.jit
 @no_type_check
 def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
-    """Which lanes of anti-diagonal k are cells that a path may pass."""
+    """Return True for the lanes of anti-diagonal k that are cells a path may pass."""
     step = k - lane
     real = (lane < l) & (step >= 0) & (step < t)
     if BANDED:
@@ -476,7 +477,7 @@ def _alignment(
     last = t + l - 2
     coming_down = tl.load(cells + last * row + lane)
     coming_right = tl.load(from_left + last * row + lane)
-    # What later cells send: to the one above them, to the left, and to the corner (a row later).
+    # Sent by later cells: to the one above them, to the left, and to the corner (a row later).
     upwards = tl.where(lane == l - 1, 1.0, 0.0)
     leftwards = tl.zeros((BLOCK,), tl.float32)
     cornerwards = tl.zeros((BLOCK,), tl.float32)
@@ -490,7 +491,7 @@ def _alignment(
         arrived = upwards + tl.where(lane == BLOCK - 1, 0.0, arrived)
         arrived = tl.where(real, arrived, 0.0)
         diagonal = 1.0 - down - right
-        # Zero where the band ends, as the cells there are multiplied too.
+        # Zero outside the band, since these cells are multiplied too.
         cell = _inside(k, lane, t, l, width, False)
         tl.store(cells + k * row + lane, arrived * (1.0 + diagonal), mask=cell)
         upwards = arrived * down

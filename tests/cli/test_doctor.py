@@ -1,4 +1,4 @@
-"""The doctor says what is there, what is broken and why, and never breaks itself."""
+"""The doctor says what is installed, what is broken and why, and never breaks itself."""
 
 import importlib.metadata
 import json
@@ -19,15 +19,24 @@ BUILT_IN = ["attention", "combined", "global", "local", "temporal"]
 PLUGIN = """
     import time
     import torch
+    from torch import Tensor
     from clipseq import Similarity, hookimpl
+    from clipseq.engine import Operator
 
     time.sleep(0.05)
 
-    @torch.library.custom_op("doctor_test::double", mutates_args=())
-    def double(x: torch.Tensor) -> torch.Tensor:
-        return 2 * x
+    def multiply(x: Tensor, y: Tensor) -> Tensor:
+        return x @ y.T
+
+    def differentiate(grad: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return grad @ y, grad.T @ x
+
+    # Not imported: the doctor does not need Triton, nor a module of any particular name.
+    multiplied = Operator("doctor_test::multiply", multiply, differentiate, kernels="of_any_name")
 
     class SlowSimilarity(Similarity):
+        operators = (multiplied,)
+
         def score(self, x, y):
             return x.values.new_zeros(len(x.values), len(y.values))
 
@@ -42,7 +51,7 @@ PLUGIN = """
 
 @pytest.fixture
 def install(tmp_path, monkeypatch, fresh_registry):
-    """Put a distribution on the path, as pip would."""
+    """Install a distribution on the path, as pip would."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def install(name, source, version="1.2", module=None):
@@ -69,7 +78,8 @@ def test_says_what_is_there(fresh_registry):
     assert found.extras["testing"]["pytest"] == pytest.__version__
     engines = {engine.similarity: engine for engine in found.engines}
     assert list(engines) == BUILT_IN
-    assert "clipseq::temporal_scores" in engines["temporal"].operators
+    assert engines["temporal"].operators == ("clipseq::temporal_scores",)
+    assert engines["global"].operators == ()
     assert (engines["temporal"].pairs, engines["combined"].pairs) == ("its own", "its parts'")
     assert found.triton.keys() == {device.partition(": ")[0] for device in found.devices}
     assert [name for name in BUILT_IN if engines[name].triton is not None] == [
@@ -110,7 +120,8 @@ def test_says_how_long_a_plugin_took_and_what_it_offers(install):
     assert 0.05 <= plugin.seconds < 5
     (engine,) = (engine for engine in found.engines if engine.similarity == "slow")
     assert engine.pairs == "clipseq's tiles"
-    assert engine.operators == ("doctor_test::double",)
+    assert engine.operators == ("doctor_test::multiply",)
+    assert engine.triton is not None
     assert "clipseq-slow" in found.as_text()
 
 
@@ -185,7 +196,7 @@ def test_says_which_of_what_is_to_be_left_out_is_no_plugin(fresh_registry, monke
     assert found.healthy
     assert found.disabled == ("temporal",)
     assert found.unmatched == ("locl", "clipseq-foo:global")
-    wanted = "warning: CLIPSEQ_DISABLE names 'locl', which is no plugin: did you mean 'local'?"
+    wanted = "warning: CLIPSEQ_DISABLE names 'locl', which is not a plugin: did you mean 'local'?"
     assert wanted in found.as_text()
     assert "all is well" not in found.as_text()
 
@@ -193,7 +204,7 @@ def test_says_which_of_what_is_to_be_left_out_is_no_plugin(fresh_registry, monke
 def test_says_that_all_is_left_out(fresh_registry, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
     found = diagnose()
-    assert found.problem == "nothing is registered: CLIPSEQ_DISABLE leaves it out"
+    assert found.problem == "nothing is registered: CLIPSEQ_DISABLE leaves all of them out"
     assert not found.unmade
 
 
@@ -229,3 +240,11 @@ def test_is_a_command(install, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         entry.main()
     assert json.loads(capsys.readouterr().out)["healthy"] is True
+
+
+@pytest.mark.parametrize("declared", ["None", "(1, 'two')"])
+def test_survives_a_class_that_declares_anything_as_its_operators(install, declared):
+    source = PLUGIN.replace("doctor_test", "doctor_odd").replace("(multiplied,)", declared)
+    install("slow", source)
+    (engine,) = (engine for engine in diagnose().engines if engine.similarity == "slow")
+    assert (engine.operators, engine.triton) == ((), None)

@@ -1,4 +1,4 @@
-"""A module of the user's own as a tower."""
+"""A module of the user's own as a tower: its calls, and the checks of its output."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from clipseq.encoders import ModuleTower
 
 
 class Own(nn.Module):
-    """Returns whatever it is told to, and remembers what it was called with."""
+    """Returns the output it was given, and keeps the arguments of its last call."""
 
     def __init__(self, output):
         super().__init__()

@@ -256,10 +256,10 @@ def test_what_is_wrong_with_lengths_or_mask_is_said(options, error, match):
     ("options", "match"),
     [
         ({"views": {}}, "views"),
-        ({"views": {"a": 0}}, "'a' must be a whole number of at least 1, got 0"),
+        ({"views": {"a": 0}}, "bins of 'a' in views must be a whole number of at least 1, got 0"),
         ({"views": {"a": True}}, "'a'"),
         ({"patch_frames": 0}, "patch_frames"),
-        ({"fusion": "sum"}, "concat, add, attention; got 'sum'"),
+        ({"fusion": "sum"}, "concat, add, attention, got 'sum'"),
         ({"dropout": 1.0}, "dropout"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing"),
     ],

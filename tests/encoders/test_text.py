@@ -152,5 +152,5 @@ def test_the_same_seed_gives_the_same_tower():
 
 
 def test_freeze_needs_something_pretrained():
-    with pytest.raises(ConfigError, match="freeze=True needs pretrained"):
+    with pytest.raises(ConfigError, match="freeze must be False without pretrained"):
         TextConfig(freeze=True)

@@ -83,8 +83,8 @@ def test_a_missing_or_corrupt_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (([], 300), "all are empty"),
-        (([" "], 300), "all are empty"),
+        (([], 300), "at least one word"),
+        (([" "], 300), "at least one word"),
         ((CAPTIONS, 100), "at least 257, got 100"),
     ],
 )

@@ -7,7 +7,7 @@ from clipseq.encoders.transformer import Transformer, insert_eot, sinusoids
 
 
 def reference(ours: Transformer, width, heads):
-    """torch's encoder with the same weights."""
+    """Return torch's encoder with the same weights."""
     layer = nn.TransformerEncoderLayer(
         width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipseq import CLIP, Sequences, SignalConfig, TextConfig, available_similarities
 from clipseq.encoders import train_tokenizer
 from clipseq.errors import ConfigError, UnknownSimilarityError
-from clipseq.model.clip import caption_groups
+from clipseq.model.batches import caption_groups
 
 VIEWS = {"range_time": 5, "doppler_time": 3}
 CAPTIONS = ["walks", "sits down", "waves", "walks"]
@@ -48,7 +48,7 @@ def positives(captions):
 
 
 def info_nce(logits, same):
-    """Both directions, each positive of an item with the same share; a plain loop."""
+    """Return InfoNCE in both directions, by a plain loop; positives of an item share equally."""
     total = 0.0
     for z, p in ((logits, same), (logits.T, same.T)):
         for i in range(len(z)):
@@ -379,7 +379,7 @@ def test_any_module_that_returns_sequences_is_a_tower():
     assert model.tokenizer is None
     with pytest.raises(ValueError, match=r"tower Own must return values \(B, T, 16\)"):
         make(encoder_cfg=Own(width=8)).training_step({"radar": torch.randn(1, 7, 5), "text": ["a"]})
-    with pytest.raises(ValueError, match="tokenizer must be None: no tower"):
+    with pytest.raises(ValueError, match="tokenizer must be None, since no tower"):
         make(text_cfg=Own(), tokenizer=train_tokenizer(CAPTIONS, 300))
 
 
@@ -450,12 +450,13 @@ def test_numbers_of_numpy_and_whole_ones_become_pythons_own():
         sequence_similarity_type=np.str_("local"),
         sequence_similarity_options={"window": [np.int64(2), np.uint8(3)]},
     )
-    got = [model.transformer_width, model.temperature, model.use_siglip]
-    got += [model.sequence_similarity_type, *model.sequence_similarity_options["window"]]
+    config = model.config
+    got = [config.transformer_width, config.temperature, config.use_siglip]
+    got += [config.sequence_similarity_type, *config.sequence_similarity_options["window"]]
     wanted = [16, 0.5, True, "local", 2, 3]
     assert got == wanted
     assert list(map(type, got)) == list(map(type, wanted))
-    assert type(make(temperature=1).temperature) is float
+    assert type(make(temperature=1).config.temperature) is float
 
 
 def test_the_smallest_temperature_is_taken():
@@ -522,10 +523,10 @@ def test_keys_of_the_callers_own_are_left_alone():
     data = {"radar": batch()["radar"], "text": CAPTIONS}
     expected = model.training_step(data)
     assert torch.equal(model.training_step({**data, **dict.fromkeys(own)}), expected)
-    # Captions need no mask, and what is no tensor of numbers is no length.
+    # Captions need no mask, and lengths are numbers.
     others = {"attention_mask": torch.ones(4, 3), "radar_length": ["3 s"] * 4, "lengths": 2.0}
     assert torch.equal(model.training_step({**data, **others}), expected)
-    # Of something else, where those of the radar are given.
+    # Where the radar's own lengths are given, these belong to something else.
     model.training_step({**batch(), "lengths": None, "mask": None})
 
 

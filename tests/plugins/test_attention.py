@@ -124,9 +124,9 @@ def test_takes_the_integers_of_numpy(unchecked_signatures):
 def test_tiles_are_large_where_starting_an_operation_is_what_costs():
     x, y = torch.empty(128, 8, 248, 32), torch.empty(128, 8, 77, 32)
     there = x.to("meta"), y.to("meta")
-    assert scores._tiles(x, y) > 40 * len(x)
+    assert scores._count_tiles(x, y) > 40 * len(x)
     # At most one a sequence of a full-size batch; a quarter of a gigabyte of cells at most.
-    assert scores._tiles(*there) == len(x)
+    assert scores._count_tiles(*there) == len(x)
     assert 4 * 8 * 248 * 77 * scores._pairs_of_a_tile(there[0], 77) <= 2**28
 
 

@@ -10,7 +10,7 @@ PARTS = ("attention", "global", "local", "temporal")
 
 
 class Constant(clipseq.Similarity):
-    """The same score for every pair."""
+    """A similarity that gives every pair the same score."""
 
     default_weight = 0.4
 
@@ -134,7 +134,7 @@ def test_align_is_the_weighted_mean_of_shares():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"parts": {}}, ValueError, "at least one part"),
+        ({"parts": {}}, ValueError, "parts must name at least one similarity"),
         ({"parts": {"loca": {}}}, clipseq.UnknownSimilarityError, "did you mean 'local'"),
         ({"parts": {"local": {"windw": 2}}}, TypeError, "did you mean 'window'"),
         (
@@ -146,7 +146,11 @@ def test_align_is_the_weighted_mean_of_shares():
         ({"weights": {"local": math.nan}}, ValueError, "must be positive and finite, got nan"),
         ({"weights": {"local": "1"}}, TypeError, "weight of 'local' must be a number, got '1'"),
         ({"weights": {"local": True}}, TypeError, "weight of 'local' must be a number, got True"),
-        ({"parts": {"local": {}}, "weights": {"global": 1.0}}, ValueError, "weights for global"),
+        (
+            {"parts": {"local": {}}, "weights": {"global": 1.0}},
+            ValueError,
+            "parts .local., got glo",
+        ),
         ({"parts": {"local": None}}, TypeError, "parts must map names to options"),
         ({"weights": 3}, TypeError, "weights must map names to numbers, got 3"),
     ],
@@ -166,12 +170,12 @@ def test_a_part_that_cannot_be_made_is_named(fresh_registry):
     with pytest.raises(clipseq.PluginError) as caught:
         clipseq.get_similarity("combined")
     assert str(caught.value) == (
-        "the part 'unlicensed' of this process cannot be made: RuntimeError: no licence; to have "
+        "the part 'unlicensed' of this process cannot be made: RuntimeError: no licence; to use "
         "combined without it, name the others in parts, or leave its plugin out with "
         "CLIPSEQ_DISABLE"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
-    # One that was asked for may have been given bad options: the error stays its own.
+    # A part that was named may have been given bad options, so its own error is raised.
     with pytest.raises(RuntimeError, match="no licence") as caught:
         clipseq.get_similarity("combined", parts={"unlicensed": {}})
     assert str(caught.value) == "no licence"
@@ -184,7 +188,7 @@ def test_parts_that_compare_the_steps_themselves_share_them():
     x, y = torch.randn(2, 5, 4), torch.randn(3, 4, 4)
     for side in similarity.prepare(x, y):
         assert side.tree["attention"].values is side.tree["temporal"].values
-    # One with a projection of its own compares other steps.
+    # A part with a projection of its own compares other steps.
     parts = {"attention": {}, "temporal": {"embed_dim": 4}}
     for side in clipseq.get_similarity("combined", parts=parts).prepare(x, y):
         assert side.tree["attention"].values is not side.tree["temporal"].values

@@ -1,65 +1,143 @@
-"""The five built-ins keep every promise of the contract, whatever their options are."""
+"""The five built-ins keep every promise of the contract, whatever their options are.
+
+The kit calls a similarity some thousands of times, each time with tiny tensors. Checking every
+signature would take two thirds of the time, so the checks run without it, as they do for users, and
+`test_signatures` runs a few of them with it.
+"""
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+import pytest
+
 from clipseq import get_similarity
-from clipseq.testing import parametrize_with_checks
+from clipseq.testing import CHECKS, Make, parametrize_with_checks
 
-OPTIONS = {
-    "global": [{}, {"pool": "max"}, {"pool": "first"}, {"pool": "last"}, {"embed_dim": 3}],
-    "local": [{}, {"window": 1}, {"window": 3, "stride": 2}, {"window": 2, "embed_dim": 3}],
-    "attention": [{}, {"num_heads": 1}, {"num_heads": 2, "embed_dim": 4}],
-    "temporal": [{}, {"gamma": 0.5, "band": 0.3}, {"embed_dim": 3}],
-    "combined": [
-        {},
-        {"parts": {"global": {"pool": "max"}, "local": {"window": 2}}, "embed_dim": 3},
-    ],
-}
+Variant = tuple[str, dict[str, object]]
+
+DEFAULTS: list[Variant] = [
+    ("global", {}),
+    ("local", {}),
+    ("attention", {}),
+    ("temporal", {}),
+    ("combined", {}),
+]
+PARTS = {"global": {"pool": "max"}, "local": {"window": 2}}
+OPTIONS: list[Variant] = [
+    ("global", {"pool": "max"}),
+    ("global", {"pool": "first"}),
+    ("global", {"pool": "last"}),
+    ("global", {"embed_dim": 3}),
+    ("local", {"window": 1}),
+    ("local", {"window": 3, "stride": 2}),
+    ("attention", {"num_heads": 1}),
+    ("attention", {"num_heads": 2}),
+    ("temporal", {"gamma": 0.5, "band": 0.3}),
+    ("combined", {"parts": PARTS}),
+]
+PROJECTED: list[Variant] = [
+    ("local", {"window": 2, "embed_dim": 3}),
+    ("attention", {"num_heads": 2, "embed_dim": 4}),
+    ("temporal", {"embed_dim": 3}),
+    ("combined", {"parts": PARTS, "embed_dim": 3}),
+]
 
 
-def _label(name: str, options: dict[str, object]) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})"
+def makes(variants: Iterable[Variant]) -> dict[str, Make]:
+    """Return label -> a function that creates the variant."""
+    return {
+        f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})": partial(
+            get_similarity, name, **options
+        )
+        for name, options in variants
+    }
 
 
-MAKES = {
-    _label(name, options): partial(get_similarity, name, **options)
-    for name, several in OPTIONS.items()
-    for options in several
-}
+def all_but(*names: str) -> dict[str, str]:
+    """Return a reason to skip each check except those named."""
+    return dict.fromkeys([name for name in CHECKS if name not in names], "not in this selection")
 
 
-# torch.compile cannot trace the checks of signatures that the tests run with.
+# torch.compile cannot trace the checks of signatures, not even those that are switched off.
 ELSEWHERE = {"compile": "test_compiled runs it in a process of its own"}
 
-
-@parametrize_with_checks(
-    {name: make for name, make in MAKES.items() if name.endswith("()")}, skip=ELSEWHERE
+# These do not depend on options, so `test_defaults` runs them once for each similarity:
+OF_THE_CLASS = dict.fromkeys(
+    (
+        # the signature of `__init__`, and the methods of the class;
+        "options",
+        "final_methods",
+        # `Similarity.forward` moves real steps to the front, cuts what is padding in every row and
+        # zeroes the rest before a plugin sees anything, and `explain` moves the weights back;
+        "padding_content",
+        "padding_amount",
+        "padding_gradient",
+        "mask_patterns",
+        "alignment_positions",
+        # `Similarity.forward` converts the inputs and switches autocast off around a plugin.
+        "autocast",
+    ),
+    "does not depend on options: test_defaults runs it",
 )
+
+# `embed_dim` is an option of the base class, which projects steps before a plugin sees them: the
+# checks of what a plugin does with its steps run for one similarity with it, global. The others
+# need to pass it on, to keep it in their state, and to pass gradients through it.
+OF_THE_PROJECTION = (
+    "forward_and_backward",
+    "options",
+    "state_dict",
+    "shape_and_dtype",
+    "ragged_batches",
+    "finite_differences",
+    "alignment_weights",
+    "two_processes",
+)
+
+# Between them these call every function of a built-in: both passes, every dtype, tiles, alignments.
+OF_THE_SIGNATURES = (
+    "forward_and_backward",
+    "shape_and_dtype",
+    "one_row_batches",
+    "tile_size",
+    "alignment_weights",
+)
+
+
+@pytest.mark.usefixtures("unchecked_signatures")
+@parametrize_with_checks(makes(DEFAULTS), skip=ELSEWHERE)
 def test_defaults(check: Callable[[], None]) -> None:
     check()
 
 
-# Options with few examples: `max_examples` buys depth with time.
-@parametrize_with_checks(
-    {name: make for name, make in MAKES.items() if not name.endswith("()")},
-    skip=ELSEWHERE,
-    max_examples=6,
-)
+# Few examples for each of many variants; the defaults get more.
+@pytest.mark.usefixtures("unchecked_signatures")
+@parametrize_with_checks(makes(OPTIONS), skip=ELSEWHERE | OF_THE_CLASS, max_examples=6)
 def test_options(check: Callable[[], None]) -> None:
+    check()
+
+
+@pytest.mark.usefixtures("unchecked_signatures")
+@parametrize_with_checks(makes(PROJECTED), skip=all_but(*OF_THE_PROJECTION), max_examples=6)
+def test_projections(check: Callable[[], None]) -> None:
+    check()
+
+
+@parametrize_with_checks(
+    makes(DEFAULTS + OPTIONS + PROJECTED), skip=all_but(*OF_THE_SIGNATURES), max_examples=2
+)
+def test_signatures(check: Callable[[], None]) -> None:
     check()
 
 
 def test_compiled() -> None:
     program = f"""
-from functools import partial
 from clipseq import get_similarity
 from clipseq.testing import CHECKS
-for name, several in {OPTIONS!r}.items():
-    for options in several:
-        CHECKS["compile"].run(partial(get_similarity, name, **options))
+for name, options in {DEFAULTS + OPTIONS!r}:
+    CHECKS["compile"].run(lambda: get_similarity(name, **options))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False

@@ -1,34 +1,28 @@
-"""attention's Triton kernels against the definition, pair by pair in float64."""
+"""The Triton kernels of attention agree with the definition, pair by pair in float64."""
 
+import attrs
 import pytest
 import torch
-from through_triton import computed
 
 from clipseq import unit
+from clipseq.testing import KernelCase, run_kernels
 from clipseq_attention.scores import attention_scores
 
 
-def case(batch, others, steps, length, heads, size, temperature=0.1, **more):
+def case(batch, others, steps, length, heads, size, temperature=0.1, **settings):
     generator = torch.Generator().manual_seed(steps * length)
 
     def side(count, steps):
         values = unit(torch.randn(count, steps, heads * size, generator=generator))
         lengths = torch.randint(1, steps + 1, (count,), generator=generator)
         lengths[0] = steps
-        # The padding holds other steps: who looked at it would attend to them.
+        # The padding holds other steps: kernels that read it would attend to them.
         return values.unflatten(2, (heads, size)).transpose(1, 2), lengths
 
     (x, x_lengths), (y, y_lengths) = side(batch, steps), side(others, length)
-    return {
-        "similarity": "attention",
-        "x": x,
-        "y": y,
-        "x_lengths": x_lengths,
-        "y_lengths": y_lengths,
-        "weights": torch.randn(batch, others, generator=generator),
-        "options": (torch.tensor(heads / temperature),),
-        **more,
-    }
+    weights = torch.randn(batch, others, generator=generator)
+    inputs = x, y, x_lengths, y_lengths, torch.tensor(heads / temperature)
+    return KernelCase(attention_scores, inputs, weights, settings)
 
 
 CASES = {
@@ -48,21 +42,24 @@ CASES = {
 
 
 def with_nothing_attended_to():
-    """What one step attends to cancels; another step is zero."""
+    """Return a case in which what one step attends to cancels, and another step is zero."""
     one = case(1, 2, 3, 2, heads=1, size=2)
     x = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.6, 0.8]])
     y = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
-    return one | {"x": x[None, None], "y": torch.stack((y, y.flip(0) + x[:1]))[:, None]}
+    sides = x[None, None], torch.stack((y, y.flip(0) + x[:1]))[:, None]
+    return attrs.evolve(one, inputs=(*sides, *one.inputs[2:]))
 
 
 CASES["nothing attended to"] = with_nothing_attended_to()
 
 
 def opposite(temperature):
-    """What is attended to all but cancels."""
+    """Return a case in which what a step attends to nearly cancels."""
     one = case(2, 2, 5, 6, heads=1, size=8, temperature=temperature)
-    half = one["y"][:, :, :3]
-    return one | {"y": torch.cat((half, -half), 2), "y_lengths": torch.tensor([6, 6])}
+    x, y, x_lengths, _, scale = one.inputs
+    half = y[:, :, :3]
+    opposed = torch.cat((half, -half), 2)
+    return attrs.evolve(one, inputs=(x, opposed, x_lengths, torch.tensor([6, 6]), scale))
 
 
 IN_SCORES_ALONE = {
@@ -71,46 +68,45 @@ IN_SCORES_ALONE = {
     ),
     "a norm below the least": opposite(2e6),
 }
-"""Gradients are beyond float32 there."""
+"""Cases whose gradients float32 cannot hold."""
 
 CASES["a small norm"] = opposite(30.0)
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    coarse = {"one product": CASES["heads of 40"] | {"precision": "tf32"}}
-    large = {
-        "large gradients": CASES["a rectangle"]
-        | {"weights": 1e30 * CASES["a rectangle"]["weights"]}
+def results():
+    pytest.importorskip("triton", reason="the kernels cannot run without triton")
+    rectangle = CASES["a rectangle"]
+    more = {
+        "one product": attrs.evolve(CASES["heads of 40"], precision="tf32"),
+        "large gradients": attrs.evolve(rectangle, weights=1e30 * rectangle.weights),
     }
-    cases = CASES | IN_SCORES_ALONE | coarse | large
-    return computed(tmp_path_factory.mktemp("attention"), cases)
+    return run_kernels({**CASES, **IN_SCORES_ALONE, **more})
 
 
 def one_way(queries, keys, scale):
-    """Mean cosine of queries (H, t, d) with what they attend to among keys (H, l, d)."""
+    """Return the mean cosine of queries (H, t, d) with what they attend to in keys (H, l, d)."""
     attended = (scale * queries @ keys.mT).softmax(2) @ keys
     along = (queries * attended).sum((0, 2))
     squares = attended.square().sum((0, 2))
-    # Clamped from inside: the root's own gradient at zero is infinite.
+    # Clamp the square, since the gradient of the root at zero is infinite.
     something = squares >= 1e-12
     norm = torch.where(something, squares, 1.0).sqrt()
     return torch.where(something, along / norm, 0.0).mean()
 
 
 def by_definition(case):
-    x, y, scale = (
-        value.double().requires_grad_() for value in (case["x"], case["y"], *case["options"])
-    )
+    x, y, scale = (case.inputs[k].double().requires_grad_() for k in (0, 1, 4))
+    x_lengths, y_lengths = (lengths.tolist() for lengths in case.inputs[2:4])
     scores = [
         [
             (one_way(a[:, :t], b[:, :length], scale) + one_way(b[:, :length], a[:, :t], scale)) / 2
-            for b, length in zip(y, case["y_lengths"].tolist(), strict=True)
+            for b, length in zip(y, y_lengths, strict=True)
         ]
-        for a, t in zip(x, case["x_lengths"].tolist(), strict=True)
+        for a, t in zip(x, x_lengths, strict=True)
     ]
     scores = torch.stack([torch.stack(row) for row in scores])
-    return scores, *torch.autograd.grad((scores * case["weights"]).sum(), (x, y, scale))
+    return scores, *torch.autograd.grad((scores * case.weights).sum(), (x, y, scale))
 
 
 def check(found, expected, bound, of_largest):
@@ -123,11 +119,11 @@ def check(found, expected, bound, of_largest):
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_agree_with_the_definition(name, results):
     exact = by_definition(CASES[name])
-    # Where little is left of a sum, little is left of its digits.
+    # A sum that nearly cancels keeps few digits.
     looser = 20 if name == "a small norm" else 1
     check(results[name], exact, looser * 1e-6, looser * 5e-6)
-    # By way of the logarithm of the scale, it is of the size of a score's, or what is left of it.
-    to_log = CASES[name]["options"][0] * (results[name][3] - exact[3])
+    # The gradient to the logarithm of the scale is of the size of a score, or smaller.
+    to_log = CASES[name].inputs[4] * (results[name][3] - exact[3])
     assert to_log.abs() <= 1e-5
 
 
@@ -150,9 +146,8 @@ def test_one_product_has_the_precision_of_tf32(results):
 
 
 def test_larger_heads_are_left_to_torch(monkeypatch):
-    # Through the interpreter, which this process lacks, they would raise.
+    # The kernels would raise here, since this process has no interpreter.
     monkeypatch.setenv("CLIPSEQ_TRITON", "1")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     one = case(1, 1, 3, 2, heads=1, size=130)
-    arguments = one["x"], one["y"], one["x_lengths"], one["y_lengths"], *one["options"]
-    check((attention_scores(*arguments),), by_definition(one)[:1], 1e-6, 0)
+    check((attention_scores(*one.inputs),), by_definition(one)[:1], 1e-6, 0)

@@ -1,33 +1,27 @@
-"""local's Triton kernels against the definition, pair by pair in float64."""
+"""The Triton kernels of local agree with the definition, pair by pair in float64."""
 
+import attrs
 import pytest
 import torch
-from through_triton import computed
 
 from clipseq import unit
+from clipseq.testing import KernelCase, run_kernels
+from clipseq_local.scores import maxima
 
 
-def case(batch, others, steps, length, features, keep=True, **more):
+def case(batch, others, steps, length, features, keep=True, **settings):
     generator = torch.Generator().manual_seed(steps * length)
 
     def side(count, steps):
         values = unit(torch.randn(count, steps, features, generator=generator))
         lengths = torch.randint(1, steps + 1, (count,), generator=generator)
         lengths[0] = steps
-        # The padding holds other steps: who looked at it would find maxima there.
+        # The padding holds other steps: kernels that read it would find maxima there.
         return values, lengths
 
     (x, x_lengths), (y, y_lengths) = side(batch, steps), side(others, length)
-    return {
-        "similarity": "local",
-        "x": x,
-        "y": y,
-        "x_lengths": x_lengths,
-        "y_lengths": y_lengths,
-        "weights": torch.randn(batch, others, generator=generator),
-        "options": (keep,),
-        **more,
-    }
+    weights = torch.randn(batch, others, generator=generator)
+    return KernelCase(maxima, (x, y, x_lengths, y_lengths, keep), weights, settings)
 
 
 CASES = {
@@ -46,31 +40,31 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    coarse = {"one product": CASES["features beyond a block"] | {"precision": "tf32"}}
-    return computed(tmp_path_factory.mktemp("local"), CASES | coarse | {"ties": ties()})
+def results():
+    pytest.importorskip("triton", reason="the kernels cannot run without triton")
+    coarse = attrs.evolve(CASES["features beyond a block"], precision="tf32")
+    return run_kernels({**CASES, "one product": coarse, "ties": ties()})
 
 
 def ties():
     step, other = torch.eye(2)
-    return case(1, 1, 2, 3, 2) | {
-        "x": torch.stack((step, step))[None],
-        "y": torch.stack((step, other, step))[None],
-        "weights": torch.ones(1, 1),
-    }
+    one = case(1, 1, 2, 3, 2)
+    x, y = torch.stack((step, step))[None], torch.stack((step, other, step))[None]
+    return attrs.evolve(one, inputs=(x, y, *one.inputs[2:]), weights=torch.ones(1, 1))
 
 
 def by_definition(case):
-    x, y = (case[side].double().requires_grad_() for side in "xy")
+    x, y = (side.double().requires_grad_() for side in case.inputs[:2])
+    x_lengths, y_lengths = (lengths.tolist() for lengths in case.inputs[2:4])
     scores = [
         [
             ((a[:t] @ b[:length].mT).amax(1).mean() + (a[:t] @ b[:length].mT).amax(0).mean()) / 2
-            for b, length in zip(y, case["y_lengths"].tolist(), strict=True)
+            for b, length in zip(y, y_lengths, strict=True)
         ]
-        for a, t in zip(x, case["x_lengths"].tolist(), strict=True)
+        for a, t in zip(x, x_lengths, strict=True)
     ]
     scores = torch.stack([torch.stack(row) for row in scores])
-    return scores, *torch.autograd.grad((scores * case["weights"]).sum(), (x, y))
+    return scores, *torch.autograd.grad((scores * case.weights).sum(), (x, y))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -92,12 +86,12 @@ def test_one_product_has_the_precision_of_tf32(results):
 
 def test_one_of_equal_maxima_has_the_gradient(results):
     scores, to_x, to_y = results["ties"]
-    # Both x find one of two equal y; those two find one of two equal x, and the third y finds any.
+    # Both x find one of two equal y. These two find one of two equal x, and the third y finds any.
     assert scores.item() == pytest.approx((1 + 2 / 3) / 2)
     step, other = torch.eye(2)
     shares = to_y[0] @ step * 2
     assert sorted(shares[[0, 2]].tolist()) == pytest.approx([1 / 3, 1 + 1 / 3])
     torch.testing.assert_close(to_y[0, 1], step / 6)
-    # In total what the definition gives: each maximum hands over its partner, once.
+    # The totals are those of the definition: each maximum adds its partner once.
     torch.testing.assert_close(to_x[0].sum(0), step * (1 / 2 + 1 / 3) + other / 6)
     torch.testing.assert_close(to_y[0].sum(0), step * (1 / 2 + 1 / 2))

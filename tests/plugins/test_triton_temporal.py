@@ -1,14 +1,15 @@
-"""temporal's Triton kernels against the definition, cell by cell in float64."""
+"""The Triton kernels of temporal agree with the definition, cell by cell in float64."""
 
+import attrs
 import pytest
 import torch
-from through_triton import computed
 
 from clipseq import unit
+from clipseq.testing import KernelCase, run_kernels
 from clipseq_temporal.scores import temporal_scores
 
 
-def case(batch, others, steps, length, features=8, gamma=0.1, band=None, **more):
+def case(batch, others, steps, length, features=8, gamma=0.1, band=None, **settings):
     generator = torch.Generator().manual_seed(steps * length)
 
     def side(count, steps):
@@ -18,16 +19,9 @@ def case(batch, others, steps, length, features=8, gamma=0.1, band=None, **more)
         return values, lengths
 
     (x, x_lengths), (y, y_lengths) = side(batch, steps), side(others, length)
-    return {
-        "similarity": "temporal",
-        "x": x,
-        "y": y,
-        "x_lengths": x_lengths,
-        "y_lengths": y_lengths,
-        "weights": torch.randn(batch, others, generator=generator),
-        "options": (gamma, band),
-        **more,
-    }
+    weights = torch.randn(batch, others, generator=generator)
+    inputs = x, y, x_lengths, y_lengths, gamma, band
+    return KernelCase(temporal_scores, inputs, weights, settings)
 
 
 CASES = {
@@ -49,18 +43,20 @@ CASES = {
 
 
 def matched(steps, length, **more):
-    """A pair of which each step of y is near one of x: what a path collects is large."""
+    """Return a pair in which each step of y is near one of x: what a path collects is large."""
     found = case(1, 1, steps, length, features=16, **more)
+    x, _, *rest = found.inputs
     generator = torch.Generator().manual_seed(1)
     noise = 0.03 * torch.randn(1, length, 16, generator=generator)
     at = torch.arange(length) * steps // length
-    return found | {"y": unit(found["x"][:, at] + noise), "weights": torch.ones(1, 1)}
+    return attrs.evolve(found, inputs=(x, unit(x[:, at] + noise), *rest), weights=torch.ones(1, 1))
 
 
 def one_match_of_several(**more):
     found = case(3, 2, 30, 120, features=16, gamma=0.01, **more)
-    found["x_lengths"][:], found["y_lengths"][:] = 30, 120
-    found["y"][0] = found["x"][0].repeat_interleave(4, 0)
+    x, y, x_lengths, y_lengths, *_ = found.inputs
+    x_lengths[:], y_lengths[:] = 30, 120
+    y[0] = x[0].repeat_interleave(4, 0)
     return found
 
 
@@ -74,17 +70,18 @@ LONG = {
     "several tiles": case(1, 1, 135, 130, features=16),
     "several tiles in a band": case(1, 1, 135, 130, features=16, band=0.1),
 }
-"""Too long for loops over cells: torch's path in float64 is what they are held to."""
+"""Cases too long for loops over cells; they are compared with torch's own path in float64."""
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    coarse = {"one product": CASES["features beyond a block"] | {"precision": "tf32"}}
-    return computed(tmp_path_factory.mktemp("temporal"), CASES | LONG | coarse)
+def results():
+    pytest.importorskip("triton", reason="the kernels cannot run without triton")
+    coarse = attrs.evolve(CASES["features beyond a block"], precision="tf32")
+    return run_kernels({**CASES, **LONG, "one product": coarse})
 
 
 def score(x, y, gamma, band):
-    """One minus normalised soft-DTW of a pair, from its recursion."""
+    """Return one minus the normalised soft-DTW of a pair, computed by its recursion."""
     t, length = len(x), len(y)
     width = 1.0 if band is None or min(t, length) == 1 else max(band, 0.5 / (min(t, length) - 1))
 
@@ -111,23 +108,20 @@ def score(x, y, gamma, band):
 
 
 def by_definition(case):
-    x, y = (case[side].double().requires_grad_() for side in "xy")
-    gamma, band = case["options"]
+    x, y = (side.double().requires_grad_() for side in case.inputs[:2])
+    x_lengths, y_lengths = (lengths.tolist() for lengths in case.inputs[2:4])
     scores = [
-        [
-            score(a[:t], b[:length], gamma, band)
-            for b, length in zip(y, case["y_lengths"].tolist(), strict=True)
-        ]
-        for a, t in zip(x, case["x_lengths"].tolist(), strict=True)
+        [score(a[:t], b[:length], *case.inputs[4:]) for b, length in zip(y, y_lengths, strict=True)]
+        for a, t in zip(x, x_lengths, strict=True)
     ]
     scores = torch.stack([torch.stack(row) for row in scores])
-    return scores, *torch.autograd.grad((scores * case["weights"]).sum(), (x, y))
+    return scores, *torch.autograd.grad((scores * case.weights).sum(), (x, y))
 
 
 def by_torch(case):
-    x, y = (case[side].double().requires_grad_() for side in "xy")
-    scores = temporal_scores(x, y, case["x_lengths"], case["y_lengths"], *case["options"])
-    return scores, *torch.autograd.grad((scores * case["weights"]).sum(), (x, y))
+    x, y = (side.double().requires_grad_() for side in case.inputs[:2])
+    scores = temporal_scores(x, y, *case.inputs[2:])
+    return scores, *torch.autograd.grad((scores * case.weights).sum(), (x, y))
 
 
 def check(found, expected, bound, of_largest):

@@ -56,7 +56,7 @@ def test_finds_the_built_ins_through_their_entry_points(fresh_registry):
     assert [name for name, info in infos.items() if info.composite] == ["combined"]
 
 
-def test_finds_a_third_partys(distribution):
+def test_finds_the_similarity_of_a_third_party(distribution):
     distribution(WORKING)
     info = clipseq.available_similarities()["foo"]
     assert (info.distribution, info.version) == ("clipseq-foo", "1.2")
@@ -149,7 +149,7 @@ def test_a_broken_plugin_is_one_warning_and_nothing_else_breaks(
         clipseq.get_similarity("foo")
 
 
-def test_an_interrupt_while_a_plugin_loads_is_no_failure_of_the_plugin(distribution):
+def test_an_interrupt_while_a_plugin_loads_is_not_a_failure_of_the_plugin(distribution):
     source = "import builtins\nif not hasattr(builtins, 'again'): raise KeyboardInterrupt\n"
     distribution(source + textwrap.dedent(WORKING))
     with pytest.raises(KeyboardInterrupt):
@@ -197,7 +197,7 @@ def test_disable_leaves_plugins_out(distribution, monkeypatch):
     assert "attention" not in clipseq.get_similarity("combined").parts
 
 
-def test_where_all_is_disabled_it_is_not_said_to_be_missing(fresh_registry, monkeypatch):
+def test_when_all_is_disabled_nothing_is_reported_as_missing(fresh_registry, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
     with pytest.raises(clipseq.UnknownSimilarityError) as caught:
         clipseq.get_similarity("xyz")
@@ -307,7 +307,7 @@ def test_an_unknown_option_suggests_the_nearest():
         clipseq.get_similarity("local", 16)
 
 
-def test_a_similarity_shows_the_options_that_it_was_made_with():
+def test_a_similarity_shows_the_options_it_was_created_with():
     local = clipseq.get_similarity("local", window=7)
     assert repr(local) == repr(copy.deepcopy(local)) == "LocalSimilarity(window=7, stride=1)"
     assert repr(clipseq.get_similarity("temporal")) == "TemporalSimilarity(gamma=0.1)"
@@ -410,3 +410,10 @@ def test_plugins_load_at_the_first_look_up():
     )
     assert "clipseq_local" in loaded
     assert "clipseq_temporal" in loaded
+
+
+def test_some_names_can_be_looked_up_alone(fresh_registry):
+    assert list(clipseq.available_similarities(["temporal", "no_such", "local"])) == [
+        "local",
+        "temporal",
+    ]

@@ -1,4 +1,7 @@
-"""No check is vacuous: each wrong similarity is caught, and by the check that should catch it."""
+"""No check is vacuous: each wrong similarity is caught, and by the check that should catch it.
+
+Signatures are not checked here, as they are not for authors: only the kit may catch a mistake.
+"""
 
 import importlib.util
 import subprocess
@@ -9,7 +12,7 @@ import pytest
 
 from clipseq.testing import CHECKS, ConformanceError, check_similarity
 
-# The test modules are no package; by name, so that pickle finds the classes.
+# The test modules are not a package; the module has a name so that pickle finds its classes.
 _spec = importlib.util.spec_from_file_location(
     "wrong_similarities", Path(__file__).with_name("wrong_similarities.py")
 )
@@ -18,6 +21,8 @@ sys.modules["wrong_similarities"] = wrong_similarities
 _spec.loader.exec_module(wrong_similarities)
 
 WRONG = wrong_similarities.WRONG
+
+pytestmark = pytest.mark.usefixtures("unchecked_signatures")
 
 
 def _label(make: object) -> str:
@@ -52,7 +57,7 @@ def _slow_in_python(clean) -> dict[str, str]:
 
 
 def test_compile() -> None:
-    # Without the checks of signatures that the tests run with, which no compiler can trace.
+    # In a process without checks of signatures, which torch.compile cannot trace.
     program = """
 import wrong_similarities as w
 from clipseq.testing import CHECKS, ConformanceError

@@ -1,7 +1,7 @@
 """Similarities that each break one promise, with the check that must notice.
 
-A mutant differs from a clean reference (`Pooled`, `MaxSim`, `SoftMatch` or `Dtw`) by the one thing
-that its docstring names.
+Each differs from a clean reference (`Pooled`, `MaxSim`, `SoftMatch` or `Dtw`) in the one thing that
+its docstring names.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clipseq import Alignment, Sequences, Similarity, unit
 
 WRONG: list[tuple[Callable[[], Similarity], str]] = []
-"""How to make a wrong similarity, and the check that should catch it."""
+"""Functions that create a wrong similarity, each with the check that should catch it."""
 
 
 def caught_by(check: str) -> Callable[[type[Similarity]], type[Similarity]]:
@@ -30,7 +30,7 @@ def real_pairs(x: Sequences, y: Sequences) -> Tensor:
 
 
 def cosines(x: Sequences, y: Sequences) -> Tensor:
-    """(b, c, T, L)"""
+    """Return the cosines (b, c, T, L) of every step of x with every step of y."""
     return torch.einsum("btd,cld->bctl", x.values, y.values)
 
 
@@ -132,7 +132,7 @@ class Dtw(Similarity):
 CLEAN = (Pooled, MaxSim, SoftMatch, Dtw)
 
 
-# What does not run
+# Similarities that do not run
 
 
 @caught_by("forward_and_backward")
@@ -145,7 +145,7 @@ class ForgetsSuper(Pooled):
 
 @caught_by("forward_and_backward")
 class CannotBeMade(Pooled):
-    """An option without a default, and nobody gives it."""
+    """An option without a default that is not given."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class WindowOneTooFar(MaxSim):
     def prepare_x(self, x: Sequences) -> Sequences:
         values = nn.functional.pad(unit(x.values), (0, 0, 0, 1))
         counted = nn.functional.pad(x.mask, (0, 1))
-        # Divided by two also where only one of the two steps is real, and not normalised again.
+        # Divides by two even if only one of the two steps is real, and does not normalise again.
         windows = (values[:, :-1] + values[:, 1:]) / 2
         reaches = counted[:, 1:] | (torch.arange(x.mask.shape[1]) == x.mask.shape[1] - 1)
         return Sequences(unit(windows) * (0.5 + 0.5 * reaches[..., None]), x.mask)
@@ -307,7 +307,7 @@ class NegativePaddingEverywhere(Pooled):
 
 @caught_by("independence")
 class CentredOnTheBatch(Pooled):
-    """Takes the batch's mean away first."""
+    """Subtracts the mean of the batch first."""
 
     def prepare_x(self, x: Sequences) -> tuple[Tensor, Sequences]:
         pooled, steps = super().prepare_x(x)
@@ -343,7 +343,7 @@ class BiasByPlace(Pooled):
 
 @caught_by("duplicates")
 class FirstOfEqualsWins(Pooled):
-    """Of equal columns only the first keeps its score."""
+    """Only the first of equal columns keeps its score."""
 
     def score_all(self, x: tuple, y: tuple, steps: tuple[int, int]) -> Tensor:
         scores = self.score(x, y)
@@ -533,7 +533,7 @@ class NaNGradientAtZero(Pooled):
 
 @caught_by("zero_vectors")
 class HugeGradientAtZero(MaxSim):
-    """1/eps, as torch.nn.functional.normalize has it."""
+    """A gradient of 1/eps, like that of torch.nn.functional.normalize."""
 
     def prepare_x(self, x: Sequences) -> Sequences:
         return Sequences(nn.functional.normalize(x.values, dim=-1), x.mask)
@@ -541,7 +541,7 @@ class HugeGradientAtZero(MaxSim):
 
 @caught_by("gradient_at_zero_vectors")
 class NaNGradientAtZeroOfY(Pooled):
-    """As `NaNGradientAtZero`, for whole sequences of zeros in y."""
+    """The mistake of `NaNGradientAtZero`, for whole sequences of zeros in y."""
 
     def prepare_y(self, y: Sequences) -> tuple[Tensor, Sequences]:
         mean = y.values.sum(1)
@@ -577,7 +577,7 @@ class AlwaysFloat32(Pooled):
 
 @caught_by("forward_and_backward")
 class OneScoreForAll(Pooled):
-    """Returns the pairs of a row only."""
+    """Returns one score for each row."""
 
     def score(self, x: tuple, y: tuple) -> Tensor:
         return (x[0] @ y[0].T).mean(1)
@@ -728,8 +728,8 @@ class AutocastsItself(Pooled):
 
 
 def _autocast_outside() -> bool:
-    # What `forward` has turned off is on in one of the frames above, which autocast remembers as
-    # the dtype that it was given.
+    # `forward` has turned autocast off, but a local variable of a frame above still says that it
+    # was on.
     import inspect
 
     return any(
@@ -834,7 +834,7 @@ def _one() -> nn.Linear:
 
 @caught_by("registered_tensors")
 class ModulesInAList(_Scaled):
-    """Never optimised, moved or saved."""
+    """Modules in a list are not optimised, moved or saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -846,7 +846,7 @@ class ModulesInAList(_Scaled):
 
 @caught_by("registered_tensors")
 class ModulesInADict(_Scaled):
-    """As `ModulesInAList`."""
+    """Modules in a dict are not optimised, moved or saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -858,7 +858,7 @@ class ModulesInADict(_Scaled):
 
 @caught_by("registered_tensors")
 class ModuleInAnObject(_Scaled):
-    """As `ModulesInAList`, in something that torch knows nothing of."""
+    """Modules in an object that torch does not know are not optimised, moved or saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -870,7 +870,7 @@ class ModuleInAnObject(_Scaled):
 
 @caught_by("registered_tensors")
 class MethodOfAModule(Pooled):
-    """Only what a module does is kept."""
+    """Keeps a method of a module, and thereby the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -932,7 +932,7 @@ class KeepsALambda(Pooled):
 
 @caught_by("alignment_weights")
 class NegativeWeights(Pooled):
-    """Cosines as they are."""
+    """Cosines that are not clamped."""
 
     def align(self, x: tuple, y: tuple) -> Tensor:
         return matched(x[1], y[1])[0]
@@ -980,8 +980,8 @@ class TransposedAlignment(MaxSim):
         return super().align(x, y).mT
 
 
-# What the base class guarantees can only be broken by breaking it: `forward` or `explain` of one
-# instance is replaced, as no class is allowed to override them.
+# To break what the base class guarantees, `forward` or `explain` is replaced on one instance: no
+# class may override them.
 
 Forward = Callable[..., Tensor]
 
@@ -1010,7 +1010,7 @@ def _as_given(x: Tensor, mask: Tensor | None) -> Sequences:
 def lets_padding_through(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Tensor:
-    """Half of what lies in padding is added to the real steps."""
+    """Lower the scores by what lies in padding."""
     scores = Similarity.forward(self, x, y, x_mask, y_mask)
     return scores * (1 - 1e-3 * x.detach().nan_to_num(posinf=9, neginf=9).abs().sum().tanh())
 
@@ -1019,7 +1019,7 @@ def lets_padding_through(
 def counts_padding(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Tensor:
-    """Scores shrink with T."""
+    """Lower the scores with T."""
     return Similarity.forward(self, x, y, x_mask, y_mask) * (1 - 1e-3 * x.shape[1])
 
 
@@ -1027,7 +1027,7 @@ def counts_padding(
 def takes_masks_for_prefixes(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Tensor:
-    """Only the number of real steps is read from a mask."""
+    """Read only the number of real steps from a mask."""
     masks = (
         None if m is None else torch.arange(m.shape[1]) < m.sum(1, keepdim=True)
         for m in (x_mask, y_mask)
@@ -1039,7 +1039,7 @@ def takes_masks_for_prefixes(
 def gradient_leaks(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Tensor:
-    """The scores are right, and padded steps get a small gradient."""
+    """Give right scores, and a small gradient to padded steps."""
     leak = 1e-6 * (x.nan_to_num() - x.detach().nan_to_num()).clamp(-1, 1).mean()
     return Similarity.forward(self, x, y, x_mask, y_mask) + leak
 
@@ -1048,7 +1048,7 @@ def gradient_leaks(
 def empty_scores_zero(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Tensor:
-    """A sequence without steps scores 0."""
+    """Score a sequence without steps with 0."""
     scores = Similarity.forward(self, x, y, x_mask, y_mask)
     x, y = _as_given(x, x_mask), _as_given(y, y_mask)
     return scores.masked_fill(~(x.mask.any(1)[:, None] & y.mask.any(1)), 0.0)
@@ -1058,7 +1058,7 @@ def empty_scores_zero(
 def weights_on_padding(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Alignment:
-    """A weight wherever there is a step, real or not."""
+    """Give a weight to every step, real or not."""
     found = Similarity.explain(self, x, y, x_mask, y_mask)
     return Alignment(found.score, found.weights + 0.1, found.mask)
 
@@ -1067,7 +1067,7 @@ def weights_on_padding(
 def packed_positions(
     self: Similarity, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask=None
 ) -> Alignment:
-    """Weights stay where packing put the steps."""
+    """Leave weights where packing put the steps."""
     found = Similarity.explain(self, x, y, x_mask, y_mask)
     weights = torch.zeros_like(found.weights)
     for i, (a, b) in enumerate(zip(found.mask.any(2), found.mask.any(1), strict=True)):

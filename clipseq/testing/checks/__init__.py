@@ -1,4 +1,4 @@
-"""All the checks, in the order in which an author wants to hear of them."""
+"""All the checks, in the order in which an author should read about failures."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -37,4 +37,4 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         for check in part.CHECKS
     }
 )
-"""Name -> check, in order."""
+"""The checks by name, in the order in which `clipseq.testing.check_similarity` runs them."""

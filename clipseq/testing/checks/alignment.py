@@ -1,4 +1,4 @@
-"""What `explain` says of matched pairs."""
+"""Checks of the alignments that `explain` returns for matched pairs."""
 
 import torch
 
@@ -11,14 +11,14 @@ from clipseq.testing.strategies import DENSE, sequence_pairs
 
 
 def explained(similarity: Similarity, x: Sequences, y: Sequences) -> Alignment:
-    """`explain`, its shapes checked."""
+    """Return what `explain` gives, after checking its shapes."""
     found = similarity.explain(x.values, y.values, x.mask, y.mask)
     shape = (*x.mask.shape, y.mask.shape[1])
     if found.weights.shape != shape or found.mask.shape != shape or found.score.shape != shape[:1]:
         raise Broken(
-            f"score, weights and mask have the shapes {tuple(found.score.shape)}, "
-            f"{tuple(found.weights.shape)} and {tuple(found.mask.shape)}, not {shape[:1]}, "
-            f"{shape} and {shape}"
+            f"score, weights and mask must have the shapes {shape[:1]}, {shape} and {shape}, got "
+            f"{tuple(found.score.shape)}, {tuple(found.weights.shape)} and "
+            f"{tuple(found.mask.shape)}"
         )
     return found
 
@@ -33,13 +33,15 @@ def alignment_weights(subject: Subject) -> None:
         negative = found.weights < 0
         if bool(negative.any()):
             index = tuple(int(k) for k in negative.nonzero()[0])
-            raise Broken(f"weight{list(index)} is {float(found.weights[index]):.6g}")
+            raise Broken(
+                f"weight{list(index)} must not be negative, got {float(found.weights[index]):.6g}"
+            )
         real = x.mask[:, :, None] & y.mask[:, None, :]
         if not torch.equal(found.mask, real):
-            raise Broken("mask is not True exactly where both steps are real")
-        only(found.weights, ~real, 0.0, "a weight on padding, ")
+            raise Broken("mask must be True exactly where both steps are real, got another mask")
+        only(found.weights, ~real, 0.0, "the weight of padding, weight")
         scores = similarity(x.values, y.values, x.mask, y.mask).diagonal()
-        same(found.score, scores, 1e-8, "the score of explain", "from a call")
+        same(found.score, scores, 1e-8, "the score of explain", "in a call")
 
     subject.for_all(holds, pair=sequence_pairs(features=subject.features, matched=True, empty=True))
 
@@ -55,7 +57,7 @@ def alignment_positions(subject: Subject) -> None:
         for i in range(len(front)):
             at_x, at_y = (side.mask[i].nonzero().flatten() for side in (x, y))
             wanted[i][at_x[:, None], at_y] = front[i, : len(at_x), : len(at_y)]
-        same(found, wanted, 1e-8, "weight", "from the packed steps, put back in their places")
+        same(found, wanted, 1e-8, "weight", "with packed steps, moved to their places")
 
     subject.for_all(
         holds, pair=sequence_pairs(features=subject.features, matched=True, kinds=DENSE)
@@ -85,17 +87,17 @@ def alignment_diagonal(subject: Subject) -> None:
     def holds(x: Sequences) -> None:
         weights = explained(similarity, x, x).weights[0].detach()
         if not float(weights.sum()) > 0:
-            raise Broken("all weights are zero")
+            raise Broken("some weight must be positive, got zero everywhere")
         for name, rows in (("row", weights), ("column", weights.T)):
             ahead = rows - rows.diagonal()[:, None]
             if float(ahead.max()) > 1e-8 * (1 + float(weights.max())):
                 k, other = divmod(int(ahead.argmax()), ahead.shape[1])
                 raise Broken(
-                    f"in {name} {k} the step {other} has the weight {float(rows[k, other]):.6g}, "
-                    f"and the step itself {float(rows[k, k]):.6g}"
+                    f"in {name} {k} the weight of the step itself must be the largest, got "
+                    f"{float(rows[k, k]):.6g}, and {float(rows[k, other]):.6g} for step {other}"
                 )
 
-    # As different as steps can be: orthogonal ones.
+    # Steps differ most when they are orthogonal.
     steps = torch.eye(subject.features, dtype=torch.float64)
     subject.for_each(
         holds,
@@ -109,28 +111,28 @@ def alignment_diagonal(subject: Subject) -> None:
 CHECKS = (
     Check(
         "alignment_weights",
-        "weights are finite, never negative, and zero on padding; explain scores as a call does",
+        "weights are finite, not negative, and zero on padding; explain gives the scores of a call",
         alignment_weights,
-        "`align`: clamp(min=0) where a weight is a cosine; a softmax over nothing is NaN",
+        "`align`: use clamp(min=0) if a weight is a cosine; a softmax over no steps is NaN",
     ),
     Check(
         "alignment_positions",
-        "weights are at the caller's positions, wherever the padding is",
+        "weights stand at the caller's positions, wherever the padding is",
         alignment_positions,
-        "`align` returns (n, t, l) for the packed steps, x's along the second axis; "
-        "`clipseq.Similarity.explain` puts them back",
+        "`align` returns (n, t, l) for the packed steps, those of x along the second axis; "
+        "`clipseq.Similarity.explain` moves the weights to the caller's positions",
     ),
     Check(
         "alignment_alone",
         "the weights of a pair do not depend on padding or on the other pairs",
         alignment_alone,
-        "in `align`, as in `score`: padded steps in a softmax, a maximum or a mean; sums over n",
+        "`align`, like `score`: padded steps in a softmax, a maximum or a mean; sums over n",
     ),
     Check(
         "alignment_diagonal",
-        "for distinct steps against themselves, nothing outweighs the diagonal",
+        "for distinct steps against themselves, no weight exceeds the one on the diagonal",
         alignment_diagonal,
-        "`align`: an axis swapped, a step too far, or weights that do not follow the match; a "
-        "similarity that cannot tell steps apart spreads evenly",
+        "`align`: swapped axes, an index that is off by one, or weights that do not follow the "
+        "match; a similarity that does not distinguish steps spreads its weight evenly",
     ),
 )

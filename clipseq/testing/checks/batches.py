@@ -1,4 +1,4 @@
-"""A pair's score is its own affair."""
+"""Checks that the score of a pair depends on that pair alone."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ def independence(subject: Subject) -> None:
         x_all, y_all = stacked(x_others, x), stacked(y_others, y)
         xs, ys = (side.values.clone().requires_grad_() for side in (x_all, y_all))
         scores = similarity(xs, ys, x_all.mask, y_all.mask)
-        same(scores[-1:, -1:], wanted, 1e-8, "score", "without the others in the batch")
+        same(scores[-1:, -1:], wanted, 1e-8, "score", "without the other sequences in the batch")
         for side, values in (("x", xs), ("y", ys)):
             (gradient,) = torch.autograd.grad(scores[-1, -1], values, retain_graph=True)
             elsewhere = torch.ones_like(gradient, dtype=torch.bool)
@@ -79,7 +79,7 @@ def as_alone(
     masks: Literal["any", "prefix"] = "any",
     examples: int | None = None,
 ) -> None:
-    """A batch gives what its pairs give one by one, without padding: scores and gradients."""
+    """Check that a batch gives the scores and gradients of its pairs, scored alone and unpadded."""
     similarity = subject.trained()
 
     def compare(pair: PairOfBatches, gradients: bool) -> None:
@@ -95,7 +95,7 @@ def as_alone(
     def gradients(pair: PairOfBatches) -> None:
         compare(pair, True)
 
-    # Where steps repeat, a maximum has several winners and its gradient is not one number.
+    # Where steps repeat, a maximum is reached more than once, and its gradient is not unique.
     for holds, kinds in ((scores, TAME), (gradients, DENSE)):
         pairs = sequence_pairs(
             batch=batch,
@@ -177,7 +177,7 @@ def tile_size(subject: Subject) -> None:
     def all_of_it(pair: PairOfBatches, elements: int) -> None:
         compare(pair, elements, True)
 
-    # Three rows and five columns of 16 cells a pair: in tiles of two columns the last is narrower.
+    # Three rows, five columns, 16 cells per pair: with tiles of two columns the last is narrower.
     x, y = (
         Sequences.from_tensor(dense(count, 4, subject.features, seed=count)) for count in (3, 5)
     )
@@ -197,7 +197,7 @@ def large_batches(subject: Subject) -> None:
         return Sequences.from_tensor(dense(count, steps, subject.features, seed=seed), mask)
 
     def holds(x: Sequences, y: Sequences) -> None:
-        # More cells than a tile of the default size holds: kernels of a plugin's own cut here too.
+        # More cells than a tile of the default size: the kernels of a plugin split this batch, too.
         with torch.no_grad():
             whole = similarity(x.values, y.values, x.mask, y.mask)
             for i in range(0, len(x.values), 16):
@@ -217,36 +217,36 @@ CHECKS = (
         "one_row_batches",
         "a batch of one gives the row, or the column, of a larger batch",
         one_row_batches,
-        "squeeze() without an axis, and broadcasting that means something else when B or C is 1",
+        "squeeze() without an axis, and broadcasting that changes its meaning when B or C is 1",
     ),
     Check(
         "single_steps",
-        "sequences of a single step work, and score as each pair alone does",
+        "sequences of a single step work, and each pair scores as it does alone",
         single_steps,
         _ALONE,
     ),
     Check(
         "rectangles",
-        "B other than C and T other than L work, and each pair scores as it does alone",
+        "B and C, and T and L, may differ, and each pair scores as it does alone",
         rectangles,
-        _ALONE + "; x and y taken for one another",
+        _ALONE + "; x and y mixed up",
     ),
     Check(
         "long_against_short",
-        "very different lengths work, and each pair scores as it does alone",
+        "lengths may differ widely, and each pair scores as it does alone",
         long_against_short,
         _ALONE + "; sums over steps whose rounding grows with the length",
     ),
     Check(
         "independence",
-        "S[i, j] depends on x[i] and y[j] alone",
+        "S[i, j] depends on x[i] and y[j] only",
         independence,
-        "anything that is computed across the batch axis: means, norms, maxima, a softmax over "
-        "all y, batch normalisation",
+        "anything computed across the batch axis: means, norms, maxima, a softmax over all y, "
+        "batch normalisation",
     ),
     Check(
         "permutation",
-        "permuting a batch permutes rows or columns",
+        "permuting a batch permutes the rows or columns of its scores",
         permutation,
         "anything that depends on a row's place in the batch",
     ),
@@ -254,19 +254,19 @@ CHECKS = (
         "duplicates",
         "equal sequences in one batch have equal scores",
         duplicates,
-        "anything that depends on a row's place in the batch, or that competes within the batch",
+        "anything that depends on a row's place in the batch, or on competition within the batch",
     ),
     Check(
         "tile_size",
-        "the size of a tile, and whether gradients are computed, changes nothing beyond rounding",
+        "neither the size of a tile nor computing gradients changes scores beyond rounding",
         tile_size,
-        "`score` gets some rows of x and some of y, never all: what it needs of the whole belongs "
-        "to `prepare_x`; in a `score_all` of your own, the last tile of each row and column",
+        "`score` gets a tile of the batch: compute what needs the whole sequence in `prepare_x`; "
+        "in a `score_all` of your own, check the last tile of each row and column",
     ),
     Check(
         "large_batches",
         "a batch larger than a tile scores as its blocks do",
         large_batches,
-        "the edges of tiles, in a `score_all` of your own",
+        "the edges of tiles in a `score_all` of your own",
     ),
 )

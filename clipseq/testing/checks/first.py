@@ -1,4 +1,4 @@
-"""What an author hears of before anything else: it runs at all."""
+"""The first check: a similarity can be created, and scores a small batch."""
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ def forward_and_backward(subject: Subject) -> None:
     x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
     scores = similarity(x, y)
     if not isinstance(scores, Tensor):
-        raise Broken(f"a call gives a {type(scores).__name__}, not a tensor")
+        raise Broken(f"the scores must be a tensor, got {type(scores).__name__}")
     if scores.shape != (2, 3):
-        raise Broken(f"the scores have the shape {tuple(scores.shape)}, not (2, 3)")
+        raise Broken(f"the scores must have the shape (2, 3), got {tuple(scores.shape)}")
     if scores.dtype != torch.float32:
-        raise Broken(f"the scores of float32 inputs are {scores.dtype}")
+        raise Broken(f"the scores of float32 inputs must be torch.float32, got {scores.dtype}")
     finite(scores, "score")
     if not scores.requires_grad:
         raise Broken("no gradient reaches x or y: the scores are detached from both")
@@ -35,9 +35,10 @@ def forward_and_backward(subject: Subject) -> None:
 
 FIRST = Check(
     "forward_and_backward",
-    "it can be made, and scores a small batch: finite (B, C) scores, with a gradient to x and y",
+    "it can be created, and gives finite (B, C) scores with a gradient to x and y",
     forward_and_backward,
-    "`__init__`: super().__init__ first, a default for every option; `score`: a tensor (b, c), not "
-    "transposed or detached, no .item() or torch.no_grad() on the way, no division by zero",
+    "`__init__`: call super().__init__ first, and give every option a default; `score`: return a "
+    "tensor (b, c), not transposed or detached, without .item(), torch.no_grad() or a division "
+    "by zero on the way",
 )
-"""The check that the others come after."""
+"""The check without which the others say little."""

@@ -1,4 +1,4 @@
-"""Gradients agree with finite differences, at the awkward points too."""
+"""Checks that gradients agree with finite differences, also at zeros, ties and equal steps."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import dense
 
 _FEW = 150
-"""Most numbers for which every entry of the Jacobian is looked at; beyond, random projections."""
+"""Most inputs for which every entry of the Jacobian is compared, not a random projection of it."""
 
 
 def agrees(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
@@ -69,9 +69,9 @@ def finite_differences(subject: Subject) -> None:
 
 
 def _but_zeros(sequences: Sequences) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The steps that are not zero, and how to put such steps back among the zeros."""
+    """Return the steps that are not zero, and a function that puts such steps among the zeros."""
     places = sequences.values.abs().amax(-1) > 0
-    # At a zero step a cosine has no limit: finite differences exist for the other steps only.
+    # At a zero step a cosine has no limit, so finite differences exist for the other steps only.
     return sequences.values[places], lambda steps: sequences.values.index_put(
         places.nonzero(as_tuple=True), steps
     )
@@ -144,7 +144,7 @@ def at_repeated_steps(subject: Subject) -> None:
         steps = dense(3, subject.features, seed=7)
 
         def scores(steps: Tensor) -> Tensor:
-            # Moved together, equal steps stay equal: the score is smooth in that, ties and all.
+            # Equal steps that move together stay equal, and the score is smooth in their movement.
             sides = (steps[["abc".index(letter) for letter in side]][None] for side in (x, y))
             return similarity(*sides)
 
@@ -198,7 +198,9 @@ def training_steps(subject: Subject) -> None:
             scores.sum().backward()
         except RuntimeError as error:
             what = str(error).split(". ")[0]
-            raise Broken(f"the backward pass of step {step} raised: {what}") from error
+            raise Broken(
+                f"the backward pass of step {step} must work, but raised: {what}"
+            ) from error
         with torch.no_grad():
             for parameter in similarity.parameters():
                 if parameter.grad is not None:
@@ -206,49 +208,52 @@ def training_steps(subject: Subject) -> None:
                     parameter.sub_(0.01 * parameter.grad)
         for name, buffer in similarity.named_buffers():
             if buffer.requires_grad:
-                raise Broken(f"the buffer {name!r} holds on to the graph after step {step}")
+                raise Broken(
+                    f"the buffer {name!r} must not require a gradient after step {step}; detach "
+                    "what is stored in it"
+                )
 
 
 _SMOOTH = (
-    "detach(), .data, torch.no_grad() or argmax in the path of a gradient; a backward of your own"
+    "detach(), .data, torch.no_grad() or argmax on the path of a gradient; a backward of your own"
 )
 
 CHECKS = (
     Check(
         "finite_differences",
-        "gradients, of parameters too, agree with finite differences in float64",
+        "gradients, those of parameters included, agree with finite differences in float64",
         finite_differences,
-        _SMOOTH + "; and a score that `forward` has to clamp",
+        _SMOOTH + "; a score that `forward` has to clamp",
     ),
     Check(
         "gradient_at_zero_vectors",
-        "with zero vectors about, gradients are finite, and right for all other steps",
+        "with zero vectors in the batch, gradients are finite, and right for all other steps",
         at_zero_vectors,
-        "norms and square roots: `clipseq.unit` is safe at zero; torch.where does not stop the "
-        "NaN of the branch not taken",
+        "norms and square roots: use `clipseq.unit`, which is safe at zero; torch.where does not "
+        "stop the NaN of the branch that is not taken",
     ),
     Check(
         "gradient_at_identical_sequences",
-        "gradients are right where the two sequences are the same",
+        "gradients are right where the two sequences are equal",
         at_identical_sequences,
         "the square root of a distance that is zero, acos at 1, a clamp at 1",
     ),
     Check(
         "gradient_at_repeated_steps",
-        "where steps repeat, and maxima tie, no part of a gradient is lost or counted twice",
+        "where steps repeat and maxima tie, no part of a gradient is lost or counted twice",
         at_repeated_steps,
-        "a comparison with the maximum (== best) in place of amax or max",
+        "a comparison with the maximum (== best) instead of amax or max",
     ),
     Check(
         "frozen_side",
-        "the gradient of one side is the same when the other needs none",
+        "the gradient of one side is unchanged when the other side needs none",
         frozen_side,
         "a backward of your own that assumes that both inputs need a gradient",
     ),
     Check(
         "training_steps",
-        "one training step after another works: nothing of the graph is kept",
+        "several training steps in a row work, because nothing of the graph is kept",
         training_steps,
-        "a buffer or an attribute that is updated in `score` or `prepare_x` without detach()",
+        "a buffer or an attribute that `score` or `prepare_x` updates without detach()",
     ),
 )

@@ -1,4 +1,4 @@
-"""A similarity as an nn.Module: made from options, saved, copied, and the same at every call."""
+"""Checks of a similarity as an nn.Module: options, state, copies, and repeated calls."""
 
 import copy
 import inspect
@@ -27,18 +27,23 @@ def options(subject: Subject) -> None:
     cls = type(subject.make())
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            raise Broken(f"{cls.__qualname__} takes *{parameter.name}: options must be named")
+            raise Broken(
+                f"the options of {cls.__qualname__} must be named, got *{parameter.name}; give "
+                "each option a parameter of its own"
+            )
         if parameter.kind is parameter.POSITIONAL_ONLY:
-            raise Broken(f"the option {parameter.name!r} cannot be given by keyword")
+            raise Broken(
+                f"the option {parameter.name!r} must be a keyword, got a positional-only parameter"
+            )
         if parameter.default is parameter.empty:
-            raise Broken(f"the option {parameter.name!r} has no default value")
+            raise Broken(f"the option {parameter.name!r} must have a default value, got none")
     made = cls()
     if not isinstance(cls.composite, bool):
-        raise Broken(f"composite is {cls.composite!r}, not a bool")
+        raise Broken(f"composite must be a bool, got {cls.composite!r}")
     weight = cls.default_weight
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not (number and 0 < weight < float("inf")):
-        raise Broken(f"default_weight is {weight!r}, not a positive number")
+        raise Broken(f"default_weight must be a positive number, got {weight!r}")
     made(*_inputs(subject if made.embed_dim is None else Subject(cls)))
     if "embed_dim" in inspect.signature(cls.__init__).parameters:
         _embed_dim_is_used(cls)
@@ -48,18 +53,24 @@ def _embed_dim_is_used(cls: Callable[..., Similarity]) -> None:
     try:
         found = cls(embed_dim=_EMBED_DIM).embed_dim
     except (ValueError, AssertionError, RuntimeError):  # torch's own attention asserts it
-        return  # a size that goes with none of the other defaults: refused, not ignored
+        return  # a size that does not fit the other defaults is refused, not ignored
     if found != _EMBED_DIM:
-        raise Broken(f"made with embed_dim={_EMBED_DIM}, it has embed_dim={found}")
+        raise Broken(
+            f"embed_dim must be {_EMBED_DIM} after __init__(embed_dim={_EMBED_DIM}), got {found}; "
+            "pass it on to super().__init__(embed_dim=embed_dim)"
+        )
 
 
 def final_methods(subject: Subject) -> None:
     similarity = subject.make()
     for name in ("forward", "prepare", "compare", "explain", "__call__"):
         if getattr(type(similarity), name) is not getattr(Similarity, name):
-            raise Broken(f"{type(similarity).__qualname__} overrides {name}")
+            raise Broken(
+                f"{name} must be that of clipseq.Similarity, got an override in "
+                f"{type(similarity).__qualname__}"
+            )
         if name in vars(similarity):
-            raise Broken(f"{name} is replaced on the instance")
+            raise Broken(f"{name} must be that of the class, got another one on the instance")
 
 
 def deterministic(subject: Subject) -> None:
@@ -72,7 +83,7 @@ def deterministic(subject: Subject) -> None:
     again = similarity(*first)
     if not torch.equal(scores, again):
         same(again, scores, 0.0, "at a second call, score", "at the first")
-        raise Broken("a second call gives NaN")
+        raise Broken("the scores of a second call must be those of the first, got NaN")
     once, twice = (outcome(similarity, *_sequences(first)) for _ in range(2))
     same(twice.x, once.x, 0.0, "at a second call, the gradient of x", "at the first")
     similarity(*second)
@@ -80,7 +91,7 @@ def deterministic(subject: Subject) -> None:
     same(later, scores, 0.0, "after another batch, score", "before it")
     for name, value in similarity.state_dict().items():
         if isinstance(value, Tensor) and not torch.equal(value, before[name]):
-            raise Broken(f"a call in eval mode changed {name!r} of the state")
+            raise Broken(f"{name!r} of the state must be unchanged by a call in eval mode")
 
 
 def registered_tensors(subject: Subject) -> None:
@@ -88,7 +99,7 @@ def registered_tensors(subject: Subject) -> None:
     for mode in (True, False):
         similarity.train(mode)
         similarity(*_inputs(subject))
-        # What is registered may be listed once more, as nn.LSTM does with its weights.
+        # A registered module or parameter may be listed once more: nn.LSTM lists its weights.
         registered = {id(kept) for kept in (*similarity.modules(), *similarity.parameters())}
         for path, module in similarity.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -101,7 +112,10 @@ def registered_tensors(subject: Subject) -> None:
                     if id(leaf) in registered:
                         continue
                     if isinstance(leaf, Tensor):
-                        raise Broken(f"the attribute {where!r} keeps a tensor")
+                        raise Broken(
+                            f"the attribute {where!r} keeps a tensor; make it an nn.Parameter or a "
+                            "buffer"
+                        )
                     if isinstance(leaf, nn.Module):
                         raise Broken(f"the attribute {where!r} keeps a module {_instead(value)}")
 
@@ -137,7 +151,7 @@ def pickled(subject: Subject) -> None:
 
 
 def _use(subject: Subject, similarity: nn.Module) -> None:
-    # A forward and a backward pass leave behind what must not be left behind.
+    # A forward and a backward pass may leave tensors of a graph behind, which must not be kept.
     outcome(similarity, *_sequences(_inputs(subject)))
     similarity(*(value.requires_grad_() for value in _inputs(subject)))
 
@@ -145,7 +159,7 @@ def _use(subject: Subject, similarity: nn.Module) -> None:
 def _equal(subject: Subject, found: Similarity, wanted: Similarity, whose: str) -> None:
     inputs = _inputs(subject)
     subject.example = {"x": inputs[0], "y": inputs[1]}
-    same(found(*inputs), wanted(*inputs), 1e-6, f"{whose}, score", "of the original")
+    same(found(*inputs), wanted(*inputs), 1e-6, f"{whose}, score", "in the original")
 
 
 def _inputs(subject: Subject, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -177,7 +191,7 @@ def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
-    """What a container, a function with something bound to it, or a plain object holds."""
+    """Return the values in a container, a bound function or a plain object; None for others."""
     if isinstance(value, Tensor | nn.Module | type | FunctionType | ModuleType):
         return None
     if isinstance(value, Mapping):
@@ -192,27 +206,27 @@ def _parts(value: Any) -> Iterable[Any] | None:
 
 
 def _instead(value: Any) -> str:
-    """How an attribute keeps a module, and what would register it."""
+    """Say how an attribute keeps a module, and how to register it."""
     if isinstance(value, Mapping):
-        return "in a dict: use nn.ModuleDict"
+        return "in a dict; use nn.ModuleDict"
     if isinstance(value, _LISTS):
-        return f"in a {type(value).__name__}: use nn.ModuleList"
-    return "that is not registered: make the module an attribute of its own, by self.name = ..."
+        return f"in a {type(value).__name__}; use nn.ModuleList"
+    return "that is not registered; assign the module to an attribute: self.name = ..."
 
 
 CHECKS = (
     Check(
         "options",
-        "options are keywords with defaults; none is needed, and embed_dim is used",
+        "every option is a keyword with a default, and embed_dim is used",
         options,
-        "the signature of `__init__`: no *args, no **kwargs, a default for each; "
+        "the signature of `__init__`: no *args, no **kwargs, a default for each option; "
         "super().__init__(embed_dim=embed_dim)",
     ),
     Check(
         "final_methods",
         "forward, prepare, compare and explain are those of clipseq.Similarity",
         final_methods,
-        "write `score`, `align`, `prepare_x`, or `score_all` for kernels of your own, instead",
+        "override `score`, `align`, `prepare_x`, or `score_all` for kernels of your own, instead",
     ),
     Check(
         "deterministic",
@@ -224,26 +238,26 @@ CHECKS = (
         "registered_tensors",
         "every tensor and module that is kept is registered: it moves with .to() and is saved",
         registered_tensors,
-        "`__init__`: nn.Parameter, register_buffer, nn.ModuleList or nn.ModuleDict; and caches "
-        "filled by `prepare_x` or `score`",
+        "`__init__`: use nn.Parameter, register_buffer, nn.ModuleList or nn.ModuleDict; caches "
+        "that `prepare_x` or `score` fills",
     ),
     Check(
         "state_dict",
-        "a fresh one that loads the state of another gives its scores",
+        "a fresh similarity that loads the state of another gives the same scores",
         state_dict,
-        "numbers drawn in `__init__` or learnt outside parameters and buffers",
+        "numbers that are drawn in `__init__`, or learnt outside parameters and buffers",
     ),
     Check(
         "deepcopy",
         "a deepcopy gives the same scores, and shares nothing with the original",
         deepcopied,
-        "tensors of a graph that are kept, and parameters shared through a global",
+        "tensors of a graph that are kept, and parameters that are shared through a global",
     ),
     Check(
         "pickle",
         "a pickled copy gives the same scores",
         pickled,
-        "lambdas, local functions and open handles kept as attributes; a class that is not "
-        "importable",
+        "attributes that hold lambdas, local functions or open handles; a class that cannot be "
+        "imported",
     ),
 )

@@ -1,4 +1,4 @@
-"""What is not there has no say."""
+"""Checks that padding changes neither scores nor gradients."""
 
 import torch
 from hypothesis import strategies as st
@@ -114,7 +114,7 @@ def empty_sequences(subject: Subject) -> None:
         x, y = stacked(pair[0], nothing_x), stacked(pair[1], nothing_y)
         found = outcome(similarity, x, y)
         empty = ~(x.mask.any(1)[:, None] & y.mask.any(1))
-        only(found.scores, empty, -1.0, "the score of a pair with an empty sequence, ")
+        only(found.scores, empty, -1.0, "the score of a pair with an empty sequence, score")
         for name, gradient, side in (("x", found.x, x), ("y", found.y, y)):
             none = ~side.mask.any(1)[:, None, None]
             only(gradient, none, 0.0, f"the gradient of an empty sequence, {name}")
@@ -131,34 +131,34 @@ def empty_sequences(subject: Subject) -> None:
 
 
 _BASE = (
-    "`clipseq.Similarity.forward` sees to this; a `forward` of your own, or a raw input kept "
-    "outside of what `prepare_x` is given, undoes it"
+    "`clipseq.Similarity.forward` ensures this, unless you write a `forward` of your own or keep "
+    "a raw input from before `prepare_x`"
 )
 
 CHECKS = (
     Check(
         "ragged_batches",
-        "a short sequence beside longer ones scores as it does alone, gradients included",
+        "a short sequence in a batch of longer ones has the scores and gradients that it has alone",
         ragged_batches,
-        "padded steps: exclude them with masked_fill(-inf) before a maximum or a softmax (times "
-        "zero is not enough where scores may be negative), leave them out of means, read "
-        "recursions at each sequence's own end, and give no bias to zeros",
+        "padded steps: exclude them with masked_fill(-inf) before a maximum or a softmax (a "
+        "product with zero is not enough, as scores may be negative), leave them out of means, "
+        "read recursions at the end of each sequence, and add no bias to zeros",
     ),
     Check(
         "padding_content",
-        "what lies in padded steps, NaN and inf too, changes neither scores nor gradients",
+        "the content of padded steps, NaN and inf included, changes neither scores nor gradients",
         padding_content,
         _BASE,
     ),
     Check(
         "padding_amount",
-        "how much padding there is changes neither scores nor gradients",
+        "the amount of padding changes neither scores nor gradients",
         padding_amount,
         _BASE,
     ),
     Check(
         "mask_patterns",
-        "where the padding is, in the middle too, changes neither scores nor gradients",
+        "the place of padding, be it in the middle, changes neither scores nor gradients",
         mask_patterns,
         _BASE,
     ),
@@ -171,8 +171,8 @@ CHECKS = (
     Check(
         "empty_sequences",
         "a sequence without a real step scores -1 with every other, gets zero gradient, and "
-        "disturbs nobody",
+        "changes no other score",
         empty_sequences,
-        _BASE + "; a parameter's gradient that such a sequence makes NaN",
+        _BASE + "; the gradient of a parameter, which such a sequence may make NaN",
     ),
 )

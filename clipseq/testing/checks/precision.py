@@ -1,4 +1,4 @@
-"""Less precision, the same numbers; and compiled, the same numbers."""
+"""Checks that lower precision and torch.compile change the numbers by rounding only."""
 
 import warnings
 from collections.abc import Callable
@@ -53,7 +53,9 @@ def autocast(subject: Subject) -> None:
         cast = outcome(similarity, *pair, autocast=True)
         agree(cast, plain, "without autocast", gradients=True, tolerance=1e-5)
         if cast.scores.dtype != torch.float32:
-            raise Broken(f"under autocast the scores are {cast.scores.dtype}, not float32")
+            raise Broken(
+                f"the scores under autocast must be torch.float32, got {cast.scores.dtype}"
+            )
         x, y = pair
         half = [side.values.bfloat16() for side in pair]
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -72,13 +74,13 @@ def compiled(subject: Subject) -> None:
 
     def holds(x: Sequences, y: Sequences) -> None:
         torch.compiler.reset()
-        # Checks of signatures at run time are for people: the compiler cannot trace them.
+        # The compiler cannot trace checks of signatures at run time.
         unchecked = config.jaxtyping_disable
         config.update("jaxtyping_disable", True)
         try:
             whole = torch.compile(similarity.__call__, fullgraph=True, backend="aot_eager")
             with warnings.catch_warnings():
-                # The compiler's own: what it does inside is deprecated here and there.
+                # The compiler itself calls deprecated functions.
                 warnings.simplefilter("ignore")
                 found = outcome(_Call(whole), x, y)
         finally:
@@ -90,7 +92,7 @@ def compiled(subject: Subject) -> None:
         same(found.x, wanted.x, 1e-4, "the gradient of x", where)
         same(found.y, wanted.y, 1e-4, "the gradient of y", where)
 
-    # In a graph no length is known: here a plugin sees steps that are padding in every row.
+    # In a graph no length is known, so a plugin sees steps that are padding in every row.
     x_mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
     y_mask = torch.tensor([[1, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
     x, y = (
@@ -101,7 +103,7 @@ def compiled(subject: Subject) -> None:
 
 
 class _Call(torch.nn.Module):
-    """A function as a module."""
+    """A module that calls a function."""
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class _Call(torch.nn.Module):
 CHECKS = (
     Check(
         "float32",
-        "float32 gives the scores of float64 to 1e-4, and its gradients to 1e-3",
+        "float32 gives the scores of float64 within 1e-4, and its gradients within 1e-3",
         float32,
         "differences of large numbers, long sums, casts to half precision, constants in float32",
     ),
@@ -128,7 +130,7 @@ CHECKS = (
         "compile",
         "torch.compile(fullgraph=True) works, and gives the same scores and gradients",
         compiled,
-        "Python values read from tensors (.item(), .tolist(), if tensor:), numpy; wrap such code "
-        "as torch.library.custom_op; and steps that are padding in every row of the batch",
+        "Python values that are read from tensors (.item(), .tolist(), if tensor:), and numpy: "
+        "wrap such code as torch.library.custom_op; steps that are padding in every row",
     ),
 )

@@ -1,4 +1,4 @@
-"""Two processes with half of a batch each, against one with all of it."""
+"""A check that two processes with a part of a batch each find what one with all of it finds."""
 
 import datetime
 import os
@@ -27,8 +27,8 @@ _SECONDS = 60
 
 def two_processes(subject: Subject) -> None:
     if not hasattr(os, "fork"):
-        # Only a forked process is sure to have a class that an author made in a notebook or test.
-        warnings.warn("the check 'two_processes' needs os.fork: not checked here", stacklevel=2)
+        # Only a forked process surely has a class that an author wrote in a notebook or a test.
+        warnings.warn("skipped the check 'two_processes', which needs os.fork", stacklevel=2)
         return
     similarity = subject.trained()
     x_mask = torch.tensor([[1, 0, 0, 1], [1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]])
@@ -51,7 +51,7 @@ def _compare(found: list[dict[str, Any]], wanted: dict[str, Any], how: str) -> N
     for half, mine in zip(_HALVES, found, strict=True):
         same(mine["loss"], wanted["loss"], 1e-10, f"the loss of two processes{how}", where)
         for side in "xy":
-            # Averaging over the two takes the factor of two away again.
+            # Gradients are averaged over processes, so each holds twice its share.
             own, whole = mine[side] / 2, wanted[side][half]
             what = f"the gradient of {side}{how}"
             same(own, whole[:, : own.shape[1]], 1e-8, what, where)
@@ -71,7 +71,7 @@ def _loss(similarity: Similarity, x: Sequences, y: Sequences, gather: Any) -> di
 
 
 def _trimmed(sequences: Sequences) -> Sequences:
-    """Padded to its own longest sequence, as each process pads its own batch."""
+    """Cut the batch to its longest sequence: each process pads its own batch."""
     real = sequences.mask.any(0).nonzero()
     steps = int(real.max()) + 1
     return Sequences(sequences.values[:, :steps], sequences.mask[:, :steps])
@@ -80,12 +80,12 @@ def _trimmed(sequences: Sequences) -> Sequences:
 def _forked(
     similarity: Similarity, halves: list[tuple[Sequences, Sequences]], folder: Path
 ) -> list[dict[str, Any]]:
-    """What each of two processes finds."""
+    """Return what each of two forked processes finds."""
     children = []
     try:
         for rank, (x, y) in enumerate(halves):
             with warnings.catch_warnings():
-                # That threads of this process are missing in the child: it uses none of them.
+                # Threads of this process are missing in the child, which does not use them.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = os.fork()
             if child == 0:
@@ -98,7 +98,7 @@ def _forked(
 
 
 def _be_rank(similarity: Similarity, x: Sequences, y: Sequences, rank: int, folder: Path) -> None:
-    """Run as a forked process; never returns."""
+    """Run as a forked process, and never return."""
     result: dict[str, Any] = {}
     try:
         torch.set_num_threads(1)
@@ -117,7 +117,7 @@ def _be_rank(similarity: Similarity, x: Sequences, y: Sequences, rank: int, fold
         partial = folder / f"{rank}.partial"
         partial.write_bytes(pickle.dumps(result))
         partial.rename(folder / f"{rank}.pkl")
-        # Nothing of the parent's that runs at exit (pytest, coverage) is this process's to run.
+        # Exit handlers of the parent, such as those of pytest or coverage, must not run here.
         os._exit(0)
 
 
@@ -126,7 +126,7 @@ def _collected(children: list[int], folder: Path) -> list[dict[str, Any]]:
     paths = [folder / f"{rank}.pkl" for rank in range(len(children))]
     while not all(path.exists() for path in paths):
         if time.monotonic() > deadline:
-            raise Broken(f"two processes found no loss within {2 * _SECONDS} s")
+            raise Broken(f"two processes must find a loss within {2 * _SECONDS} s, but found none")
         time.sleep(0.01)
     found = [pickle.loads(path.read_bytes()) for path in paths]
     errors = [result["error"] for result in found if "error" in result]
@@ -136,7 +136,7 @@ def _collected(children: list[int], folder: Path) -> list[dict[str, Any]]:
 
 
 def _end(child: int) -> None:
-    # It has written what it found, or is too late: nothing is lost.
+    # The child has written what it found, or is too late: nothing is lost.
     try:
         os.kill(child, 9)
     except ProcessLookupError:
@@ -147,9 +147,9 @@ def _end(child: int) -> None:
 CHECKS = (
     Check(
         "two_processes",
-        "two processes with a part of the batch each find the loss and gradients of one with all",
+        "two processes with a part of the batch each find the loss and gradients of one process",
         two_processes,
-        "what `score` or `score_all` knows of y other than by its argument (attributes that "
-        "`prepare_y` sets): the y of another process arrives as `prepare_y` made it there",
+        "attributes that `prepare_y` sets and `score` or `score_all` reads: the y of another "
+        "process arrives as the tree that `prepare_y` returned there, without them",
     ),
 )

@@ -1,4 +1,4 @@
-"""What a score is: its shape, its range, and what 1 means."""
+"""Checks of a score: its shape, its range, and the meaning of 1."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,10 @@ from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import WILD, dense, sequence_pairs
 
 HUGE_GRADIENT = 1e6
-"""Of inputs near 1. A zero vector divided by an eps of 1e-12 passes on a finite 1e12."""
+"""Largest gradient to accept for inputs near 1.
+
+Dividing a zero vector by an eps of 1e-12 gives a gradient of 1e12, which is finite.
+"""
 
 
 def shape_and_dtype(subject: Subject) -> None:
@@ -27,15 +30,18 @@ def shape_and_dtype(subject: Subject) -> None:
         for dtype, wanted in outputs.items():
             scores = similarity(x.values.to(dtype), y.values.to(dtype), x.mask, y.mask)
             if scores.shape != (len(x.values), len(y.values)):
-                raise Broken(f"the scores of {dtype} inputs have the shape {tuple(scores.shape)}")
+                raise Broken(
+                    f"the scores of {dtype} inputs must have the shape "
+                    f"{(len(x.values), len(y.values))}, got {tuple(scores.shape)}"
+                )
             if scores.dtype != wanted:
-                raise Broken(f"the scores of {dtype} inputs are {scores.dtype}, not {wanted}")
+                raise Broken(f"the scores of {dtype} inputs must be {wanted}, got {scores.dtype}")
 
     subject.for_all(holds, pair=sequence_pairs(features=subject.features))
 
 
 def raw_scores(similarity: Similarity, x: Sequences, y: Sequences) -> Tensor:
-    """The scores before `forward` pulls them back into [-1, 1]."""
+    """Return the scores before `forward` clamps them to [-1, 1]."""
     seen: list[Tensor] = []
     score_all = similarity.score_all
 
@@ -83,7 +89,7 @@ def identical_sequences(subject: Subject) -> None:
     def holds(step: Tensor, x_times: int, y_times: int) -> None:
         x, y = _repeated(step, x_times), _repeated(step, y_times)
         scores = raw_scores(similarity, x, y)
-        where = f"for a step {x_times} times against the same step {y_times} times"
+        where = f"for any repeated step, here {x_times} times against {y_times} times"
         same(scores, torch.ones_like(scores), 1e-6, "score", where)
 
     step = dense(subject.features)
@@ -102,7 +108,8 @@ def opposite_sequences(subject: Subject) -> None:
         itself, negative = scores.item(), against.item()
         if not itself > negative + 1e-6:
             raise Broken(
-                f"a sequence scores {itself:.6g} with itself and {negative:.6g} with its negative"
+                "the score of a sequence with its negative must be below its score with itself, "
+                f"{itself:.6g}, got {negative:.6g}"
             )
 
     subject.for_each(
@@ -156,22 +163,22 @@ CHECKS = (
         "shape_and_dtype",
         "(B, T, D) and (C, L, D) give (B, C); float64 gives float64, any other dtype float32",
         shape_and_dtype,
-        "what `score` returns: one number a pair, with both axes kept when B or C is 1, and in "
-        "the dtype of its inputs (convert parameters to it)",
+        "the result of `score`: one number per pair, with both axes kept when B or C is 1, in the "
+        "dtype of its inputs; convert parameters to that dtype",
     ),
     Check(
         "range",
-        "scores are finite and lie in [-1, 1], before they are clamped, whatever the values are",
+        "scores are finite and lie in [-1, 1] before they are clamped, whatever the values are",
         score_range,
-        "`score`: a mean of cosines stays in the range, a sum or an unnormalised product does "
-        "not; a division by a norm or a count that may be zero gives NaN",
+        "`score`: a mean of cosines stays in the range, a sum or an unnormalised product does not; "
+        "a division by a norm or a count that may be zero gives NaN",
     ),
     Check(
         "identical_sequences",
-        "1 means the same: a repeated step scores 1 with itself, however often either side has it",
+        "a repeated step scores 1 with itself, however often either side repeats it",
         identical_sequences,
-        "the denominator of the mean (real steps, not T; not the windows), and whether a "
-        "normaliser depends on the lengths",
+        "the denominator of the mean, which counts real steps, not T and not windows; a normaliser "
+        "that ignores the lengths",
     ),
     Check(
         "opposite_sequences",
@@ -181,16 +188,16 @@ CHECKS = (
     ),
     Check(
         "zero_vectors",
-        "zero vectors give finite scores, and finite gradients of no absurd size",
+        "zero vectors give finite scores, and gradients of at most 1e6",
         zero_vectors,
-        "divisions by a norm and square roots: `clipseq.unit` has a zero gradient at zero, where "
-        "torch.nn.functional.normalize has 1/eps",
+        "divisions by a norm and square roots: the gradient of `clipseq.unit` at zero is zero, "
+        "that of torch.nn.functional.normalize is 1/eps",
     ),
     Check(
         "magnitudes",
-        "steps from 1e-20 to 1e20 in size still have a direction: no overflow, no underflow",
+        "steps of any size from 1e-20 to 1e20 keep their direction, without overflow or underflow",
         magnitudes,
-        "squares of raw values (use `clipseq.unit`), casts to half precision, an eps that is "
-        "larger than the values",
+        "squares of raw values (use `clipseq.unit` instead), casts to half precision, an eps that "
+        "is larger than the values",
     ),
 )
