@@ -244,7 +244,8 @@ def _place(what: Any) -> tuple[str, str]:
     file = getsourcefile(unwrap(function))
     if file is None or not Path(file).exists():
         raise ValueError(
-            f"{what!r} must be defined in a file, got no source file; another process has to import it"
+            f"{what!r} must be defined in a file, got no source file; save it in a module that "
+            "another process can import"
         )
     return function.__module__, str(Path(file).resolve())
 
