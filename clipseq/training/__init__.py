@@ -1,4 +1,4 @@
-"""Training runs on lightning (extra `train`): `train` a `RunConfig`, leave a run folder."""
+"""Training runs (extra `train`): `train` takes a `RunConfig` and leaves a run folder."""
 
 from clipseq.training.config import (
     DataConfig,

@@ -1,4 +1,4 @@
-"""The configuration of a run: what it trains on, which model, and how; read from TOML."""
+"""The configuration of a run: its data, its model and its training, read from TOML."""
 
 import math
 import tomllib
@@ -29,12 +29,12 @@ def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: float |
 
 @attrs.frozen
 class SimulatedData:
-    """A data set simulated at the start of the run, into the run folder.
+    """A data set that is simulated into the run folder at the start of the run.
 
     Attributes:
-        clips: how many.
-        seed: the same seed gives the same clips.
-        motion: recorded motion (.npz) to drive the body with; None: the simulator's own.
+        clips: number of clips.
+        seed: random seed; the same seed gives the same clips.
+        motion: recorded motion (.npz) that drives the body; None: the simulator's own.
     """
 
     clips: int = attrs.field(default=600, validator=_at_least(2))
@@ -44,13 +44,13 @@ class SimulatedData:
 
 @attrs.frozen
 class DataConfig:
-    """Where the clips come from: exactly one of the three.
+    """The source of the clips: exactly one of `path`, `simulated` and `radhar`.
 
     Attributes:
         path: a data set on disk (a folder or an .npz), as `clipseq simulate` writes it.
         simulated: options of the simulator.
-        radhar: an .npz of real radar maps, spliced into ordered sequences.
-        seed: of the splicing of `radhar`.
+        radhar: an .npz of real radar maps, which are spliced into ordered sequences.
+        seed: random seed of the splicing of `radhar`.
     """
 
     path: Path | None = None
@@ -62,19 +62,19 @@ class DataConfig:
         given = [name for name in ("path", "simulated", "radhar") if getattr(self, name)]
         if len(given) != 1:
             raise ConfigError(
-                "give exactly one of data.path, data.simulated and data.radhar, "
+                "[data] must have exactly one of data.path, data.simulated and data.radhar, "
                 f"got {' and '.join(given) or 'none'}"
             )
 
 
 @attrs.frozen
 class TokenizerConfig:
-    """The tokenizer that is trained on the training captions, and saved with the model.
+    """The tokenizer, which is trained on the training captions and saved with the model.
 
     Attributes:
-        kind: "bpe" (pieces of words, any text), "word" (a token for each word), or "byte"
-            (nothing to train).
-        vocab_size: most token ids.
+        kind: "bpe" (pieces of words, reads any text), "word" (a token for each word), or "byte"
+            (a token for each byte, not trained).
+        vocab_size: largest number of token ids.
     """
 
     kind: Literal["bpe", "word", "byte"] = "bpe"
@@ -83,41 +83,43 @@ class TokenizerConfig:
 
 @attrs.frozen
 class TrainingConfig:
-    """How a model is trained.
+    """The options of training.
 
     Attributes:
         out: the run folder; it must not exist yet.
         epochs: passes over the training clips; give either `epochs` or `max_steps`.
-        max_steps: optimizer steps.
-        batch_size: clips whose pairs are compared with each other, of all processes together:
-            each takes its share of them. With `accumulate` > 1 the gradients of several such
-            batches are averaged; the negatives stay those of one batch. A training split with
-            fewer clips is one batch.
-        accumulate: batches to one optimizer step.
+        max_steps: number of optimizer steps.
+        batch_size: number of clips that are compared with each other, over all processes
+            together: each takes its share of them. With `accumulate` > 1 the gradients of several
+            such batches are averaged; the negatives stay those of one batch. A training split
+            with fewer clips is one batch.
+        accumulate: batches per optimizer step.
         micro_batch: clips of a batch that are encoded at a time, for batches larger than memory;
             None: all of them. Loss and gradients stay those of the whole batch; a step takes one
             more forward of the towers. See `CLIP.micro_batch`.
-        learning_rate: the peak; reached after `warmup_steps`, then half a cosine down to zero.
-        weight_decay: of the matrices; norms, biases, scales and mixing weights never decay.
+        learning_rate: peak of the learning rate, which is reached after `warmup_steps` and then
+            falls to zero along half a cosine.
+        weight_decay: weight decay of matrices; norms, biases, scales and mixing weights never
+            decay.
         warmup_steps: optimizer steps of linear warm-up.
-        gradient_clip: largest gradient norm; 0 for none.
+        gradient_clip: largest gradient norm; 0 turns clipping off.
         precision: "32-true", or autocast with "bf16-mixed" or "16-mixed" (with loss scaling).
-        accelerator: "auto", "cpu", "gpu", "mps": where to train.
-        devices: processes on each machine, each with a GPU of its own, or sharing the CPU. Their
-            number changes the speed and, but for rounding and the draws of dropout, nothing else;
-            a run may be resumed with another. Under torchrun its --nproc-per-node counts.
-        nodes: machines. On each the same command is started, with MASTER_ADDR, MASTER_PORT and
-            NODE_RANK in the environment or by SLURM; the run folder is on a disk that all share.
-            Under torchrun its --nnodes counts.
-        timeout: seconds after which a process that waits for another in vain gives up. What
-            breaks a connection, such as the end of a process, is noticed at once.
-        checkpoint_every: optimizer steps between two validations, each of which is followed by a
-            checkpoint; the last step always has both.
-        threads: CPU threads to compute with; None: torch's choice. One is best for small models.
+        accelerator: the device to train on: "auto", "cpu", "gpu" or "mps".
+        devices: processes on each machine, each with its own GPU, or sharing the CPU. Their
+            number changes the speed and, except for rounding and the draws of dropout, nothing
+            else; a run may be resumed with another. Under torchrun its --nproc-per-node counts.
+        nodes: number of machines. The same command is started on each, with MASTER_ADDR,
+            MASTER_PORT and NODE_RANK in the environment or by SLURM; the run folder is on a disk
+            that all share. Under torchrun its --nnodes counts.
+        timeout: seconds after which a process stops waiting for another. A connection that
+            breaks, as when a process ends, is noticed at once.
+        checkpoint_every: optimizer steps from one validation to the next. A checkpoint follows
+            each validation; the last step always has both.
+        threads: CPU threads; None: torch's choice. One is best for small models.
         num_workers: processes that load batches; 0 loads them in the training process.
-        seed: of the initial weights, the order of the clips, and dropout.
-        log_norms: also log the norms of the features (with several processes: the mean of theirs,
-            weighted by their clips).
+        seed: random seed of the initial weights, the order of the clips, and dropout.
+        log_norms: whether to log the norms of the features too (with several processes: their
+            mean, weighted by the number of clips).
     """
 
     out: Path
@@ -144,10 +146,12 @@ class TrainingConfig:
     def __attrs_post_init__(self) -> None:
         if (self.epochs is None) == (self.max_steps is None):
             given = "neither" if self.epochs is None else "both"
-            raise ConfigError(f"give either training.epochs or training.max_steps, got {given}")
+            raise ConfigError(
+                f"[training] must have either training.epochs or training.max_steps, got {given}"
+            )
 
     def steps(self, batches_per_epoch: int) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the number of optimizer steps of the whole run."""
         if self.max_steps is not None:
             return self.max_steps
         assert self.epochs is not None
@@ -161,9 +165,9 @@ class RunConfig:
     Attributes:
         data: where the clips come from.
         training: how to train.
-        model: keyword arguments of `clipseq.CLIP`; what it leaves out has CLIP's defaults, and
-            the radar views, where not given, are those of the data.
-        tokenizer: what turns captions into token ids.
+        model: keyword arguments of `clipseq.CLIP`; those left out have CLIP's defaults, and the
+            views, if not given, are those of the data.
+        tokenizer: the tokenizer of the captions.
     """
 
     data: DataConfig
@@ -173,12 +177,14 @@ class RunConfig:
 
 
 def read_config(path: Path) -> RunConfig:
-    """Read a run's configuration from a TOML file; relative paths in it start at the
-    current directory, as those of a command line do.
+    """Read a run's configuration from a TOML file.
+
+    Relative paths in it start at the current directory, as those of a command line do.
 
     Raises:
-        ConfigError: no such file, a folder, no valid TOML, an unknown key (with the nearest known
-            one), or a value of the wrong type; the message names the file and the key.
+        ConfigError: there is no such file, or it is a folder or not valid TOML; an unknown key
+            (with the nearest known one) or a value of the wrong type. The message names the file
+            and the key.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -194,7 +200,7 @@ def read_config(path: Path) -> RunConfig:
             f"{path} is a folder, and the configuration of a run is a TOML file; {how}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     try:
         config = structure(RunConfig, table)
     except ConfigError as error:
@@ -206,7 +212,7 @@ def write_config(config: RunConfig, path: Path) -> None:
     """Write `config` as TOML that `read_config` reads back as an equal configuration.
 
     Raises:
-        ConfigError: a value that TOML cannot hold; the message names its key.
+        ConfigError: TOML cannot hold a value; the message names its key.
     """
     import tomli_w  # part of the extra `train`, which reading a configuration does not need
 
@@ -216,7 +222,7 @@ def write_config(config: RunConfig, path: Path) -> None:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """`config` with every relative path made absolute, from the current directory.
+    """Return `config` with every relative path made absolute, from the current directory.
 
     A run that is resumed from another directory must find the same files.
     """
@@ -224,11 +230,13 @@ def absolute(config: RunConfig) -> RunConfig:
     def at(path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().resolve()
 
-    model, text = config.model, config.model.get("text_cfg")
-    # A wrong type here is for `check_model_config` to name.
-    pretrained = text.get("pretrained") if isinstance(text, Mapping) else None
-    if isinstance(text, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
-        model = model | {"text_cfg": {**text, "pretrained": str(at(Path(pretrained)))}}
+    model = dict(config.model)
+    for side in ("encoder_cfg", "text_cfg"):
+        tower = model.get(side)
+        # `pinned` names a wrong type here.
+        pretrained = tower.get("pretrained") if isinstance(tower, Mapping) else None
+        if isinstance(tower, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
+            model[side] = {**tower, "pretrained": str(at(Path(pretrained)))}
     simulated = config.data.simulated
     if simulated is not None:
         simulated = attrs.evolve(simulated, motion=at(simulated.motion))
@@ -258,6 +266,11 @@ def _toml(value: Any, where: str) -> Any:
         }
     if isinstance(value, list | tuple):
         return [_toml(item, where) for item in value]
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{where} must be Unicode text, got {value!r}") from None
     if isinstance(value, str | bool | int | float):
         return value
     raise ConfigError(

@@ -155,7 +155,7 @@ def _need_lightning() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence lightning's reports of what it does; its warnings still come through."""
+    """Keep lightning from reporting on itself; its warnings still come through."""
     import lightning.fabric  # noqa: F401  (which sets the levels of its loggers)
 
     # Fabric reports through the Trainer's logger where both are installed.

@@ -10,17 +10,17 @@ from clipseq.errors import ClipseqError
 
 
 class Journal:
-    """Writes one row per optimizer step to a CSV file and to TensorBoard.
+    """A table of the optimizer steps, in a CSV file and in TensorBoard.
 
     The columns are those of the first row plus ``val_<name>`` for each of its losses; the
-    validation columns are empty on steps without validation. A row that has more (a resumed run
-    may log more) adds them, empty above it.
+    validation columns are empty on steps without validation. A row that has more columns (a
+    resumed run may log more) adds them, empty above it.
 
     Args:
         csv_path: the CSV file.
         events: folder of the TensorBoard event files.
-        start: rows from this step on belong to a future that did not happen (the run stopped and
-            is picked up at its last checkpoint) and are dropped from both.
+        start: finished steps of the checkpoint that the run continues from; rows of later steps
+            are dropped from both, as the run takes these steps again.
     """
 
     def __init__(self, csv_path: Path, events: Path, *, start: int = 0) -> None:
@@ -28,18 +28,19 @@ class Journal:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError as error:
             raise ClipseqError(
-                "training logs need tensorboard: pip install 'clipseq[train]'"
+                "training logs need tensorboard, which is not installed: "
+                "pip install 'clipseq[train]'"
             ) from error
         csv_path.parent.mkdir(parents=True, exist_ok=True)
         kept = _rows(csv_path, start) if csv_path.exists() and start else []
         self._path = csv_path
         self._columns = list(kept[0]) if kept else []
         self._file = self._table(kept)
-        # TensorBoard reads purge_step as: forget what an earlier file says of these steps.
+        # TensorBoard forgets what an earlier file says about steps from purge_step on.
         self._events: Any = SummaryWriter(str(events), purge_step=start + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Add the row of optimizer step `step` (counted from 1)."""
+        """Add the row of optimizer step `step`, counted from 1."""
         if not row.keys() <= set(self._columns):
             losses = [f"val_{name}" for name in row if name.startswith("loss_")]
             self._columns = list(dict.fromkeys([*self._columns, "step", *row, *losses]))
@@ -52,7 +53,7 @@ class Journal:
             self._events.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
 
     def flush(self) -> None:
-        """Put on disk what has been written so far."""
+        """Put the rows so far on disk."""
         self._file.flush()
         self._events.flush()
 
@@ -62,7 +63,7 @@ class Journal:
         self._events.close()
 
     def _table(self, kept: list[dict[str, str]]) -> IO[str]:
-        """The CSV file with these rows, open for more."""
+        """Write the CSV file with these rows, and open it for more."""
         # Written beside it and moved: a kill from here on to the next checkpoint loses no kept row.
         partial = self._path.with_name(self._path.name + ".part")
         with partial.open("w", newline="", encoding="utf-8") as lines:
@@ -79,6 +80,6 @@ def _writer(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
 
 
 def _rows(path: Path, step: int) -> list[dict[str, str]]:
-    """Those of the steps up to `step`."""
+    """Read the rows of the steps up to `step`."""
     with path.open(newline="", encoding="utf-8") as lines:
         return [row for row in csv.DictReader(lines) if int(row["step"]) <= step]

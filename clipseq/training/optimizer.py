@@ -1,4 +1,4 @@
-"""AdamW with weight decay where it belongs, and the learning rate over the run."""
+"""The parameters that decay, and the learning rate over the run."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: matrices, which decay, and everything else, which does not.
+    """Return two groups for an optimizer: matrices, which decay, and the rest, which does not.
 
     Norm gains, biases, loss scales and mixing weights have fewer than two dimensions; pulling
     them to zero would change what they mean instead of keeping them small. Frozen parameters
@@ -21,10 +21,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
-    """Factor on the learning rate at optimizer step `step` (from 0) of `total`.
+    """Return the factor on the learning rate at optimizer step `step` (from 0) of `total`.
 
-    Linear from ``1 / warmup`` to 1 over the first `warmup` steps, then half a cosine to 0, which
-    it reaches after the last step.
+    It rises linearly from ``1 / warmup`` to 1 over the first `warmup` steps, then falls along half
+    a cosine to 0, which it reaches after the last step.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -72,7 +72,6 @@ def prepare(
             refuse_existing(folder)
         elif not folder.config.exists():
             raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
-    check_model_config(config.model)
     config = pinned(config)
     if dataset is not None or config.data.simulated is None:
         if dataset is None:

@@ -19,8 +19,8 @@ class ShuffledBatches(Sampler[list[int]]):
 
     Batch k depends on (`items`, `batch_size`, `seed`, k) alone, so a run that resumes at batch k
     sees exactly what an uninterrupted run would have seen. An epoch leaves out the clips that do
-    not fill a batch (others each time): a contrastive loss over a smaller batch is another loss.
-    A set smaller than `batch_size` is one batch.
+    not fill a batch (different ones each time): a contrastive loss over a smaller batch is a
+    different loss. A set smaller than `batch_size` is one batch.
 
     Args:
         items: number of clips.
@@ -37,9 +37,11 @@ class ShuffledBatches(Sampler[list[int]]):
         self, items: int, batch_size: int, batches: int, *, seed: int, start: int = 0
     ) -> None:
         if items < 2:
-            raise ValueError(f"contrastive training needs at least two clips; got {items}")
+            raise ValueError(f"items must be at least 2 for contrastive training, got {items}")
         if batch_size < 2:
-            raise ValueError(f"contrastive training needs batches of at least 2; got {batch_size}")
+            raise ValueError(
+                f"batch_size must be at least 2 for contrastive training, got {batch_size}"
+            )
         self.items = items
         self.batch_size = min(batch_size, items)
         self.batches = batches
@@ -48,7 +50,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
     @property
     def per_epoch(self) -> int:
-        """Batches in one pass over the clips."""
+        """Number of batches in one pass over the clips."""
         return self.items // self.batch_size
 
     def __len__(self) -> int:
@@ -82,7 +84,7 @@ class OwnRows(Sampler[list[int]]):
 
     def __init__(self, batches: Iterable[list[int]], rank: int, size: int) -> None:
         if not 0 <= rank < size:
-            raise ValueError(f"rank must lie in [0, size={size}), got {rank}")
+            raise ValueError(f"rank must be in [0, size={size}), got {rank}")
         self.batches = batches
         self.rank = rank
         self.size = size
@@ -96,8 +98,8 @@ class OwnRows(Sampler[list[int]]):
             rows = len(batch)
             if rows < self.size:
                 raise ValueError(
-                    f"a batch of {rows} cannot be shared by {self.size} processes: "
-                    "each needs at least one clip"
+                    f"a batch must have a clip for each of {self.size} processes, got {rows}; "
+                    "start fewer processes"
                 )
             yield batch[self.rank * rows // self.size : (self.rank + 1) * rows // self.size]
 
@@ -111,7 +113,7 @@ def training_batches(
         clips: the clips of the stream.
         stream: the batches of the whole run.
         model: a model; views that it does not take are left out.
-        rank: of this process.
+        rank: rank of this process.
         size: number of processes.
         workers: processes that load ahead; 0 loads in this process.
     """

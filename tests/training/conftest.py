@@ -1,5 +1,6 @@
 """A data set small enough to train on in a test, and the configuration of such a training."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,43 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> MapDataset:
     return simulate(folder, clips=30, seconds=5.0, split_shares=SHARES)
 
 
+def small_config(
+    folder: Path, out: str = "run", model: dict[str, Any] | None = None, **training: Any
+) -> RunConfig:
+    """Return the configuration of a tiny model that is trained in a folder within `folder`."""
+    tiny = {
+        "transformer_width": 8,
+        "transformer_layers": 1,
+        "transformer_heads": 2,
+        "context_length": 48,
+        "encoder_cfg": {"patch_frames": 8, "dropout": 0.1},
+    }
+    options = {
+        "out": str(folder / out),
+        "max_steps": 6,
+        "batch_size": 4,
+        "accelerator": "cpu",
+        "warmup_steps": 2,
+        "checkpoint_every": 2,
+    }
+    return structure(
+        RunConfig,
+        {
+            "data": {"path": "given by the test"},
+            "model": tiny | (model or {}),
+            "tokenizer": {"kind": "word"},
+            "training": options | training,
+        },
+    )
+
+
 @pytest.fixture
 def small_run(tmp_path: Path):
-    """`small_run(max_steps=4, model={...})`: a RunConfig of a tiny model in a fresh folder."""
+    """`small_run(max_steps=4, model={...})`: a RunConfig of a tiny model in a new folder."""
+    return partial(small_config, tmp_path)
 
-    def make(out: str = "run", model: dict[str, Any] | None = None, **training: Any) -> RunConfig:
-        tiny = {
-            "transformer_width": 8,
-            "transformer_layers": 1,
-            "transformer_heads": 2,
-            "context_length": 48,
-            "encoder_cfg": {"patch_frames": 8, "dropout": 0.1},
-        }
-        options = {
-            "out": str(tmp_path / out),
-            "max_steps": 6,
-            "batch_size": 4,
-            "accelerator": "cpu",
-            "warmup_steps": 2,
-            "checkpoint_every": 2,
-        }
-        return structure(
-            RunConfig,
-            {
-                "data": {"path": "given by the test"},
-                "model": tiny | (model or {}),
-                "tokenizer": {"kind": "word"},
-                "training": options | training,
-            },
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def small_run_in():
+    """`small_run_in(folder, max_steps=4)`: the same in a folder of the caller's."""
+    return small_config

@@ -42,7 +42,7 @@ def batch(dtype=torch.float64, captions=CAPTIONS, frames=13):
 
 
 def step(model, data, micro_batch=None):
-    """Loss and every gradient of one step."""
+    """Return loss and every gradient of one step."""
     model.micro_batch = micro_batch
     model.zero_grad()
     loss = model.training_step(data)
@@ -170,7 +170,7 @@ def test_what_cannot_be_cut_into_items_is_refused(unchecked_signatures):
 
 
 def _reference(model, data, size):
-    """Loss and gradients from micro-batches that all keep their graph: what caching replays."""
+    """Return loss and gradients from micro-batches that all keep their graph."""
     model.zero_grad()
     outputs = []
     for tower, key in ((model.x_encoder, "radar"), (model.y_encoder, "text")):
@@ -257,7 +257,7 @@ def test_each_tower_sees_a_micro_batch_at_a_time_and_without_gradients_only_once
 
 
 def test_every_gradient_is_complete_once():
-    """DDP reduces a gradient when it is told that it is complete."""
+    """DDP reduces a gradient as soon as a hook reports it complete."""
     model = make()
     complete = []
     for name, p in model.named_parameters():
@@ -367,7 +367,7 @@ print(step(items))
 
 
 def _peak(items, micro_batch=0):
-    """KiB that a step adds to a process of its own, beyond the model and the batch."""
+    """Return the KiB that a step adds to a process of its own, beyond the model and the batch."""
     command = [sys.executable, "-c", MEASURE, str(items), str(micro_batch)]
     measured = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return int(measured.stdout)

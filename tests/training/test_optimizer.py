@@ -1,4 +1,4 @@
-"""What decays and what does not, and the learning rate over a run."""
+"""The parameters that decay, and the learning rate over a run."""
 
 import math
 

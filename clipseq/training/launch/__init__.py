@@ -1,1 +1,1 @@
-"""The processes of a run: how they start, agree, are interrupted, and end."""
+"""The processes of a run: their start, their agreement, their interruption and their end."""

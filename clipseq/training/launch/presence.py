@@ -1,4 +1,4 @@
-"""Who of a run's processes is alive, and why the others left: one file each in the run folder.
+"""The presence of a run's processes: one file each in the run folder.
 
 ``<run>/.processes/rank-3.json`` is locked while the process of rank 3 lives. The kernel releases
 the lock when the process ends, in whatever way; a process that leaves because of an error writes
@@ -27,7 +27,7 @@ except ImportError:  # Windows: processes that end without a word are not named
 
 @attrs.frozen
 class Note:
-    """What the file of a process says.
+    """The content of a process's file.
 
     Attributes:
         rank: the process.
@@ -49,7 +49,7 @@ class Presence:
 
     Args:
         folder: the run folder; on a disk that all processes share.
-        rank: of this process.
+        rank: rank of this process.
         size: number of processes.
     """
 
@@ -143,7 +143,10 @@ class Presence:
 
 
 def remove_notes(folder: RunFolder) -> None:
-    """Remove what processes that have ended left, of this start of the run or an earlier one."""
+    """Remove the files of processes that have ended, in this start of the run or an earlier one.
+
+    For a process without a file of its own: to test a lock of one's own is to release it.
+    """
     with contextlib.suppress(OSError):
         for path in folder.processes.iterdir():
             if not _is_locked(path):

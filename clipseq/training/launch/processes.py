@@ -41,7 +41,7 @@ class Processes:
     Every method that communicates is called by every process, in the same order.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: rank of this process, from 0.
         size: number of processes.
         doing: the stage of the run, for error texts.
     """
