@@ -243,10 +243,7 @@ def _place(what: Any) -> tuple[str, str]:
     function = what.forward if isinstance(what, Operator) else what
     file = getsourcefile(unwrap(function))
     if file is None or not Path(file).exists():
-        raise ValueError(
-            f"{what!r} must be defined in a file, got no source file; save it in a module that "
-            "another process can import"
-        )
+        raise ValueError(f"{what!r} must be defined in a file, got no source file; put it into one")
     return function.__module__, str(Path(file).resolve())
 
 
