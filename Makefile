@@ -27,6 +27,7 @@ check: lint types
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/english.py
 	$(BIN)/towncrier build --draft --version next > $(VENV)/changes.md
 
 types: $(STAMP)

@@ -79,7 +79,7 @@ request require rerank rerun rescale reserve reset reshape resolve respond resta
 restrict resume retrieve return reuse reverse rewrite roll rotate round run
 sample save say scale scan scatter schedule score search seed see select send separate
 serialise serialize serve set settle shard share shift shorten show shrink shuffle shut
-simulate skip slice slide smooth solve sort space spawn speed spell splice split spread
+silence simulate skip slice slide smooth solve sort space spawn speed spell splice split spread
 stack stage standardise standardize start state stay step stop store stream stretch strip
 structure style submit subtract suggest sum summarise summarize supply suppress survive swap
 switch synchronise synchronize

@@ -42,7 +42,7 @@ class Similarity(nn.Module, ABC):
     scores, not with B·C·T·L, as work goes on in tiles of at least one pair.
 
     Give every parameter at least one dimension (``nn.Parameter(torch.tensor([0.0]))`` for a single
-    number): FSDP2 (`fully_shard`) does not shard parameters that have none.
+    number): FSDP2 (`fully_shard`) does not shard parameters without one.
 
     Args:
         embed_dim: D, to put a learned D x D projection, which starts as the identity, before

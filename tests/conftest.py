@@ -44,20 +44,23 @@ SLOW = (
     "plugins/test_compile.py",
     "plugins/test_contract.py",
     "plugins/test_memory.py",
+    "plugins/test_triton_*.py",
     "testing",
     "training/launch",
+    "training/test_fit.py",
+    "training/test_gradient_caching.py",
 )
-"""Folders and modules with slow tests, which `make test` runs and `make check` leaves out."""
+"""Patterns of the slow folders and modules, which `make test` runs and `make check` leaves out."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of SLOW."""
-    slow = [TESTS / name for name in SLOW]
-    gone = [path for path in slow if not path.exists()]
+    slow = {pattern: list(TESTS.glob(pattern)) for pattern in SLOW}
+    gone = [pattern for pattern, paths in slow.items() if not paths]
     if gone:
-        raise pytest.UsageError(f"SLOW in {__file__} must name files, got {gone}")
+        raise pytest.UsageError(f"SLOW in {__file__} must match files, got {gone}")
     for item in items:
-        if any(item.path.is_relative_to(path) for path in slow):
+        if any(item.path.is_relative_to(path) for paths in slow.values() for path in paths):
             item.add_marker(pytest.mark.slow)
 
 

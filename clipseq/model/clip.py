@@ -142,8 +142,8 @@ class CLIP(LoadsPretrained):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the text tower (of y, if both are); None if no tower has one."""
-        return self.y_encoder.tokenizer or self.x_encoder.tokenizer
+        """The tokenizer of `text_tower`; None without one."""
+        return None if self.text_tower is None else self.text_tower.tokenizer
 
     @property
     def sequence_similarity_weight(self) -> float:

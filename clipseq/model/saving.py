@@ -13,7 +13,7 @@ import attrs
 from safetensors.torch import save_file
 from torch import Tensor
 
-import clipseq
+from clipseq import __version__
 from clipseq.config import plain, unstructure
 from clipseq.distributed.sharding import by_the_first_process, unsharded_class, whole_state
 from clipseq.encoders import HuggingFaceTextTower, ModuleTower, SignalTower, TextTower
@@ -174,7 +174,7 @@ def _describe(model: TwoTowers) -> SavedModel:
     loss = available_losses([config.loss])[config.loss]
     config = attrs.evolve(config, **towers, loss_options=_loss_options(config))
     return SavedModel(
-        clipseq_version=clipseq.__version__,
+        clipseq_version=__version__,
         model=config,
         modules=modules,
         tokenizer=tokenizer,

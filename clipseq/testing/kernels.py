@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from inspect import getsourcefile
+from inspect import getsourcefile, unwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -241,9 +241,9 @@ def _differentiated(
 def _place(what: Any) -> tuple[str, str]:
     """Return the module and the file in which a function or an operator is defined."""
     function = what.forward if isinstance(what, Operator) else what
-    file = getsourcefile(function)
+    file = getsourcefile(unwrap(function))
     if file is None or not Path(file).exists():
-        raise ValueError(f"{what!r} must be defined in a file; a session has none to import from")
+        raise ValueError(f"{what!r} must be defined in a file, got no source file; put it into one")
     return function.__module__, str(Path(file).resolve())
 
 

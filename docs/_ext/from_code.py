@@ -290,7 +290,8 @@ class PublicPackages(_Generated):
             ]
             described += [getattr(module, n) for n in module.__all__]
             excluded = f"   :exclude-members: {', '.join(left_out)}\n" if left_out else ""
-            data = "".join(_data(module, n) for n in module.__all__ if n not in left_out)
+            names = [n for n in module.__all__ if n not in left_out]
+            data = "".join(_lazy(module, n) + _data(module, n) for n in names)
             parts.append(
                 f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n{excluded}\n{data}```\n"
             )
@@ -298,6 +299,13 @@ class PublicPackages(_Generated):
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(self.markdown(), allow_section_headings=True)
+
+
+def _lazy(module: ModuleType, name: str) -> str:
+    """Return a name that the module's ``__getattr__`` gives, which autodoc would not find."""
+    value = getattr(module, name)
+    kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else ""
+    return f"\n.. auto{kind}:: {name}\n" if kind and name not in vars(module) else ""
 
 
 def _data(module: ModuleType, name: str) -> str:

@@ -62,7 +62,7 @@ class AttentionSimilarity(Similarity):
         if not isinstance(temperature, SupportsFloat) or not 1e-30 < temperature < 1e30:
             raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
         self.num_heads = heads
-        # One dimension: FSDP2 does not shard parameters that have none.
+        # One dimension: FSDP2 does not shard parameters without one.
         self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
 
     @property

@@ -156,12 +156,12 @@ class _Direction:
             triton.cdiv(n, triton.cdiv(n, height)),
             triton.cdiv(m, triton.cdiv(m, width)),
         )
-        # Of the largest tile; the others use the front of it.
+        # Sized for the largest tile; the others use the front of it.
         kept = [
             shares.new_empty(height * width * steps * numbers)
             for numbers in (1, heads * size, heads, heads, 1, heads)
         ]
-        # Two halves take the place of one number: each row of means becomes a high and a low one.
+        # Two halves replace one number: each row of means becomes a high row and a low row.
         kept.append(kept[1].view(torch.float16))
         for row in range(0, n, height):
             for column in range(0, m, width):

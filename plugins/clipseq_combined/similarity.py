@@ -77,7 +77,7 @@ class CombinedSimilarity(Similarity):
         for name, options in parts.items():
             part = self._parts[_PREFIX + name] = _make(name, options, asked=asked)
             weight = _check_weight(name, starts.pop(name, part.default_weight))
-            # One dimension: FSDP2 does not shard parameters that have none.
+            # One dimension: FSDP2 does not shard parameters without one.
             self.log_weights[_PREFIX + name] = nn.Parameter(torch.tensor([math.log(weight)]))
         if starts:
             raise ValueError(

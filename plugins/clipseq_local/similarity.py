@@ -149,7 +149,7 @@ def _unit_means(
 class _UnitSums(torch.autograd.Function):
     """`_unit_means` by matrix products, a few sequences at a time, with small intermediate results.
 
-    It has no second derivative, since the scores have none.
+    It has no second derivative, and neither have the scores.
     """
 
     @staticmethod

@@ -112,7 +112,7 @@ def _cells(steps: int, lanes: int) -> int:
 
 
 def _row(lanes: int) -> int:
-    """Numbers from one anti-diagonal to the next: whole sectors of memory."""
+    """Return the distance from one anti-diagonal to the next: whole sectors of memory."""
     return triton.cdiv(lanes, 16) * 16
 
 
@@ -122,7 +122,7 @@ def _pairs(
     t, length = x_lengths.contiguous(), y_lengths.contiguous()
     widths = None
     if band is not None:
-        # As in `recursion.confine`; the cells are compared in whole numbers.
+        # The same band as `recursion.edges`; cells are compared in integers.
         m, n = (t - 1).double()[:, None], (length - 1).double()
         width = torch.maximum(band * m * n, torch.maximum(m, n) / 2)
         widths = (width * (1 + 1e-9)).floor().int()
@@ -131,7 +131,7 @@ def _pairs(
 
 @attrs.frozen(eq=False)
 class _Pairs:
-    """Every pair of some x and some y, the longer ones x."""
+    """All pairs of some x and some y, where x are the longer side."""
 
     x: tuple[Tensor, Tensor]  # halves (B, T, D')
     y: tuple[Tensor, Tensor]  # halves (C, L, D')

@@ -204,7 +204,7 @@ def test_says_which_of_what_is_to_be_left_out_is_no_plugin(fresh_registry, monke
 def test_says_that_all_is_left_out(fresh_registry, monkeypatch):
     monkeypatch.setenv("CLIPSEQ_DISABLE", ",".join(BUILT_IN))
     found = diagnose()
-    assert found.problem == "nothing is registered: CLIPSEQ_DISABLE leaves all of them out"
+    assert found.problem == "nothing is registered: CLIPSEQ_DISABLE leaves it out"
     assert not found.unmade
 
 

@@ -84,9 +84,14 @@ def test_every_fragment_says_something():
     assert not [path.name for path in fragments if not path.read_text(encoding="utf-8").strip()]
 
 
-def test_make_lint_checks_fragments():
+def test_make_lint_checks_code_english_and_fragments():
     recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", read("Makefile"), re.MULTILINE)[1]
-    for program in ("ruff check", "ruff format --check", "towncrier build --draft"):
+    for program in (
+        "ruff check",
+        "ruff format --check",
+        ".ci/english.py",
+        "towncrier build --draft",
+    ):
         assert program in recipe
 
 

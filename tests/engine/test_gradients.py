@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clipseq.engine.gradients import scaled
+from clipseq.engine import scaled
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e38])
@@ -13,7 +13,7 @@ def test_is_within_one_and_comes_back(size):
 
 
 @pytest.mark.parametrize("odd", [0.0, torch.inf, torch.nan])
-def test_what_has_no_finite_size_stays(odd):
+def test_a_gradient_without_a_finite_size_is_unchanged(odd):
     grad = torch.tensor([odd, 0.0])
     shares, largest = scaled(grad)
     assert largest == 1

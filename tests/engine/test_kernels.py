@@ -1,4 +1,4 @@
-"""When Triton kernels compute, and that the halves they multiply lose nothing."""
+"""Kernels compute where they should, and the halves that they multiply lose nothing."""
 
 import sys
 from types import ModuleType
@@ -6,8 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from clipseq.engine import kernels
-from clipseq.engine.kernels import halves, obstacle, terms, use_kernels
+from clipseq.engine import halves, kernels, obstacle, terms, use_kernels
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -23,7 +22,7 @@ def unset(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Put a module `triton` of some version where it is imported from, or none; and a GPU."""
+    """Pretend that there is a GPU, and that some version of Triton, or none, is installed."""
 
     def install(version, capability=(9, 0)):
         module = ModuleType("triton")

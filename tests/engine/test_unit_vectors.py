@@ -3,7 +3,7 @@ import torch
 import torch.fx.experimental.proxy_tensor
 
 import clipseq
-from clipseq.engine.unit_vectors import to_unit, unit_gradient
+from clipseq.engine import to_unit, unit_gradient
 
 SIZES = [1.0, 1e-30, 1e30, 0.0, 1e-20, 1e20, 1e-3]
 
@@ -19,7 +19,7 @@ def test_vectors_whose_squares_leave_the_range_have_unit_length_among_others_tha
     values = of_all_sizes(dtype)
     expected = torch.nn.functional.normalize(values.double(), dim=1, eps=1e-300).to(dtype)
     torch.testing.assert_close(clipseq.unit(values), expected)
-    # Vectors of one axis go another way.
+    # Tensors of one axis take another path.
     for vector, one in zip(values, expected, strict=True):
         torch.testing.assert_close(clipseq.unit(vector), one)
 

@@ -1,4 +1,4 @@
-"""A distribution's source as if pip had installed it: its entry points are found, in no time."""
+"""A distribution's source as if pip had installed it, for its entry points, but faster."""
 
 import os
 import subprocess
@@ -7,9 +7,9 @@ import tomllib
 
 
 def environment(source, folder):
-    """Environment of a process in which the distribution in `source` is installed.
+    """Return the environment of a process in which the distribution in `source` is installed.
 
-    Its metadata, as its pyproject.toml has it, is written into `folder`.
+    Its metadata, taken from its pyproject.toml, are written to `folder`.
     """
     project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
     name, version = project["name"], project["version"]
@@ -25,14 +25,14 @@ def environment(source, folder):
         **os.environ,
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
-        # Nothing is left in the source.
+        # Leaves no files in the source.
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }
 
 
 def run_its_tests(source, folder):
-    """Run the tests in `source` as its author would; returns the finished process."""
+    """Run the tests in `source` as its author would, and return the finished process."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
     return subprocess.run(
         command, cwd=source, env=environment(source, folder), capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Ragged batches for the oracles."""
+"""Ragged batches, and their real steps for oracles."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch import Tensor
 def ragged(
     batch: int, steps: int, features: int, seed: int, prefix: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Random float64 sequences and masks with at least one real step each."""
+    """Return random float64 sequences, and masks with at least one real step each."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(batch, steps, features, generator=generator, dtype=torch.float64)
     if prefix:
@@ -20,5 +20,5 @@ def ragged(
 
 
 def real_steps(values: Tensor, mask: Tensor) -> list[Tensor]:
-    """Each item's real steps alone."""
+    """Return the real steps of each item."""
     return [item[real] for item, real in zip(values, mask, strict=True)]

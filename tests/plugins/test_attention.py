@@ -12,7 +12,7 @@ from clipseq_attention import scores
 
 
 def attended(query, steps, heads, temperature):
-    """What one unit step attends to, head by head, feature by feature."""
+    """Return what one unit step attends to, head by head and feature by feature."""
     size = math.ceil(len(query) / heads)
     heads = math.ceil(len(query) / size)
     parts = []
@@ -51,7 +51,7 @@ def test_is_the_mean_cosine_with_what_each_step_attends_to(heads, temperature, f
                 one_way(a_unit, b_unit, heads, temperature)
                 + one_way(b_unit, a_unit, heads, temperature)
             ) / 2
-            # The option is a float32 parameter: temperature 0.1 is so to 1e-8.
+            # The option is a float32 parameter, so temperature 0.1 is exact to 1e-8.
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_a_cold_single_head_is_maxsim():
 
 @pytest.mark.parametrize("features", [3, 40])
 def test_gradients_of_steps_and_temperature(features):
-    # 40 features in 2 heads: heads wider than the sequences are long; 3: narrower.
+    # With 40 features, 2 heads are wider than the sequences are long, and 3 are narrower.
     x, x_mask = ragged(2, 5, features, seed=5)
     y, y_mask = ragged(3, 4, features, seed=6)
     similarity = clipseq.get_similarity("attention", num_heads=2).double()
@@ -82,7 +82,7 @@ def test_values_that_cancel_have_no_direction():
     step = torch.tensor([1.0, 0.0])
     x = torch.stack([torch.tensor([0.0, 1.0])])[None].requires_grad_()
     y = torch.stack([step, -step])[None]
-    # The step of x attends equally to two opposite ones; each of those attends to x alone.
+    # The step of x attends equally to two opposite steps; each of those attends only to x.
     score = clipseq.get_similarity("attention", num_heads=1)(x, y)
     assert score.item() == pytest.approx(0.0, abs=1e-6)
     score.backward()
@@ -125,13 +125,13 @@ def test_tiles_are_large_where_starting_an_operation_is_what_costs():
     x, y = torch.empty(128, 8, 248, 32), torch.empty(128, 8, 77, 32)
     there = x.to("meta"), y.to("meta")
     assert scores._count_tiles(x, y) > 40 * len(x)
-    # At most one a sequence of a full-size batch; a quarter of a gigabyte of cells at most.
+    # At most one tile per sequence of a full-size batch, with at most 256 MiB of cells.
     assert scores._count_tiles(*there) == len(x)
     assert 4 * 8 * 248 * 77 * scores._pairs_of_a_tile(there[0], 77) <= 2**28
 
 
-def test_a_temperature_that_was_left_behind_is_taken_along():
-    # Kernels read the scale where the steps are.
+def test_the_temperature_moves_to_the_device_and_dtype_of_the_steps():
+    # Kernels read the scale on the device of the steps.
     similarity = clipseq.get_similarity("attention", num_heads=2).bfloat16()
     heads = torch.empty(1, 2, 3, 4, device="meta")
     scale = similarity._scale(heads)

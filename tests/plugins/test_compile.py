@@ -1,7 +1,7 @@
 """Every built-in similarity compiles whole, forward and backward, and can be exported.
 
-Each in a process of its own: the signature checks of the other tests wrap every function, and are
-not for a compiler to trace.
+Each runs in a process of its own: the other tests wrap every function in checks of its signature,
+which a compiler cannot trace.
 """
 
 import os
@@ -55,7 +55,7 @@ check(torch.compile(similarity, fullgraph=True), batch(3, 4, 6, 5))
 
 EXPORT = """
 from torch.export import Dim, export
-# Any numbers of sequences and of steps; of these so many that local has two windows.
+# Any number of sequences and of steps, but enough steps for local to have two windows.
 x, y = ({0: Dim(n), 1: Dim(steps, min=17)} for n, steps in (("b", "t"), ("c", "l")))
 similarity.eval()
 with torch.no_grad():

@@ -10,7 +10,7 @@ from clipseq_local import scores as local_implementation
 
 
 def windows(steps, window, stride):
-    """The definition, window by window."""
+    """Return the score by the definition, window by window."""
     found, start = [], 0
     while True:
         covered = steps[start : start + window]
@@ -100,7 +100,7 @@ def test_gradient_is_that_of_the_definition():
     [(2, 1), (16, 1), (150, 1), (7, 3), (3, 11), (150, 64), (90, 200), (5, 10**9)],
 )
 def test_windows_of_many_steps_and_their_gradient_are_those_of_the_definition(window, stride):
-    # More steps, and more windows but for the longest, than one product takes.
+    # One product takes fewer steps, and fewer windows, except with the longest window.
     x, x_mask = ragged(3, 300, 4, seed=window)
     similarity = clipseq.get_similarity("local", window=window, stride=stride)
     tree = similarity.prepare(x.requires_grad_(), x, x_mask, x_mask)[0].tree
@@ -167,7 +167,7 @@ def test_gradients_of_some_pairs_at_a_time_are_those_of_all(batch, others, monke
     scores = clipseq.get_similarity("local", window=1)(x, y, x_mask)
     arriving = torch.randn_like(scores)
     expected = torch.autograd.grad(scores, (x, y), arriving, retain_graph=True)
-    # Three y, of which one x alone is worked on at a time.
+    # Backward works on one x with three y at a time.
     monkeypatch.setattr(local_implementation, "_ENTRIES", 30)
     found = torch.autograd.grad(scores, (x, y), arriving)
     for gradient, other in zip(found, expected, strict=True):

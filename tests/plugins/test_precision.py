@@ -1,4 +1,4 @@
-"""float32 against float64, and what half precision may and may not touch."""
+"""float32 agrees with float64, and nothing is computed in half precision."""
 
 import pytest
 import torch
@@ -22,20 +22,20 @@ CASES = [
     ),
 ]
 
-# Of windows that overlap, the best and the next are alike. Among many pairs some are nearer than
-# float32 can tell, and then either of the two has the gradient.
+# Where windows overlap, the best match and the next are similar. Among many pairs, some are too
+# close for float32 to tell apart, and either of the two may then get the gradient.
 OVERLAPPING = [("local", {}), ("combined", {})]
 
 SEED = 3
 
 
 def batch(dtype: torch.dtype, count: int = 6) -> list[torch.Tensor]:
-    """As long as a minute of radar and a long sentence; half of them with random lengths."""
+    """Return signals of a minute and long sentences, half of them at random lengths."""
     generator = torch.Generator().manual_seed(SEED)
     common = torch.randn(1, 1, 256, generator=generator, dtype=torch.float64)
     x = torch.randn(count, 128, 256, generator=generator, dtype=torch.float64) + common
     y = torch.randn(count, 32, 256, generator=generator, dtype=torch.float64) + common
-    # What training makes of matched pairs: each step of y is near some of x.
+    # Matched pairs after training: each step of y is near some steps of x.
     y[: count // 2] = x[: count // 2, ::4] + 0.1 * y[: count // 2]
     x_lengths = torch.randint(1, 129, (count,), generator=generator)
     y_lengths = torch.randint(1, 33, (count,), generator=generator)
@@ -54,7 +54,7 @@ def scores_and_gradients(similarity, inputs):
 
 
 def nearest_maxima(window: int, stride: int, count: int) -> float:
-    """The least by which a window's best match in a sequence surpasses the next."""
+    """Return the smallest lead of a window's best match in a sequence over the next one."""
     x, y, x_mask, y_mask = batch(torch.float64, count)
 
     def windows(values, mask):
@@ -76,7 +76,7 @@ def nearest_maxima(window: int, stride: int, count: int) -> float:
 
 @pytest.mark.parametrize(("window", "stride", "count"), [(1, 1, 24), (16, 16, 24), (16, 1, 6)])
 def test_no_two_maxima_are_nearer_than_float32_can_tell(window, stride, count):
-    # Of the data below, not of what is tested: the gradient jumps where two maxima meet.
+    # A property of the data below, not of the code: the gradient jumps where two maxima meet.
     assert nearest_maxima(window, stride, count) > 3e-7
 
 
@@ -95,7 +95,7 @@ def test_float32_is_near_float64(name, options, count):
 
 
 class OnlyCastsFromHalf(TorchDispatchMode):
-    """Fails at an operation that takes half precision and does more than convert or arrange it."""
+    """A mode that fails at operations in half precision, except conversions and rearrangements."""
 
     ALLOWED = ("_to_copy", "detach", "view", "expand", "clone", "slice", "alias", "t", "empty_like")
 
@@ -127,7 +127,7 @@ def test_under_autocast_nothing_is_computed_in_half_precision(name, options):
     assert seen.operations
     exact = gradients_of_sum(similarity, x.float(), y.float(), x_mask, y_mask)
     for gradient, other in zip(gradients, exact, strict=True):
-        # Rounded once, at the very end.
+        # Rounded once, at the end.
         torch.testing.assert_close(gradient, other.bfloat16())
 
 
@@ -163,7 +163,7 @@ def test_a_half_precision_model_computes_in_float32(name, options):
     ("name", "options"),
     [
         ("local", {"window": 1}),
-        # Of few features in many heads, logits are too large for one table of exponentials.
+        # With few features in many heads, logits are too large for one table of exponentials.
         ("attention", {"temperature": 0.01}),
         ("attention", {"temperature": 1.0}),
         ("temporal", {}),

@@ -19,7 +19,7 @@ def in_band(i, j, t, length, band):
 
 
 def paths(t, length, band=None):
-    """Every path from the first cell to the last, as [(i, j, weight), ...]."""
+    """Return every path from the first cell to the last, as [(i, j, weight), ...]."""
 
     def extend(path):
         i, j, _ = path[-1]
@@ -34,7 +34,7 @@ def paths(t, length, band=None):
 
 
 def by_enumeration(cost, gamma, band=None):
-    """The score from the definition: a mean over all paths."""
+    """Return the score by the definition, a mean over all paths."""
     t, length = cost.shape
     costs = [
         sum(weight * float(cost[i, j]) for i, j, weight in path) for path in paths(t, length, band)
@@ -45,7 +45,7 @@ def by_enumeration(cost, gamma, band=None):
 
 
 def by_recursion(cost, gamma):
-    """The score by the textbook recursion in log space, cell by cell."""
+    """Return the score by the textbook recursion in log space, cell by cell."""
 
     def soft_dtw(cost):
         t, length = cost.shape
@@ -98,7 +98,7 @@ def test_reads_every_pair_at_its_own_lengths(gamma, steps, seed):
 
 
 def by_recursion_with_gradient(cost, gamma, band):
-    """As `by_recursion`, over the cells of a band alone, as a tensor that autograd knows."""
+    """Return the score as `by_recursion` does, over the cells of a band, with its graph."""
 
     def soft_dtw(cost):
         t, length = cost.shape
@@ -125,13 +125,13 @@ def by_recursion_with_gradient(cost, gamma, band):
 @pytest.mark.parametrize(
     ("x_lengths", "y_lengths", "band", "gamma"),
     [
-        # Where a strip begins or ends, the edge of the band is a whole number.
+        # The edge of the band is an integer where a strip begins or ends.
         ((58, 6), (19, 11, 4), 0.1, 1.0),
         ((8, 7), (40, 21), 0.0, 1.0),
         ((11,), (44, 60, 7), 0.1, 0.1),
         ((60, 37, 1), (21, 20, 1), 0.05, 0.1),
         ((50, 31), (33, 2), 0.2, 0.02),
-        # Of one length, where a band is all lanes'.
+        # All lengths are equal, so all lanes have one band.
         ((60, 60), (19, 19), 0.05, 0.1),
         ((9, 9), (9, 9), 0.25, 0.02),
     ],
@@ -230,7 +230,7 @@ def scores_and_gradients(similarity, x, y, x_mask, y_mask):
 
 @pytest.fixture
 def cells_in_log_space(monkeypatch):
-    """How many cells' log weights were computed, a tile after the other."""
+    """Count the cells whose log weights are computed, tile by tile."""
     counted = []
     weigh = recursion.Sweep.weigh
 
@@ -252,14 +252,14 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     x_mask = torch.arange(t) < x_lengths[:, None]
     y_mask = torch.arange(length) < y_lengths[:, None]
     similarity = clipseq.get_similarity("temporal", band=band)
-    # The number of paths is no part of the cells, and is remembered.
+    # Counting paths is not part of this, and its results are remembered.
     recursion.log_paths(x_lengths.repeat(4), y_lengths.repeat_interleave(4), band)
     cells_in_log_space.clear()
     scores_and_gradients(similarity, x, y, x_mask, y_mask)
-    # Forward, and forward again in backward.
+    # Forward runs once, and again in backward.
     computed = sum(cells_in_log_space) / 2
-    inside = 2 * band - band**2  # of a band of that width, of all cells of a long pair
-    # Of like lengths no others; else those that any of a tile has.
+    inside = 2 * band - band**2  # the share of a band of that width in all cells of a long pair
+    # No other cells if lengths are equal; otherwise those of every band in a tile.
     assert computed <= (1.05 if shortest == 1.0 else 1.35) * inside * 16 * t * length
 
 
@@ -269,7 +269,7 @@ def test_tiles_of_one_shape_may_differ_in_their_bands(monkeypatch):
     similarity = clipseq.get_similarity("temporal", band=0.05)
     x_mask = torch.ones(1, 30, dtype=torch.bool)
     expected = scores_and_gradients(similarity, x, y, x_mask, y_mask)
-    # Of one length, then not, then again: all are 30 steps by 24, and two pairs.
+    # Equal lengths, then others, then equal ones: all tiles are 30 steps by 24, with two pairs.
     groups = [torch.tensor([0])], list(torch.arange(6).split(2))
     monkeypatch.setattr(scores, "_groups", lambda *_: groups)
     found = scores_and_gradients(similarity, x, y, x_mask, y_mask)
@@ -293,13 +293,13 @@ def test_products_are_made_of_the_cells_and_little_more(x_lengths, y_lengths, ba
         made = torch.zeros(rows, columns, dtype=torch.int64)
         for some, others in recursion.blocks(strip.shape, reach):
             made[some, others] += 1
-        assert made.max() == 1  # and none twice
+        assert made.max() == 1  # no cell is made twice
         needed = torch.zeros_like(made)
         for corner, count in recursion.diagonals(rows, columns, reach):
             for k in range(count):
                 needed[divmod(corner + k * columns, columns + 1)] = 1
         assert not (needed > made).any()
-        # Some are reached from no other: in the corners of an anti-diagonal's first and last row.
+        # Some cells are reached from no other: corners in the first and last row of a diagonal.
         assert made.sum() <= 1.15 * needed.sum() + 2 * columns
 
 
@@ -310,12 +310,12 @@ def test_a_short_x_does_not_widen_the_band_of_the_others(shortest, cells_in_log_
     computed = []
     for length in (200, shortest):
         x_mask = torch.arange(200) < torch.tensor([200] * 11 + [length])[:, None]
-        for _ in range(2):  # the second time paths are no longer counted
+        for _ in range(2):  # the second time, the number of paths is remembered
             cells_in_log_space.clear()
             similarity(x, y, x_mask)
         computed.append(sum(cells_in_log_space))
     assert computed[1] <= 1.1 * computed[0]
-    # Nor where all have to be counted.
+    # The same holds where all of them have to be counted.
     recursion._IN_BANDS.clear()
     cells_in_log_space.clear()
     similarity(x, y, x_mask)
@@ -326,20 +326,20 @@ def test_a_short_x_does_not_widen_the_band_of_the_others(shortest, cells_in_log_
     ("x_lengths", "y_lengths", "options", "scale"),
     [
         ([60] * 12, [40] * 9, {}, 1.0),
-        # The band of the shortest x of a group is the widest.
+        # The shortest x of a group has the widest band.
         ([60] * 14 + [1] * 17, [40] * 20, {"band": 0.05}, 1.0),
         ([60, 50, 3, 2, 1] * 3, [40, 9, 1], {"band": 0.1}, 1.0),
-        # Log space from the start; and from where ratios have overflowed.
+        # Log space from the start, and after ratios have overflowed.
         ([60] * 12, [40] * 9, {"gamma": 0.01}, 1.0),
         ([60] * 12, [40] * 9, {}, 100.0),
-        # Few pairs fill it.
+        # A few pairs fill a tile.
         ([300] * 3, [200] * 3, {}, 1.0),
     ],
 )
 def test_a_tile_holds_no_more_numbers_than_it_may(
     x_lengths, y_lengths, options, scale, monkeypatch
 ):
-    """Whatever the lengths; but a border, one pair, and a third more where ratios overflow."""
+    """Lengths do not matter, except for a border, one pair, and a third more after overflow."""
     most, held = 2**16, []
     take = scores.Room.take
 
@@ -353,7 +353,7 @@ def test_a_tile_holds_no_more_numbers_than_it_may(
 
     def batch(lengths):
         values = torch.randn(len(lengths), max(lengths), 4)
-        if scale != 1.0:  # alike for long, then unlike all of them: see the next test
+        if scale != 1.0:  # alike for long stretches, then unlike everything: see the next test
             values[:, : max(lengths) // 2] = values[:, :1]
             values[:, max(lengths) // 2 :] = -values[:, :1]
         return values, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
@@ -367,8 +367,8 @@ def test_a_tile_holds_no_more_numbers_than_it_may(
 
 @pytest.mark.parametrize("band", [None, 0.3])
 def test_ratios_that_overflow_change_nothing(band, cells_in_log_space):
-    # Steps that stay alike for long, next to steps unlike all of them: beside the last column of
-    # a sequence too, where only padding follows, and in the other sequences of its tile.
+    # Long stretches of similar steps next to steps unlike all of them: also beside the last column
+    # of a sequence, where only padding follows, and in the other sequences of its tile.
     step = torch.tensor([1.0, 0.0], dtype=torch.float64)
     x = torch.cat([step.expand(60, 2), -step.expand(60, 2)])[None].repeat(2, 1, 1)
     x[1] = -x[1]
@@ -393,7 +393,7 @@ def test_ratios_that_overflow_change_nothing(band, cells_in_log_space):
 
 
 def test_padding_beside_unlike_steps_harms_no_gradient(cells_in_log_space):
-    # The score does not see that a ratio overflows in the padding; the gradient is not to either.
+    # A ratio that overflows in padding must change neither the score nor the gradient.
     step = torch.tensor([1.0, 0.0])
     x, y = step.expand(2, 60, 2), 0.1 * torch.randn(2, 8, 2) - step
     x_mask = torch.ones(2, 60, dtype=torch.bool)

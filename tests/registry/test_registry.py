@@ -52,7 +52,9 @@ def test_finds_the_built_ins_through_their_entry_points(fresh_registry):
     assert local.version == clipseq.__version__
     assert local.options == {"window": 16, "stride": 1, "embed_dim": None}
     assert local.default_weight == 0.5
-    assert local.summary == "The best window of y for every window of x, and back."
+    assert local.summary == (
+        "The mean cosine of each window with its best match in the other sequence, both ways."
+    )
     assert [name for name, info in infos.items() if info.composite] == ["combined"]
 
 
