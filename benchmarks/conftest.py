@@ -69,8 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _id(label: str, size: str, padding: str) -> str:
-    """Return an id that includes the similarity that a peer is compared with, so that -k finds
-    both."""
+    """Return an id that names the similarity a peer is compared with, so that -k finds both."""
     against = CONTENDERS[label].against
     parts = (size, against, label, padding) if against else (size, label, padding)
     return "-".join(parts).replace(" ", "_")

@@ -36,8 +36,7 @@ def conditions(threads: int, timer: str) -> dict[str, Any]:
 
 
 class Results:
-    """The file of measurements. A file with measurements made under other conditions is moved
-    aside."""
+    """The file of measurements; a file from other conditions is moved aside."""
 
     def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
         self.path = path

@@ -1,5 +1,4 @@
-"""Counts of the bytes sent and pairs scored per rank and training step, with docs/scaling's
-formulas.
+"""Bytes sent and pairs scored per rank and training step, with the formulas of docs/scaling.
 
     python benchmarks/scaling.py
 
