@@ -30,7 +30,7 @@ FACE = {"__init__", "__main__"}
 """Modules that are entrances of the house, not rooms in it."""
 
 WIDTH, HEIGHT, GAP, MARGIN, LANE = 660, 42, 22, 80, 12
-"""Sizes in pixels: width and height of a row, then gaps between rows, at the sides, between arrows."""
+"""Sizes in pixels: width and height of a row, gaps between rows, at the sides, between arrows."""
 
 EVERYWHERE = "errors"
 """A room that nearly all others import, so that arrows to it would not say anything."""
