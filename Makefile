@@ -1,4 +1,4 @@
-# Needs Python 3.11 or later and nothing else: .venv is made here, from the pins in constraints.txt.
+# Needs only Python 3.11 or later: .venv is created here, from the pins in constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -37,7 +37,7 @@ FORBIDDEN_OPENINGS = re.compile(
 )
 FORBIDDEN_HELP = re.compile(r"(Of|Those|That|So many|And|As|Which|Who|All that)\b")
 
-# A new verb goes into this list.
+# Add a verb here when a docstring needs a new one.
 _VERB_LIST = """
 abort accept accumulate acquire activate add adjust advance aggregate align allocate allow
 alternate announce append apply approximate arrange ask assemble assert assign attach attend
@@ -133,7 +133,7 @@ class Finding(NamedTuple):
 
 
 def _without_code(text: str) -> str:
-    """Blank out code and quoted phrases, keeping every newline and the length of the text."""
+    """Blank out code and quoted phrases, but keep every newline and the length of the text."""
 
     def blank(match: re.Match[str]) -> str:
         return re.sub(r"[^\n]", "·", match[0])
@@ -144,7 +144,8 @@ def _without_code(text: str) -> str:
 
 
 def check_prose(text: str, line: int, *, error: bool = False) -> Iterator[Finding]:
-    """Yield what breaks rules 2, 3 and 6 in a text that starts in `line`, and 5 in an error."""
+    """Yield the violations of rules 2, 3 and 6 in a text that starts in `line`, and of 5 in an
+    error."""
     plain = _without_code(text)
     rules = [rule for rule in PROSE_RULES if not (error and "tells" in rule[1].pattern)]
     for rule, pattern in [*rules, *(ERROR_RULES if error else ())]:
@@ -165,7 +166,7 @@ def _is_noun_like(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def check_docstring(node: ast.AST, text: str, line: int) -> Iterator[Finding]:
-    """Yield what breaks a rule in the docstring of a module, class, function or constant."""
+    """Yield the violations in the docstring of a module, class, function or constant."""
     opening = _opening(text)
     if FORBIDDEN_OPENINGS.match(opening):
         yield Finding(line, 1, f"must not open with {opening!r}")
@@ -243,7 +244,7 @@ def _comments(source: str) -> Iterator[tuple[str, int]]:
 
 
 def check_python(source: str) -> Iterator[Finding]:
-    """Yield what breaks a rule in a Python file."""
+    """Yield the violations in a Python file."""
     tree = ast.parse(source)
     for node, text, line in _docstrings(tree):
         yield from check_docstring(node, text, line)
@@ -266,12 +267,12 @@ def check_python(source: str) -> Iterator[Finding]:
 
 
 def check_markdown(source: str) -> Iterator[Finding]:
-    """Yield what breaks a rule in the prose of a Markdown file."""
+    """Yield the violations in the prose of a Markdown file."""
     yield from check_prose(source, 1)
 
 
 def check_comments(source: str) -> Iterator[Finding]:
-    """Yield what breaks a rule in the `#` comments of any other file."""
+    """Yield the violations in the `#` comments of any other file."""
     found = (
         (number, line.partition("# ")[2] or "")
         for number, line in enumerate(source.splitlines(), 1)

@@ -31,10 +31,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--results",
         type=Path,
         default=Path("benchmarks.json"),
-        help="file that is written after every measurement, and keeps those from the same machine "
+        help="file that is written after every measurement; it keeps those from the same machine "
         "and versions (default: %(default)s)",
     )
-    group.addoption("--resume", action="store_true", help="skip what --results has already")
+    group.addoption("--resume", action="store_true", help="skip what --results holds already")
     group.addoption(
         "--budget", type=float, default=60.0, help="seconds for all rounds of a peer (default: 60)"
     )
@@ -69,7 +69,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _id(label: str, size: str, padding: str) -> str:
-    """Return an id with the similarity that a peer competes with, so that -k finds both."""
+    """Return an id that names the similarity a peer is compared with, so that -k finds both."""
     against = CONTENDERS[label].against
     parts = (size, against, label, padding) if against else (size, label, padding)
     return "-".join(parts).replace(" ", "_")

@@ -1,7 +1,7 @@
 """Our similarities and their peers behind one call: (x, y, x_mask, y_mask) -> scores or a loss.
 
-Each peer is used in the way that serves it best. Where it computes something else than we do, its
-note says what.
+Each peer is used in the way that suits it best. Where it does not compute the same as our
+similarity, its note says how it differs.
 """
 
 import importlib
@@ -43,8 +43,8 @@ class Contender:
     Attributes:
         label: its name in the tables.
         make: creates the call; raises ImportError if a library is not installed.
-        against: for a peer, the label of the similarity of ours that does the same job.
-        parts: labels of ours whose times are added up for comparison.
+        against: for a peer, the label of our similarity that does the same job.
+        parts: labels of our similarities whose times are added up for comparison.
         masks: whether it takes masks.
         same: for a peer, whether it gives the same scores as ours.
         note: how it differs from ours.
@@ -114,7 +114,7 @@ def _tslearn() -> Scores:
     def scores(x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> Tensor:
         costs = all_costs(x, y)
         loss = module.SoftDTWLossPyTorch(gamma=0.1, dist_func=lambda a, b: costs)
-        # The costs are computed already, so that only the shapes matter.
+        # The costs are computed already, so only the shapes matter.
         shapes = (x.new_empty(len(costs), side.shape[1], 1) for side in (x, y))
         return loss(*shapes).view(len(x), len(y))
 
@@ -216,7 +216,7 @@ OURS = {
     )
 }
 
-_SOFT_DTW = "plain soft-DTW: one weight per step, paths not counted; the costs are given to it"
+_SOFT_DTW = "plain soft-DTW: each step has weight one, paths are not counted; it is given the costs"
 
 PEERS = {
     peer.label: peer
@@ -245,7 +245,7 @@ PEERS = {
             _pylate,
             "local window=1",
             same=False,
-            note="one direction, summed; a masked step counts as a product of 0",
+            note="one direction only, summed; a masked step counts as a product of 0",
         ),
         Contender(
             "x-clip FILIP",
@@ -253,8 +253,8 @@ PEERS = {
             "local window=1",
             masks=False,
             same=False,
-            note="with its contrastive loss, which cannot be separated; "
-            "no mask for the images; loaded without its torchvision part",
+            note="includes its contrastive loss, which cannot be separated; "
+            "takes no mask for the images; loaded without its torchvision part",
         ),
         Contender(
             "open_clip ClipLoss", lambda: _open_clip("ClipLoss", 1 / 0.07), "global, CLIP loss"

@@ -3,7 +3,8 @@
     python benchmarks/memory.py LABEL SIZE PADDING THREADS [SECONDS GIB]
 
 prints {"added_bytes": ..., "seconds": ...} for one call as JSON. With limits, it prints
-{"skipped": why} if the call would exceed one, as calls with few sequences of the same lengths show.
+{"skipped": why} if the call would exceed one of them, as estimated from calls with fewer sequences
+of the same lengths.
 """
 
 import ctypes
@@ -95,7 +96,8 @@ def main() -> None:
         if gib > most_gib:
             print(json.dumps({"skipped": f"a call would take about {_about(gib)} GiB"}))
             return
-        # A cost that grows faster than the number of pairs fails here, before it fills the machine.
+        # A call whose cost grows faster than the number of pairs fails here, before it fills the
+        # memory.
         most = int((most_gib + 4) * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     try:

@@ -2,10 +2,10 @@
 
     python benchmarks/micro_batches.py [SIMILARITY ...]
 
-Each step runs in a process of its own, on maps and captions as long as the demo's. It counts the
-most that torch's allocator holds at one time during forward and backward, without the model, its
-gradients and the batch. The rest is what the towers, the losses and the similarity take. "plain" is
-CLIP without sequences. The first row of each similarity is the batch that fits.
+Each step runs in a process of its own, on maps and captions as long as the demo's. It reports the
+peak of torch's allocator during forward and backward, without the model, its gradients and the
+batch: what the towers, the losses and the similarity take. "plain" is CLIP without sequences. The
+first row of each similarity is a batch that fits without micro-batches.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""The similarities in the usual way: autograd through plain torch, from the formulas.
+"""The similarities written in the usual way, from their formulas: autograd through plain torch.
 
 Each is written once for all pairs, with the whole (B, C, T, L) tensor, and once as a loop over
 pairs. They share no code with the plugins and give the same scores.
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, normalize, pad
 
 FAR = 1e6
-"""Cost that is larger than any path's, and finite, so that no gradient is NaN."""
+"""Cost larger than that of any path; finite, so that no gradient is NaN."""
 
 
 def lengths(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,7 +96,7 @@ def soft_dtw(costs: Tensor, t: Tensor, length: Tensor, gamma: float) -> Tensor:
         if k == 0:
             now = 2 * cost
         else:
-            # One row up, the same row, and one row up on the diagonal before.
+            # The ways: one row up, the same row, and one row up but on the diagonal before.
             up, diagonal = (pad(v[:, :-1], (1, 0), value=FAR) for v in (last, before))
             ways = torch.stack((up + cost, last + cost, diagonal + 2 * cost))
             now = -gamma * torch.logsumexp(ways / -gamma, 0)
@@ -113,7 +113,7 @@ def local_whole(window: int) -> Callable[..., Tensor]:
         t = lengths(x, mask)
         x = x.masked_fill(~real(x, mask)[..., None], 0.0)
         size = min(window, x.shape[1])
-        # The sum points where the mean of the real steps does.
+        # The sum has the direction of the mean of the real steps.
         means = avg_pool1d(x.mT, size, 1).mT if size > 1 else x
         counts = (t - size + 1).clamp(min=1)
         return normalize(means, dim=-1), torch.arange(means.shape[1]) < counts[:, None]

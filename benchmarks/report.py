@@ -36,18 +36,18 @@ TITLE = """\
 
 ## How much slower is a training step?
 
-The towers take the same time with any similarity; a similarity adds its own, forward and
+The towers take the same time with any similarity; a similarity adds its own time, forward and
 backward. In the demo (two layers of width 96, batches of 64 clips, 32 steps of radar against
 some 20 tokens, one thread), training with `combined` took 3.7 times as long as plain CLIP. With
-larger towers the same similarity weighs less. In milliseconds per training step, on {machine}:
+larger towers, the similarity takes a smaller share. Milliseconds per training step on {machine}:
 
 {steps}
 D = 256, float32, all steps real. T counts the steps of x, L those of y.
 
-The last column compares the largest size with the matrix products of all steps with all others.
-Plain CLIP is the row global. The default `combined` costs the sum of its parts; naming fewer or
-cheaper parts makes it faster, as the demo does. To find out what a similarity adds to your
-model:
+The last column divides the time at the largest size by that of the matrix products of all steps
+with all others. Plain CLIP is the row `global`. The default `combined` costs the sum of its parts;
+with fewer or cheaper parts, as in the demo, it is faster. To find out how much time a similarity
+adds to your model:
 
 1. Time your step with `use_sequence_similarity=False`.
 2. Add what `clipseq bench` prints for your sizes, on your machine:
@@ -56,8 +56,8 @@ model:
 clipseq bench local --batch 64 --steps 32 --others 20
 ```
 
-On a GPU other kernels compute, which have not been timed yet;
-`clipseq bench combined --device cuda --dtype bfloat16` does that.
+A GPU uses other kernels, which have not been timed yet;
+`clipseq bench combined --device cuda --dtype bfloat16` times them.
 
 If a similarity is too slow for you, [](troubleshooting.md#slow) says what to change first.
 """
@@ -71,8 +71,9 @@ scored in tiles.
 
 ![Time and memory of each similarity against B·C·T·L](figures/performance.png)
 
-Thin lines are in proportion to B·C·T·L. The table has T=62, L=20 and more and more pairs. Where
-time is in proportion, the first number stays the same; the second is the memory added.
+Thin lines are proportional to B·C·T·L. The table has T=62, L=20 and a growing number of pairs.
+Where time is proportional to the number of cells, the first number stays the same; the second is
+the memory added.
 
 {growth}"""
 
@@ -87,24 +88,24 @@ The [last table](#other-libraries) has the numbers.
 METHOD = """\
 ## Appendix: every figure
 
-`make bench` measures, and `python benchmarks/report.py` writes this page and its figures; `make
-performance` does both.
+`make bench` takes the measurements, and `python benchmarks/report.py` writes this page and its
+figures; `make performance` does both.
 
 {conditions}
-**Time** is the median over rounds of one forward and backward pass. In each round, the floor,
-then ours next to a peer (or the parts next to `combined`), then the similarity itself are timed
-one after the other.
+**Time** is the median over rounds of one forward and backward pass. Each round times, one after
+the other, the floor, then the similarity of ours that a peer is compared with (or the parts of
+`combined`), and then the similarity or peer itself.
 
 **The floor** is the time that torch takes, in the same run, for the three matrix products of
 2·B·C·T·L·D operations that give the cosines and their gradients to both sides. Some
-similarities are faster: `global` needs none of the products, the backward pass of `local` only
-the winning pairs of windows, and a band only its own cells.
+similarities are faster: `global` does not need these products, the backward pass of `local` needs
+only the winning pairs of windows, and a band needs only its own cells.
 
-**Memory** is the largest amount that a fresh process held beyond what it held before the call,
-without the inputs and their gradients.
+**Memory** is the peak memory of a fresh process during the call, minus the memory that it held
+before, without the inputs and their gradients.
 
-**Ragged** batches have lengths drawn evenly from 1 to T, or L. Their floor is that of all
-steps; the real steps need {share} of it.
+**Ragged** batches have lengths drawn uniformly from 1 to T, or L. Their floor counts all steps,
+padding included; the real steps need {share} of it.
 
 {sizes}
 ### Every similarity
@@ -255,8 +256,8 @@ def _peers(entries: Sequence[Entry]) -> str:
     notes = [f"- {peer.label}: {peer.note}." for peer in PEERS.values() if peer.note]
     text += (
         "\nLoops and einsums are ours, written from the formulas. They and open_clip's losses give "
-        "the same scores (or loss) and gradients as clipseq. These do not, and are timed all the "
-        "same:\n\n" + "\n".join(notes) + "\n"
+        "the same scores (or loss) and gradients as clipseq. The following peers do not, and are "
+        "timed nevertheless:\n\n" + "\n".join(notes) + "\n"
     )
     if absent:
         lines = [f"- {label}: {why}" for label, why in absent.items()]

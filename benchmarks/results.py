@@ -1,4 +1,4 @@
-"""The measurements, in a JSON file that is complete after each of them."""
+"""The measurements, in a JSON file that is complete after each measurement."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ def conditions(threads: int, timer: str) -> dict[str, Any]:
 
 
 class Results:
-    """The file of measurements. It puts aside those made under other conditions."""
+    """The file of measurements; a file from other conditions is moved aside."""
 
     def __init__(self, path: Path, conditions: dict[str, Any]) -> None:
         self.path = path
@@ -81,7 +81,7 @@ def _versions() -> dict[str, str]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-    # Its own number has the build, as "+cpu".
+    # torch's own version string includes the build, such as "+cpu".
     return found | {"torch": torch.__version__}
 
 

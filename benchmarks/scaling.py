@@ -1,9 +1,10 @@
-"""Counts of what a rank sends and scores in a training step, next to the formulas of docs/scaling.
+"""Bytes sent and pairs scored per rank and training step, with the formulas of docs/scaling.
 
     python benchmarks/scaling.py
 
-starts 2, then 3, then 4 processes on this machine (gloo); one process alone sends nothing. It takes
-no times, because the processes share the cores of one machine and no network lies between them.
+starts 2, then 3, then 4 processes on this machine (gloo); one process alone sends nothing. It does
+not measure time, because the processes share the cores of one machine and no network lies between
+them.
 """
 
 import datetime

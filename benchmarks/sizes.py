@@ -8,7 +8,7 @@ from torch import Tensor
 FEATURES = 256
 
 PADDINGS = ("full", "ragged")
-"""All steps real, or lengths drawn evenly from 1 to the longest."""
+"""Paddings: all steps are real, or lengths are drawn uniformly from 1 to the longest."""
 
 
 class Size(NamedTuple):
@@ -38,7 +38,7 @@ SIZES = {
 
 
 def named(names: str) -> list[str]:
-    """Return the names in a list with commas; M stands for all of its series.
+    """Return the sizes named in a comma-separated list; M stands for the whole series M64 to M512.
 
     Raises:
         ValueError: a size does not exist.

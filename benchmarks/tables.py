@@ -8,7 +8,7 @@ from sizes import PADDINGS
 
 
 def ratio_to_ours(entry: Entry) -> float | None:
-    """Return a peer's time divided by that of ours, which is timed in turn with it."""
+    """Return a peer's time divided by our similarity's, which is timed in turn with it."""
     against = CONTENDERS[entry["label"]].against
     return entry["seconds"] / entry["references"][against] if against else None
 

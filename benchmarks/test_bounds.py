@@ -48,7 +48,7 @@ def test_a_larger_batch_adds_its_scores_and_what_grows_as_its_inputs(request, re
         return added(request, results, label, size) - 8 * own
 
     # 48 bytes per pair for scores, their gradients and counts in float64 (a pair has 1240 cells),
-    # and 8 MiB for tiles, which few sequences do not fill.
+    # and 8 MiB for tiles, which the smaller batch does not fill.
     pairs = SIZES["M512"].b ** 2 - SIZES["M128"].b ** 2
     assert beside_inputs("M512") - beside_inputs("M128") <= 48 * pairs + 2**23
 
@@ -72,8 +72,8 @@ def test_a_larger_batch_adds_its_scores_and_what_grows_as_its_inputs(request, re
 def test_float32_is_near_float64_at_s2(request, name, options):
     """Scores are within 1e-5, and gradients within 1e-4 of the largest.
 
-    Windows do not overlap. If they did, thousands of maxima would be as close to the next largest
-    value as the resolution of float32.
+    Windows do not overlap. If they did, thousands of maxima would differ from the next largest
+    value by less than float32 resolves.
     """
     need(request, "S2")
     inputs = batch(SIZES["S2"], "ragged")

@@ -2,10 +2,10 @@
 
     python -m pytest benchmarks --sizes S1,S2
 
-In each round, the matmul floor, then what is compared (ours for a peer, the parts for `combined`),
-then the contender itself are timed in turn, so that other work on the machine affects all of them.
-Memory is that of one more call in a fresh process. With --benchmark-disable everything runs once,
-without measurements, and peers run with few sequences.
+Each round times in turn the matmul floor, then the comparison (our similarity for a peer, the parts
+for `combined`), and then the contender itself, so that other work on the machine affects all of
+them. Memory is that of one more call in a fresh process. With --benchmark-disable everything runs
+once, without measurements, and peers run with few sequences.
 """
 
 import datetime
@@ -50,7 +50,7 @@ def test_similarity(
     record_property("entry", record)
 
 
-@pytest.mark.filterwarnings("default")  # warnings in peers do not concern us
+@pytest.mark.filterwarnings("default")  # peers may warn
 def test_peer(
     benchmark: Any,
     request: pytest.FixtureRequest,

@@ -1,4 +1,4 @@
-"""Configuration of the site, which `make docs` builds in docs/_build/html without a warning."""
+"""Configuration of the site. `make docs` builds it in docs/_build/html and fails on any warning."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ copyright = author
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    # In _ext: docstrings in our style, what is made from the code, formulas without a network.
+    # In _ext: our docstring style, content from the code, formulas without network access.
     "docstrings",
     "from_code",
     "house",
@@ -27,7 +27,7 @@ exclude_patterns = ["_build", "examples", "configs"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 
-# Sphinx would make an en dash of the `--` of an option, and curly quotes, which no shell reads.
+# Sphinx would turn `--` into a dash and quotes into curly ones, which would break commands.
 smartquotes = False
 default_role = "name"
 html_math_renderer = "mathml"
@@ -38,7 +38,7 @@ toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 
 nitpicky = True
-nitpick_ignore_regex = [(r"py:.*", r"collections\.abc\..*")]  # in the signature of the hook
+nitpick_ignore_regex = [(r"py:.*", r"collections\.abc\..*")]  # used in the signatures of the hooks
 
 html_theme = "furo"
 html_static_path = ["_static"]

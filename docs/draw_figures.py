@@ -42,7 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "weights": {"global": 0.25, "local": 0.5, "attention": 0.25, "temporal": 1.0},
     },
 }
-"""Options that suit such short sequences, and the weights of configs/simulated.toml."""
+"""Options that suit such short sequences, with the weights from configs/simulated.toml."""
 
 
 def recording_and_captions() -> tuple[Tensor, dict[str, Tensor]]:
@@ -55,7 +55,7 @@ def recording_and_captions() -> tuple[Tensor, dict[str, Tensor]]:
     words = sorted({word for caption in CAPTIONS.values() for word in caption})
     directions = dict(zip(words, torch.linalg.qr(noise(32, 1.0))[0], strict=False))
     steps = torch.cat([directions[action].repeat(count, 1) for action, count in ACTIONS.items()])
-    # Actions blend into each other: each step is the mean of itself and its neighbours.
+    # Actions blend into each other, because each step is the mean of itself and its neighbours.
     padded = torch.cat([steps[:1], steps, steps[-1:]])
     steps = padded.unfold(0, 3, 1).mean(2) + noise(len(steps), 0.07)
     read = {word: direction + noise(1, 0.04)[0] for word, direction in directions.items()}

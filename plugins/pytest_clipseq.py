@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="CHECK=REASON",
-        help="leave a check out, for a reason",
+        help="skip a check, for the reason given",
     )
     group.addoption(
         "--clipseq-examples",

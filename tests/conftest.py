@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jaxtyping import config, install_import_hook
 
-# This precedes the first import of these packages: pytest_clipseq, which pytest has loaded already,
-# imports none of them.
+# This must precede the first import of these packages. pytest has loaded pytest_clipseq already,
+# but that does not import any of them.
 install_import_hook(
     [
         "clipseq",
@@ -50,7 +50,7 @@ SLOW = (
     "training/test_fit.py",
     "training/test_gradient_caching.py",
 )
-"""Patterns of the slow folders and modules, which `make test` runs and `make check` leaves out."""
+"""Patterns of the slow folders and modules, which `make test` runs and `make check` skips."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,7 +71,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def unchecked_signatures() -> Iterator[None]:
-    """Switch the checks of signatures off, as they are for users, whom our own errors reach."""
+    """Switch the checks of signatures off, as for users, so that our own errors are raised."""
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)

@@ -13,7 +13,8 @@ from clipseq.losses import info_nce, sigmoid_loss
 
 
 def info_nce_by_hand(logits, positives):
-    """Compute the cross-entropy with equal shares of the target on all positives, both ways."""
+    """Compute the cross-entropy in both directions, with equal shares of the target on all
+    positives."""
     total = 0.0
     for z, p in ((logits, positives), (logits.T, positives.T)):
         for row, mine in zip(z.tolist(), p.tolist(), strict=True):
@@ -69,7 +70,7 @@ def test_pooled_features_are_compared_by_cosine():
 
 
 def test_items_of_one_caption_are_not_negatives_of_one_another():
-    # Two of three items share their caption and every feature: nothing is left to separate.
+    # Two of three items share their caption and every feature, so there is nothing to separate.
     x = torch.eye(2)[[0, 0, 1]]
     apart = clipseq.ClipLoss(init_scale=100.0)
     assert apart(x, x, groups=torch.tensor([4, 4, 7])).item() == pytest.approx(

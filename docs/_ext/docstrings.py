@@ -2,8 +2,8 @@
 
 Sections follow Google's style. A name in single backticks becomes a link if it is documented on the
 site, and code otherwise, because arguments and values of options use the same backticks. The same
-holds for types in signatures, which may be private or from other libraries. So a missing name in a
-docstring is not a warning; in the text of a page it is.
+holds for types in signatures, which may be private or from other libraries. A missing name is
+therefore a warning in the text of a page, but not in a docstring.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 WITHOUT_WARNING = "api"
-"""The page that consists of docstrings, and gives no warnings for missing names."""
+"""The page that consists of docstrings, for which missing names are not warnings."""
 
 _GOOGLE = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
 

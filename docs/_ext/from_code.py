@@ -82,7 +82,7 @@ def readable_type(kind: Any) -> str:
 def shown_default(default: Any) -> str:
     """Return a default in the syntax of a configuration."""
     if type(default).__name__ == "DefaultValue":
-        # autodoc may have replaced the default by its source text.
+        # autodoc may have replaced the default with its source text.
         try:
             default = ast.literal_eval(default.name)
         except ValueError:
@@ -148,7 +148,7 @@ class _Generated(SphinxDirective):
 
 
 def _markdown(text: str) -> str:
-    # Double backticks are code in both; "see `name`" becomes a link.
+    # Double backticks mark code in both formats; "see `name`" becomes a link.
     return re.sub(r"^see `([\w.]+)`\.?$", r"See {py:class}`\1`.", text)
 
 
@@ -172,7 +172,7 @@ class ConfigKeys(_Generated):
 
 
 class SimilarityOptions(_Generated):
-    """The options of a registered similarity, except `embed_dim`, which all have."""
+    """The options of a registered similarity, except `embed_dim`, which every similarity has."""
 
     required_arguments = 1
 
@@ -200,7 +200,7 @@ class Cost(_Generated):
 
 
 class Command(_Generated):
-    """Usage, arguments and options of a command, or of ``clipseq`` itself without a name."""
+    """Usage, arguments and options of a command, or, without a name, of ``clipseq`` itself."""
 
     optional_arguments = 1
 
@@ -302,14 +302,14 @@ class PublicPackages(_Generated):
 
 
 def _lazy(module: ModuleType, name: str) -> str:
-    """Return a name that the module's ``__getattr__`` gives, which autodoc would not find."""
+    """Return the entry of a name that the module's ``__getattr__`` gives, which autodoc misses."""
     value = getattr(module, name)
     kind = "class" if inspect.isclass(value) else "function" if inspect.isroutine(value) else ""
     return f"\n.. auto{kind}:: {name}\n" if kind and name not in vars(module) else ""
 
 
 def _data(module: ModuleType, name: str) -> str:
-    """Return a constant with the string below its definition, which autodoc would not find."""
+    """Return the entry of a constant with the string below its definition, which autodoc misses."""
     value = getattr(module, name)
     if inspect.isclass(value) or inspect.isroutine(value):
         return ""
@@ -336,7 +336,7 @@ def _with_all(root: ModuleType) -> Iterator[str]:
 
 
 def _sentence(text: str) -> str:
-    # Names such as torch.compile, or the w of a formula, keep their case.
+    # Names such as torch.compile, or a w from a formula, keep their case.
     return text if re.match(r"torch|[a-z],", text) else text[:1].upper() + text[1:]
 
 

@@ -1,11 +1,12 @@
 """The directive ``{house}``: the rooms of clipseq as a drawing that is checked against the code.
 
 Its content is one row per line, from top to bottom, with ``room: purpose`` for each room and ``|``
-between rooms of one row. A page that is not built shows it as text. On the site it becomes an SVG
-with an arrow for each import between rooms, except those that follow from other arrows.
+between rooms of one row. Where the page is read as plain Markdown, it stays text. On the site it
+becomes an SVG with an arrow for each import between rooms, except those that follow from other
+arrows.
 
-It is a warning, and so an error of ``make docs``, if a room is missing, does not exist, or imports
-a room that is not below it.
+The directive warns, which is an error in ``make docs``, if a room is missing, does not exist, or
+imports a room that is not below it.
 """
 
 import ast
@@ -26,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(clipseq.__file__).parent
 FACE = {"__init__", "__main__"}
-"""Modules that are the entrance of the house and no room in it."""
+"""Modules that are entrances of the house, not rooms in it."""
 
 WIDTH, HEIGHT, GAP, MARGIN, LANE = 660, 42, 22, 80, 12
-"""Sizes in pixels: width and height of a row, space between two, at the sides, between arrows."""
+"""Sizes in pixels: width and height of a row, gaps between rows, at the sides, between arrows."""
 
 EVERYWHERE = "errors"
-"""A room that nearly all others import, so that arrows to it would show nothing."""
+"""A room that nearly all others import, so that arrows to it would not say anything."""
 
 
 @attrs.frozen
@@ -57,7 +58,7 @@ class Box:
 
 
 def rooms() -> dict[str, list[Path]]:
-    """Return room -> its files: packages and modules directly below clipseq."""
+    """Return room -> its files; rooms are the packages and modules directly below clipseq."""
     found = {}
     for path in sorted(PACKAGE.iterdir()):
         if path.is_dir() and (path / "__init__.py").exists():
@@ -68,7 +69,7 @@ def rooms() -> dict[str, list[Path]]:
 
 
 def imported_rooms(source: str) -> Iterator[str]:
-    """Yield the rooms that a module imports when it runs."""
+    """Yield the rooms that a module imports at run time."""
     nodes_to_visit: list[ast.AST] = [ast.parse(source)]
     while nodes_to_visit:
         node = nodes_to_visit.pop()
@@ -135,7 +136,7 @@ def read(lines: list[str]) -> list[Box]:
 
 
 def problems(boxes: list[Box], graph: Mapping[str, set[str]]) -> Iterator[str]:
-    """Yield what a drawing says that is not so in the code."""
+    """Yield the differences between a drawing and the code."""
     rows = {box.name: box.row for box in boxes}
     for name in sorted(graph.keys() - rows.keys()):
         yield f"the room {name} is missing from the drawing"
@@ -172,7 +173,7 @@ def svg(boxes: list[Box], edges: list[tuple[str, str]]) -> str:
     for start, end in sorted(edges, key=lambda e: by_name[e[1]].row - by_name[e[0]].row):
         upper, lower = by_name[start], by_name[end]
         if lower.row == upper.row + 1:
-            # Straight down, from the middle of the narrower box.
+            # The arrow goes straight down, from the middle of the narrower box.
             x = min(upper, lower, key=lambda box: box.width).middle
             path = f"M{x:.0f} {upper.top + HEIGHT}V{lower.top}"
         else:
@@ -202,7 +203,7 @@ class House(SphinxDirective):
     has_content = True
 
     def run(self) -> list[nodes.Node]:
-        """Return the SVG, and warn of what is not so in the code."""
+        """Return the SVG, and warn of its differences from the code."""
         self.env.note_reread()  # the imports may have changed although the page has not
         boxes, graph = read(list(self.content)), imports()
         found = list(problems(boxes, graph))

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves, without a script and without a network."""
+"""Formulas as MathML, which browsers render without scripts and network access."""
 
 import re
 from typing import Any

@@ -1,25 +1,24 @@
 """The scores of all pairs and their gradient, as an operator.
 
-Both directions share one table of exponentials. Take a head's logits ``p = s⟨x_t, y_l⟩``, as long
-as they may be exponentiated without a shift (see `_LARGEST`). Then ``e = exp(p)``, divided by its
-sum over l, is the attention of one direction, and divided by its sum over t it is that of the
+Both directions share one table of exponentials. Let a head's logits be ``p = s⟨x_t, y_l⟩``, small
+enough to be exponentiated without a shift (see `_LARGEST`). Then ``e = exp(p)`` divided by its sum
+over l is the attention of one direction, and divided by its sum over t it is the attention of the
 other. The products ``e·Y`` are what the steps attend to, up to that divisor, and their products
 with the steps are the numerators of the cosines. So one matrix product writes the cells of a tile,
-they are exponentiated in place (to base 2, which takes torch a third of the time), and matrix
-products and sums read them.
+an operation exponentiates them in place (to base 2, which takes torch a third of the time), and
+matrix products and sums read them.
 
 A numerator ``⟨x_t, Σ_l a_l y_l⟩`` equals ``Σ_l a_l ⟨x_t, y_l⟩``. At fixed attention, its gradients
-to x_t and y_l are therefore those of the product ⟨x_t, y_l⟩, from which the logits are made as
-well. So backward adds up one gradient to ⟨x_t, y_l⟩, and only the gradient of the norm goes by way
-of the attended values. The gradient to the products is a product of matrices once more; the part
-that all keys of a query have in common is carried in it by one more feature, which is 1 in the
-other factor.
+to x_t and y_l therefore pass through the product ⟨x_t, y_l⟩, as do those of the logits. So backward
+accumulates one gradient to ⟨x_t, y_l⟩, and only the gradient of the norm passes through the
+attended values. The gradient to the products is again a matrix product; the part that all keys of a
+query have in common is added in it by one more feature, which is 1 in the other factor.
 
-Layout: one x, of the longer side, against several y of similar lengths. A head of the tile is one
-(c·L, T) matrix, and so is everything per step: features first, steps innermost, so that values that
-differ from step to step meet long rows. Padding (y to the longest of the tile, x to a width that
-suits matrix products) is left out by two more features of the logits' factors: one side has 1, and
-the other has 0 for a real step and a number far below zero for padding.
+Layout: a tile has one x, from the longer side, and several y of similar lengths. A head of the tile
+is one (c·L, T) matrix. All values per step are stored in the same way, features first and steps
+innermost, so that operations on them run along long rows. Padding (of y to the longest in the tile,
+of x to a width that suits matrix products) is excluded by two more features of the logits' factors:
+one side has 1, and the other has 0 for a real step and a number far below zero for padding.
 """
 
 import math
@@ -34,19 +33,19 @@ from torch.nn.functional import pad, threshold
 from clipseq.engine import Operator, Room, group_by_length, scaled
 
 CELLS, CELLS_ELSEWHERE = 2**19, 2**25
-"""Largest number of cells (H·T·L·pairs) in a tile. On a CPU they fit into the cache; elsewhere they
-are enough for the fifty operations of a tile to take longer than starting them. They bound the
-memory: it holds four times as many numbers."""
+"""Largest number of cells (H·T·L·pairs) in a tile. On a CPU they fit into the cache; elsewhere
+there are enough of them for the fifty operations of a tile to take longer than launching them. This
+bounds the memory, which is four times as many numbers."""
 
 _WIDTH = 8
-"""T is padded to a multiple of this: odd rows cost matrix products a third of their speed."""
+"""T is padded to a multiple of this: rows of odd lengths make matrix products a third slower."""
 
 _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Largest logits that are exponentiated without a shift: their sums, products and quotients stay in
 range."""
 
 _NOTHING = 1e-6
-"""Norm below which what a step attends to has no direction: unit vectors are rounded there."""
+"""Norm below which what a step attends to has no direction: it is then mere rounding error."""
 
 _NEVER = -1e30
 """Logit of a padded step; finite, so that differences are never NaN."""
@@ -103,8 +102,8 @@ def _differentiate(
     ]
     tiles = _Tiles(x)
     to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
-    # The part of the gradient to the products that comes by way of the numerators does not count
-    # for scale. In float64, since this is the difference of two sums.
+    # The part of the gradient to the products that comes from the numerators does not contribute to
+    # the gradient to scale. Computed in float64, since it is the difference of two sums.
     along = -(grad.double() * scores.double()).sum()
     for i, one in _ones(x, x_lengths, scale):
         to_products, to_values = x.new_zeros(2, *one.values.shape)
@@ -158,8 +157,8 @@ class _One:
 def _ones(x: Tensor, lengths: Tensor, scale: Tensor) -> Iterator[tuple[int, _One]]:
     """Yield the number of every x, and the x itself, from the longest to the shortest.
 
-    The longest one sizes the workspace, and those of one width use the same views of it. Several of
-    one width are made at once, because each takes many small operations.
+    The longest x determines the size of the workspace, and all x of one width use the same views of
+    it. Several x of one width are prepared at once, because each takes many small operations.
     """
     most = _most_cells(x) // (2 * x[0, :, 0].numel())
     for items, some_lengths in group_by_length(
@@ -206,7 +205,7 @@ class _Group:
 
 
 class _Cells:
-    """A tensor (H, c, L, n), also as one matrix per head and as one per pair."""
+    """A tensor (H, c, L, n), with views as one matrix per head and one matrix per pair."""
 
     def __init__(self, cells: Tensor) -> None:
         self.cells = cells
@@ -224,12 +223,12 @@ class _Direction:
         self.rows = room.take(f"means over {name}", heads, n, size + 1, q)
         self.means, self._common = self.rows[:, :, :-1], self.rows[:, :, -1:]
         self._each = room.take("spare", heads, n, size, q)
-        # These share memory, since there is one direction for each group.
+        # The directions of all groups share this memory.
         self._inverse_totals = room.take(f"inverse totals over {name}", heads, n, 1, q)
         self._to_queries = room.take(f"gradients to queries of {name}", heads, n, 1, q)
 
     def divide(self, padded: bool) -> None:
-        """Turn the weighted sums of the keys and of ones, which `rows` holds, into means."""
+        """Turn the weighted sums in `rows` (of the keys and of ones) into means."""
         inverse = self._inverse_totals
         if padded:  # a padded query may have no weight at all; its cosine is not used
             torch.clamp(self._common, min=torch.finfo(inverse.dtype).tiny, out=inverse)
@@ -254,25 +253,25 @@ class _Direction:
     def differentiate(
         self, queries: Float[Tensor, "H #n d Q"], grad: Float[Tensor, "n 1 Q"], scale: float
     ) -> None:
-        """Differentiate the cosines, to which `grad` is `scale` times the gradient.
+        """Differentiate the cosines; `grad` is `scale` times the gradient to them.
 
         Afterwards `means` holds `scale` times the gradient to the weighted sum of the keys, but
-        only the part that comes by way of its norm.
+        only the part that comes from its norm.
         """
         along, squares = self._products(queries)
         inverse = _or_infinite(squares.sum(0)).reciprocal_()
         # The gradient to a, over all heads, is to_query·q + to_itself·a.
         to_query = inverse.sqrt().mul_(grad)
         to_itself = along.sum(0).mul_(to_query).mul_(inverse).neg_()
-        # All products of a query have in common the part by way of the total, since a mean is a sum
-        # divided by its total (that part is -⟨gradient, mean⟩), and the part of the numerator.
+        # Two parts are the same for all products of a query: the part from the total, since a mean
+        # is a sum divided by its total (it is -⟨gradient, mean⟩), and the part from the numerator.
         along.sub_(1 / scale).mul_(to_query).addcmul_(squares, to_itself).neg_()
         torch.mul(along, self._inverse_totals, out=self._common)
         self.means.mul_(self._inverse_totals * to_itself)
         torch.mul(self._inverse_totals, to_query, out=self._to_queries)
 
     def complete(self, queries: Float[Tensor, "H #n d Q"]) -> None:
-        """Add the part of the gradient that comes by way of the numerator.
+        """Add the part of the gradient that comes from the numerator.
 
         Afterwards `rows` holds `scale` times the whole gradient to the sum, and then the part that
         the gradients to all products with the query have in common.
@@ -281,7 +280,7 @@ class _Direction:
 
 
 class _Tile:
-    """Memory for one tile, and every view of it that is multiplied, made once per shape."""
+    """Memory for one tile, and every view of it that matrix products use, made once per shape."""
 
     def __init__(self, group: _Group, one: _One, room: Room) -> None:
         heads, size, steps = one.values.shape
@@ -323,16 +322,16 @@ class _Tile:
     ) -> None:
         """Add the gradients of a tile, after `differentiate` of both directions.
 
-        `to_products` gets the gradient to x by way of the products, `to_values` gets `scale` times
-        the rest of it, and `to_y` gets the gradient to y.
+        `to_products` receives the gradient to x that comes through the products, `to_values`
+        receives `scale` times the rest of it, and `to_y` receives the gradient to y.
         """
         over_x, over_y, gradient = self._weights, self._other, self._gradient
-        # By way of the norms of what the steps attended to.
+        # First the part that comes through the norms of what the steps attended to.
         to_values.baddbmm_(self._means_x, over_x.tall)
         to_y.pairs.baddbmm_(over_y.pairs, self._means_y.mT, alpha=1 / scale)
         self.over_y.complete(one.queries)
         self.over_x.complete(group.queries)
-        # By way of the weights and numerators, and so of the products.
+        # Then the part that comes through the weights and numerators, and so through the products.
         torch.bmm(self._rows_x.mT, one.ones, out=gradient.tall)
         if over_y is over_x:
             gradient.pairs.baddbmm_(group.ones.mT, self._rows_y)
@@ -345,7 +344,7 @@ class _Tile:
 
 
 class _Tiles:
-    """One tile after the other, in the same memory."""
+    """Tiles that use the same memory, one after the other."""
 
     def __init__(self, like: Tensor) -> None:
         self._room = Room(like)
@@ -354,7 +353,7 @@ class _Tiles:
 
     def take(self, group: _Group, one: _One) -> _Tile:
         """Return a tile with undefined content; the previous tile's is lost."""
-        if len(one.real) != self._width:  # earlier widths do not come again
+        if len(one.real) != self._width:  # earlier widths do not recur
             self._made.clear()
             self._width = len(one.real)
         if id(group) not in self._made:
@@ -367,12 +366,12 @@ class _Tiles:
 
 
 def _or_infinite(squares: Tensor) -> Tensor:
-    # Where the values cancel up to rounding, or are all zero, there is no direction.
+    # If the values cancel up to rounding, or are all zero, their mean has no direction.
     return threshold(squares, _NOTHING**2, math.inf, inplace=True)
 
 
 def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[list[bool]]:
-    """Return for each x and group if one table of exponentials may serve both directions."""
+    """Return, for each x and group, True if one table of exponentials may serve both directions."""
     longest = torch.linalg.vector_norm(x, dim=3).amax((1, 2))
     others = torch.linalg.vector_norm(y, dim=3).amax((1, 2))
     largest = torch.stack([others[group.items].max() for group in groups])
@@ -382,7 +381,7 @@ def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[l
 def _should_swap(x: Tensor, y: Tensor) -> bool:
     """Return True if y should be the side that is taken one by one.
 
-    This should be the longer side, as long rows are fast, unless that makes many small tiles.
+    That is the longer side, since long rows are fast, unless it makes many small tiles.
     """
     tiles_x, tiles_y = _count_tiles(x, y), _count_tiles(y, x)
     if max(tiles_x, tiles_y) > _MANY * min(tiles_x, tiles_y):
@@ -391,7 +390,7 @@ def _should_swap(x: Tensor, y: Tensor) -> bool:
 
 
 _MANY = 7
-"""Ratio of the two numbers of tiles above which many tiles take longer than short rows do."""
+"""Ratio of the two tile counts above which many small tiles cost more than short rows."""
 
 
 def _count_tiles(one: Tensor, other: Tensor) -> int:

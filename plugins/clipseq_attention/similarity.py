@@ -25,14 +25,14 @@ class AttentionSimilarity(Similarity):
             + \tfrac1l \sum_l \cos(y_l, \hat x_l) \Big)
 
     with the softmax over the real steps of the other sequence of *each* pair. A head's product is
-    multiplied by H, so that the mean of the heads' logits is the cosine over tau whatever H is.
+    multiplied by H, so that the mean of the heads' logits is the cosine divided by tau, for any H.
     The score follows SCAN (arXiv:1803.08024), with its text-to-image and image-to-text variants
     averaged; SCAN has one head and normalises the attention over both sides.
 
-    Where what a step attends to cancels (its norm is below 1e-6) it has no direction, and the
-    cosine is 0. ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is made again in
-    backward. Cost: O(B·C·T·L·D), for forward and backward together that of twelve matrix products
-    of all steps with all others, with thin heads; 2·H exponentials per cell, or 4·H where tau has
+    If what a step attends to cancels (its norm is below 1e-6), it has no direction, and the cosine
+    is 0. ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is computed again in
+    backward. Cost: O(B·C·T·L·D): forward and backward together take about twelve matrix products of
+    all steps with all others, with thin heads; 2·H exponentials per cell, or 4·H where tau has
     become so small that logits exceed 60; and some passes over what each step attends to.
 
     Args:
@@ -40,8 +40,8 @@ class AttentionSimilarity(Similarity):
             ceil(D / num_heads) features, and the last one is padded with zeros where these do not
             divide D.
         temperature: starting value of tau, which is learnable. Gradients grow with 1/tau, and so
-            do their rounding errors. The gradient to tau is the difference of two sums, and precise
-            to a millionth of these.
+            do their rounding errors. The gradient to tau is the difference of two sums, and is
+            precise to a millionth of their size.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
@@ -89,7 +89,7 @@ class AttentionSimilarity(Similarity):
         return both.masked_fill(~(x.mask[:, :, None] & y.mask[:, None, :]), 0.0)
 
     def _scale(self, heads: Float[Tensor, "n H _ _"]) -> Float[Tensor, ""]:
-        """Return the factor of products; tau may be on another device, or have fewer bits."""
+        """Return the factor of the products, H / tau, with the device and dtype of `heads`."""
         return heads.shape[1] / self.log_temperature.squeeze().to(heads).exp()
 
     def _heads(self, steps: Sequences) -> Float[Tensor, "B H T d"]:
@@ -98,6 +98,6 @@ class AttentionSimilarity(Similarity):
         size = -(-features // self.num_heads)
         heads = -(-features // size)
         values = steps.values
-        if features < heads * size:  # pad copies even where nothing is added
+        if features < heads * size:  # pad copies even if it adds nothing
             values = nn.functional.pad(values, (0, heads * size - features))
         return values.unflatten(2, (heads, size)).transpose(1, 2)

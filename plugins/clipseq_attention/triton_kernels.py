@@ -2,29 +2,29 @@ r"""Triton kernels of `clipseq_attention.scores.attention_scores`.
 
 The same kernels compute one direction at a time, x as queries of y and then y as queries of x, as
 in FlashAttention (arXiv:2205.14135): blocks of queries meet blocks of keys on tensor cores, with a
-running maximum, so logits may have any size and no table of them leaves the registers. Unlike
-there, a query meets the keys of every other sequence separately.
+running maximum, so logits may have any size and no table of them leaves the registers. Unlike in
+FlashAttention, a query attends to each of the other sequences separately.
 
 1. `_attend` computes what each query attends to, head by head, and its cosine with the query. In
-   forward, a program has a pair and writes one number. In backward, a program has a block of a
-   pair's queries; it writes the means, the totals of their weights, and for each query the factors
-   that come from its norm, for as many pairs at a time as `WORKSPACE` holds.
-2. `_to_queries` computes the gradient to queries. A program per block of queries and head goes
-   through the other sequences of the tile. It overwrites the means with the halves of u (see
-   below), for the many programs that need them next.
-3. `_to_keys` computes the gradient to keys likewise. So nothing is added across programs, and the
-   order of every sum is fixed.
+   forward, each program handles one pair and writes one number. In backward, each program handles
+   one block of a pair's queries; it writes the means, the totals of their weights, and for each
+   query the factors that come from its norm, for as many pairs at a time as `WORKSPACE` holds.
+2. `_to_queries` computes the gradient to queries. There is one program per head and block of
+   queries, which loops over the other sequences of the tile. It overwrites the means with the
+   halves of u (see below), for the many programs that need them next.
+3. `_to_keys` computes the gradient to keys in the same way. So no two programs add to the same
+   number, and the order of every sum is fixed.
 
 For a query q, let m = Σ a k be its mean (in one head), s = ‖m‖⁻¹ and c = ⟨q,m⟩ s² over all heads.
-The gradient of the cosine to m is s·u, where ``u = q - c·m`` is no longer than q. By the softmax,
-the gradient to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s, which has no
-bound, all factors lie within ±2, so two halves can hold them (see `clipseq.engine.halves`), scaled
-by `_LIFT` where small ones matter; s multiplies sums of products, or is divided by the largest in a
-block.
+The gradient of the cosine to m is s·u, where ``u = q - c·m`` has at most the norm of q. Through the
+softmax, the gradient to a product ⟨q, k⟩ is ``s·a·(⟨u,k⟩ - ⟨u,m⟩)`` times the scale. Without s,
+which is unbounded, all factors lie within ±2, so two half-precision numbers can hold each of them
+(see `clipseq.engine.halves`), scaled by `_LIFT` where small ones matter; s multiplies sums of
+products, or is divided by the largest s of a block.
 
-Weights are ``exp(logit - top)`` over their total. Backward gets the top and the total separately:
-one logarithm of both would be rounded at the size of the logits, and so would all weights of a
-query.
+Weights are ``exp(logit - top)`` over their total. Backward receives the top and the total
+separately: a single logarithm of both would be rounded relative to the size of the logits, and so
+would all weights of a query.
 """
 
 from typing import no_type_check
@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from clipseq.engine import FEATURES, halves, jit_for_any, scaled, terms, tile_shape
 
 WORKSPACE = 2**29
-"""Largest number of bytes for means and their factors that backward holds beside the results."""
+"""Largest number of bytes for means and their factors that backward holds in addition to the
+results."""
 
 _LARGEST_HEAD = 128
 """Largest number of features of a head: larger blocks do not fit into the registers."""
@@ -48,17 +49,18 @@ _NEVER = tl.constexpr(-3e38)
 
 _LIFT = tl.constexpr(14.0)
 _LOWER = tl.constexpr(2.0**-14)
-"""Base 2 logarithm of the factor of weights before they are cut into halves, and the inverse
-factor.
+"""Base 2 logarithm of the factor that weights get before they are split into halves, and the
+inverse factor.
 
-Half precision ends at 2¹⁶ and, with ever fewer bits, at 2⁻²⁴, and with many keys weights are small.
+Half precision reaches from 2¹⁶ down to 2⁻²⁴, with ever fewer bits, and weights are small if there
+are many keys.
 """
 
 _SIZE = tl.constexpr(2.0**8)
-"""Factor of steps, for the same reason: their rounding errors are multiplied by the scale."""
+"""Factor that steps get for the same reason: their rounding errors are multiplied by the scale."""
 
 FEW = 2**10
-"""Number of pairs below which one program per pair does not keep a GPU busy."""
+"""Number of pairs below which one program per pair leaves a GPU partly idle."""
 
 _NOTHING = tl.constexpr(1e-12)
 """Square of the norm below which what a query attends to has no direction."""
@@ -89,7 +91,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients to x, y and scale, computing every tile again.
 
-    `scores` are not used: only torch's own path needs them.
+    `scores` is not used: only torch's own path needs it.
     """
     with torch.cuda.device_of(x):
         shares, largest = scaled(grad)
@@ -151,12 +153,12 @@ class _Direction:
         to_scale = shares.new_zeros((), dtype=torch.float64)
         of_a_pair = 4 * steps * (heads * (size + 3) + 2)
         height, width = tile_shape(n, m, max(1, WORKSPACE // of_a_pair))
-        # The same number of tiles, but of one size.
+        # Keep the number of tiles, but make them equally large.
         height, width = (
             triton.cdiv(n, triton.cdiv(n, height)),
             triton.cdiv(m, triton.cdiv(m, width)),
         )
-        # Sized for the largest tile; the others use the front of it.
+        # The memory fits the largest tile; the others use the front of it.
         kept = [
             shares.new_empty(height * width * steps * numbers)
             for numbers in (1, heads * size, heads, heads, 1, heads)
@@ -263,7 +265,7 @@ def _rows_at_once(size: int) -> int:
 
 
 def _block(steps: int, most: int) -> int:
-    """Return the number of steps in a block: large, if the last block has little padding."""
+    """Return the number of steps in a block: large, if the last block then has little padding."""
     blocks = [block for block in (64, 32, 16) if block <= max(16, most)]
     return min(blocks, key=lambda block: triton.cdiv(steps, block) * (block + 16))
 
@@ -298,7 +300,7 @@ def _added(total, a, a_rest, b, b_rest, TERMS: tl.constexpr):
 @triton.jit
 @no_type_check
 def _halves(values):
-    """Return two numbers of half precision for each one, which is in its range."""
+    """Return two half-precision numbers for each number, which must be in their range."""
     high = values.to(tl.float16)
     return high, (values - high.to(tl.float32)).to(tl.float16)
 
@@ -384,15 +386,15 @@ def _attend(
 @triton.jit
 @no_type_check
 def _cells(q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS: tl.constexpr):
-    """Return lifted weights of keys, before the division by their total, and logits' gradients.
+    """Return the lifted weights of keys, not yet divided by their total, and the logits' gradients.
 
-    Those of padded keys are finite, and are multiplied by zeros or not stored.
+    The values of padded keys are finite; they are multiplied by zeros or not stored.
     """
     k_t, k_rest_t = tl.trans(k), tl.trans(k_rest)
     nothing = tl.zeros((q.shape[0], k.shape[0]), tl.float32)
     logits = _added(nothing, q, q_rest, k_t, k_rest_t, TERMS)
     to_weights = _added(nothing, u, u_rest, k_t, k_rest_t, TERMS) / (_SIZE * _SIZE)
-    # A logit may exceed the top by rounding in other blocks, or because its key is padding.
+    # A logit may exceed the top, either by rounding in other blocks or because its key is padding.
     weights = tl.exp2(tl.minimum(logits * exponent - top[:, None], 0.0) + _LIFT)
     return weights, weights * (to_weights - common[:, None])
 
@@ -461,7 +463,7 @@ def _to_queries(
         common = tl.sum(across * mean, 1)
         u, u_rest = _halves(across * _SIZE)
         tl.store(commons + of_head, common, mask=a_real)
-        # Other threads may still have to read the values that this one overwrites.
+        # Other threads may not have read the values yet that this one overwrites.
         tl.debug_barrier()
         at = 2 * of_head[:, None] * HEAD + d[None, :]
         tl.store(u_halves + at, u, mask=a_real[:, None])
@@ -549,7 +551,7 @@ def _to_keys(
             weights, to_logits = _cells(
                 q, q_rest, u, u_rest, k, k_rest, exponent, top, common, TERMS
             )
-            # At most 1 in magnitude.
+            # These are at most 1 in magnitude.
             within = (share / largest)[:, None]
             weights, weights_rest = _halves(weights * within)
             to_logits, to_logits_rest = _halves(to_logits * within)

@@ -30,7 +30,7 @@ class CombinedSimilarity(Similarity):
 
     Args:
         parts: similarities to combine, name -> options. None: every registered similarity that is
-            not composite, third parties' included, with default options.
+            not composite, including those of third parties, with default options.
         weights: name -> starting weight, positive and finite; a part that is not named starts at
             its `default_weight`.
         embed_dim: see `clipseq.Similarity`.
@@ -41,7 +41,7 @@ class CombinedSimilarity(Similarity):
 
     Raises:
         UnknownSimilarityError: a part is not registered.
-        PluginError: `parts` is None, and a registered similarity cannot be made or a name is
+        PluginError: `parts` is None, and a registered similarity cannot be created or a name is
             offered twice. A part that is named in `parts` raises its own error, with a note that
             names it.
         TypeError: a weight is not a number.
@@ -108,8 +108,8 @@ class CombinedSimilarity(Similarity):
         return self._prepare_parts(y, "y")
 
     def _prepare_parts(self, side: Sequences, which: str) -> dict[str, Any]:
-        # Parts that compare plain L2-normalised steps share one tensor of them: it is made once,
-        # and travels once between processes.
+        # Parts that compare plain L2-normalised steps share one tensor of them: it is computed
+        # once, and sent once between processes.
         trees: dict[str, Any] = {}
         common = None
         for name, part in self.parts.items():
@@ -136,8 +136,8 @@ class CombinedSimilarity(Similarity):
         self, x: dict[str, Any], y: dict[str, Any], steps: tuple[int, int]
     ) -> Float[Tensor, "B C"]:
         """Return the weighted mean of the results of each part's `score_all`."""
-        # Parts with a tree of their own come first. Backward goes the other way, so the gradients
-        # to their trees then do not wait in memory for the other parts.
+        # Parts with a tree of their own come first. Backward runs in reverse order, so the
+        # gradients to these trees do not stay in memory while the other parts are differentiated.
         parts = self.parts
         alone = [name for name in parts if sum(x[name] is tree for tree in x.values()) == 1]
         order = alone + [name for name in parts if name not in alone]
@@ -154,7 +154,8 @@ class CombinedSimilarity(Similarity):
         return self._mean(shares)
 
     def _mean(self, values: dict[str, Tensor]) -> Tensor:
-        # In the dtype of the values: rounded once more, shares would not sum to 1.
+        # Shares are computed in the dtype of the values: if they were rounded again, they would not
+        # sum to 1.
         dtype = next(iter(values.values())).dtype
         logs = torch.cat([self.log_weights[_PREFIX + name] for name in values])
         shares = torch.softmax(logs.to(dtype), 0)
@@ -176,7 +177,7 @@ class CombinedSimilarity(Similarity):
 
 
 def _make(name: str, options: Mapping[str, Any], *, asked: bool) -> Similarity:
-    """Return the part; an error says which part cannot be made and what to do about it."""
+    """Create the part; an error says which part cannot be created and what to do about it."""
     try:
         return get_similarity(name, **dict(options))
     except Exception as error:
@@ -222,7 +223,7 @@ def _check_weight(name: str, weight: object) -> float:
 
 
 def _is_default(part: Similarity, which: str) -> bool:
-    """Return True if `part` prepares a side as `Similarity` does."""
+    """Return True if `part` prepares that side in the way of the base class."""
     cls = type(part)
     default = cls.prepare_x is Similarity.prepare_x
     return default and (which == "x" or cls.prepare_y is Similarity.prepare_y)

@@ -22,7 +22,7 @@ class GlobalSimilarity(Similarity):
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: `pool` is something else.
+        ValueError: `pool` is not one of these.
     """
 
     default_weight = 1.0
@@ -60,11 +60,11 @@ class GlobalSimilarity(Similarity):
         return self.score(x, y)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        r"""Weigh each pair of steps by its part in ``⟨pool(x), pool(y)⟩``, where that is positive.
+        r"""Weigh each pair of steps by its share of ``⟨pool(x), pool(y)⟩``, if that is positive.
 
         mean: ``relu(cos(x_t, y_l)) / (t·l)``. The norms of the steps are left out, so that loud
-        steps do not drown the others. max: the sum of the products of the features that x has from
-        step t and y from step l. first, last: 1 at the one pair of steps that counts.
+        steps do not drown the others. max: the sum of the products over those features that x takes
+        from step t and y from step l. first, last: 1 at the one pair of steps that counts.
         """
         return POOLS[self.pool].align(x, y)
 
@@ -83,11 +83,11 @@ class Pool(NamedTuple):
 
 def _pool_mean(x: Sequences) -> Float[Tensor, "B D"]:
     if loops_pay(x.values):
-        # The sum will do, since only the direction counts and padding is zero.
+        # The sum is enough, since only the direction counts and padding is zero.
         total = x.values.sum(1)
         if bool(total.isfinite().all()):
             return total
-    # Multiplying first keeps large values finite; one product needs no memory for all of them.
+    # Multiplying before summing keeps large values finite; bmm needs no memory for the products.
     shares = x.mask / x.lengths[:, None].to(x.values.dtype)
     return torch.bmm(shares[:, None], x.values).squeeze(1)
 
@@ -143,4 +143,4 @@ POOLS = {
     "first": Pool(_pool_first, _align_first),
     "last": Pool(_pool_last, _align_last),
 }
-"""Poolings by name: a new one is one entry."""
+"""Poolings by name. To add a pooling, add an entry."""

@@ -1,17 +1,17 @@
 """The scores of all pairs and their gradient, as an operator.
 
-Forward keeps where each maximum was found, in the narrowest integers that hold it, and backward
-gathers and scatters these few cells, without a matrix product. Where the indices of all pairs would
-take more memory than the steps themselves, backward finds them again, so that memory grows with the
-batch and not with its square.
+Forward keeps the index of each maximum, in the narrowest integer type that can hold it, and
+backward gathers and scatters these few cells, without a matrix product. If the indices of all pairs
+would take more memory than the steps themselves, backward finds them again, so that memory grows
+with the batch and not with its square.
 
-Padded steps are copies of the last real one: they change no maximum, so cells need no mask.
+Padded steps are copies of the last real one: they do not change any maximum, so cells need no mask.
 
-torch searches for the place of a maximum one cell at a time, which would take half as long as the
-product. We compute it instead: cells that equal their maximum become 1 and the others 0, these are
-multiplied by a number that falls from step to step, and the largest result gives the first such
-cell. In a tile, the items of y are innermost and its steps come before them, so that neither
-maximum runs along memory: one operation handles one cell each of many items.
+torch's own argmax looks at one cell at a time, which would take half as long as the matrix product.
+We compute the index instead: cells that equal their maximum become 1 and the others 0, these are
+multiplied by a number that falls from step to step, and the largest result identifies the first
+such cell. In a tile, the items of y are innermost and its steps come before them, so that neither
+maximum is taken along the innermost axis: one operation handles one cell each of many items.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ def local_scores(
 ) -> Float[Tensor, "B C"]:
     """Return the symmetrised mean MaxSim of every pair of x and y, both packed to the front.
 
-    Where several cells are the largest, one of them gets the gradient, the same in every run.
+    If several cells are tied for the maximum, one of them gets the gradient, the same in every run.
     """
     (batch, steps, _), (others, length, _) = x.shape, y.shape
     size = _index_type(max(steps, length)).itemsize * batch * others * (steps + length)
@@ -48,9 +48,9 @@ def local_scores(
 def empty_places(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return memory for indices (B, T, C) and (B, C, L), empty unless they are to be kept.
+    """Return memory for indices (B, T, C) and (B, C, L); it is empty unless they are to be kept.
 
-    It holds zeros, since padding is read too, with a weight of zero.
+    It is filled with zeros, since the indices of padding are read too, with a weight of zero.
     """
     if not keep:
         return x_lengths.new_empty(0), x_lengths.new_empty(0)
@@ -84,7 +84,7 @@ def _differentiate(
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    # As many x as possible with every y, or one x with some of them.
+    # A block has as many x as possible with every y, or one x with some y.
     each = max(x.shape[1], y.shape[1])
     some_y = max(1, _ENTRIES // each)
     some_x = max(1, some_y // len(y))
@@ -138,9 +138,9 @@ def _spread(
     where_x: Integer[Tensor, "b c L"],
     grad_y: Float[Tensor, "c L D"],
 ) -> Float[Tensor, "b T D"]:
-    """Return the gradient to x, and add that to y to `grad_y`.
+    """Return the gradient to x, and add the gradient to y to `grad_y`.
 
-    Each maximum adds its step of y to the gradient of its step of x, and the reverse, weighted.
+    Each maximum adds its step of y, weighted, to the gradient of its step of x, and vice versa.
     `shares` is the gradient to each direction's mean.
     """
     (rows, steps, size), (others, length, _) = x.shape, y.shape
@@ -165,7 +165,7 @@ def _collected(
     values: Float[Tensor, "N D"], targets: Tensor, sources: Tensor, weights: Tensor, count: int
 ) -> Float[Tensor, "count D"]:
     """Return the weighted sum of the sources of each target."""
-    # A sort of narrower numbers is faster.
+    # Narrower numbers are sorted faster.
     targets, order = targets.to(_index_type(count)).sort(stable=True)
     starts = torch.searchsorted(
         targets, torch.arange(count, dtype=targets.dtype, device=targets.device)
@@ -208,7 +208,7 @@ class _Tile:
     def make(
         cls, rows: Items, columns: _Columns, lengths: Tensor, products: Tensor, spare: Tensor
     ) -> "_Tile":
-        over_y = _largest(products, spare).clone()  # `spare` will be written to
+        over_y = _largest(products, spare).clone()  # `spare` is overwritten below
         over_x = products.amax(1)
         where = rows, columns.items
         if not isinstance(rows, slice) and not isinstance(columns.items, slice):
@@ -216,7 +216,7 @@ class _Tile:
         return cls(where, lengths, columns.lengths, products, spare, over_y, over_x)
 
     def scores(self) -> Float[Tensor, "b c"]:
-        """Return the average of the two means of maxima over real steps."""
+        """Return the mean of both directions, each a mean of maxima over real steps."""
         steps, length = self.products.shape[1:3]
         step = torch.arange(steps, device=self.x_lengths.device)
         real_x = step[:, None] < self.x_lengths[:, None, None]
@@ -233,7 +233,7 @@ class _Tile:
         torch.eq(self.products, self.over_x[:, None], out=self.spare)
         self.spare.mul_(_falling(self.spare, steps)[:, None, None])
         where_x = (steps - self.spare.amax(1)).mT
-        # A padded step stands for the last real one.
+        # A padded step is a copy of the last real one.
         where_y = where_y.clamp_(max=self.y_lengths - 1).mT.to(best_y.dtype)
         where_x = where_x.clamp_(max=self.x_lengths[:, None, None] - 1).to(best_x.dtype)
         best_y.mT[:, :, :steps][self.where] = where_y
@@ -247,8 +247,8 @@ def _falling(like: Tensor, steps: int) -> Tensor:
 def _largest(values: Float[Tensor, "b T L c"], spare: Float[Tensor, "b T L c"]) -> Tensor:
     """Return the maximum over L; overwrites `spare`, which may be `values`."""
     steps, count = values.shape[2:]
-    # torch's own maximum takes 32 numbers of each step at once and the remainder one by one. With a
-    # large remainder, comparing half with half is several times as fast.
+    # torch's own maximum processes 32 numbers of each step at once and the remainder one by one.
+    # With a large remainder, taking the maximum of both halves repeatedly is several times as fast.
     if steps > 1 and count % _AT_ONCE <= count / 8:
         return values.amax(2)
     while steps > 1:
@@ -298,7 +298,7 @@ def _slice_or_items(items: Int[Tensor, " n"]) -> Items:
 def _filled(
     values: Float[Tensor, "B S D"], lengths: Int[Tensor, " n"], items: Items, steps: int
 ) -> Float[Tensor, "n steps D"]:
-    """Return the first steps of some items, longest first; padding repeats the last real one."""
+    """Return the first steps of some items, longest first; padding repeats the last real step."""
     if isinstance(items, slice):
         if int(lengths[-1]) == steps:
             return values[items, :steps]
@@ -310,9 +310,9 @@ def _filled(
 
 
 def _items_of_a_tile(steps: int) -> int:
-    """Return the number of items of y, of up to so many steps, in a tile."""
+    """Return the number of items of y in a tile, given the largest number of their steps."""
     count = max(1, _COLUMNS // steps)
-    # A multiple of what `_largest` takes at once.
+    # This is a multiple of the number that `_largest` takes at once.
     return count if count < 3 * _AT_ONCE / 4 else round(count / _AT_ONCE) * _AT_ONCE
 
 
@@ -320,7 +320,7 @@ _COLUMNS = 2**11
 """Approximate largest number of steps of y in a tile."""
 
 _AT_ONCE = 32
-"""Numbers that torch's reductions take together."""
+"""Number of values that torch's reductions process at once."""
 
 _ENTRIES = 2**15
 """Largest number of indices that backward works on at once."""

@@ -28,15 +28,16 @@ class LocalSimilarity(Similarity):
             + \tfrac1{|V|}\sum_{v \in V} \max_{u \in U} u \cdot v \Big)
 
     A window is the mean of its real steps, L2-normalised. Windows start every `stride` steps until
-    one reaches the last real step; if it extends past that step, it holds the real steps it covers.
-    A sequence shorter than the window is one window. (A stride longer than the window skips steps.)
+    one reaches the last real step; a window that extends past that step consists of the real steps
+    that it covers. A sequence shorter than the window is one window. (A stride longer than the
+    window skips steps.)
 
     ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
     (arXiv:2004.12832, which sums where we average). A window longer than both sequences gives
     ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, in one matrix product of
-    all with all; some passes over its cells for the maxima, which take longer than the product if
-    sequences are short; and in backward a gather and a scatter of the maxima. Where the places of
-    the maxima would take more memory than the steps, backward searches for them again.
+    all windows with all others; some passes over its cells for the maxima, which take longer than
+    the product if sequences are short; and in backward a gather and a scatter of the maxima. If the
+    places of the maxima would take more memory than the steps, backward searches for them again.
 
     Args:
         window: number of steps in a window, or a pair of numbers, for x and for y.
@@ -87,7 +88,7 @@ class LocalSimilarity(Similarity):
     def align(
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
     ) -> Float[Tensor, "n t l"]:
-        """Weigh each pair of steps by its part in the score, through the windows it lies in.
+        """Weigh each pair of steps by its share of the score, through the windows that contain it.
 
         The cosine of a window and its best match, where positive, is shared equally among the real
         steps of both windows. For ``window=1``, a weight is the cosine at each maximum, and 0
@@ -118,7 +119,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
     """Return the unit mean of the real steps in each window of x, which is packed to the front."""
     steps = x.values.shape[1]
     window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
-    if stride == 1:  # no window reaches past the end
+    if stride == 1:  # then no window reaches past the end
         count = steps - window + 1
     else:
         count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
@@ -137,7 +138,7 @@ def _windows(x: Sequences, window: int, stride: int) -> Sequences:
 def _unit_means(
     values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B W"], window: int, stride: int
 ) -> Float[Tensor, "B W D"]:
-    # Padding is zero and `unit` undoes any factor, so the plain mean of a window will do.
+    # Padding is zero and `unit` removes any factor, so the plain mean of a window is enough.
     if stride > 1:  # otherwise there is nothing to pad, and pad would copy
         reach = (mask.shape[1] - 1) * stride + window
         values = nn.functional.pad(values, (0, 0, 0, reach - values.shape[1]))
@@ -149,7 +150,7 @@ def _unit_means(
 class _UnitSums(torch.autograd.Function):
     """`_unit_means` by matrix products, a few sequences at a time, with small intermediate results.
 
-    It has no second derivative, and neither have the scores.
+    It does not have a second derivative, and neither do the scores.
     """
 
     @staticmethod
@@ -161,7 +162,7 @@ class _UnitSums(torch.autograd.Function):
         reach = min((block - 1) * stride + window, steps)
         members = _members(block, slice(0, reach), window, stride, values)
         for part, norms, source, real in few_items(units, inverse, values, mask):
-            # Sums, or means where sums are too large.
+            # Compute sums, or means where sums would overflow.
             for scale in (1.0, 1 / window):
                 for first in range(0, count, block):
                     some = slice(first, min(first + block, count))
@@ -192,7 +193,7 @@ class _UnitSums(torch.autograd.Function):
             members = _members(count, slice(0, ctx.steps), window, stride, units)
             return members.mT @ unit_gradient(grad, units, inverse), None, None, None
         found = grad.new_empty(batch, ctx.steps, size)
-        # A block starts where a window does; `before` windows before it reach into it.
+        # A block starts at the start of a window; the `before` preceding windows reach into it.
         block, before = -(-_BLOCK // stride) * stride, (window - 1) // stride
         reach = slice(before * stride, before * stride + block)
         members = _members(before + block // stride, reach, window, stride, grad).mT
@@ -210,7 +211,7 @@ class _UnitSums(torch.autograd.Function):
 
 
 _BLOCK = 128
-"""Approximate number of steps at which the windows of one product start, or that it is for."""
+"""Approximate number of steps that one product covers, as starts of windows or as gradients."""
 
 
 def _members(windows: int, steps: slice, window: int, stride: int, like: Tensor) -> Tensor:

@@ -1,25 +1,25 @@
 r"""Triton kernels of `clipseq_local.scores.maxima`.
 
-Forward: a program has one pair, and multiplies 128 steps of x by up to 128 of y at a time, on
-tensor cores, in blocks of 32 features, with three blocks on their way. The tile stays in registers:
+Forward: each program handles one pair, and multiplies 128 steps of x by up to 128 of y at a time,
+on tensor cores, in blocks of 32 features, with three blocks in flight. The tile stays in registers:
 its row maxima are final and its column maxima are carried from tile to tile, so the program writes
-one score, and t + l indices where they are kept. Programs that run side by side share one y and
-eight x, which therefore come from the L2 cache. A y of more than 128 steps is cut into blocks; each
-block leaves its maxima, for a bounded number of rows at a time, and torch takes the maximum of
-them.
+one score, and t + l indices if they are kept. Programs that run side by side share one y and eight
+x, which therefore come from the L2 cache. A y of more than 128 steps is cut into blocks; each block
+writes its maxima, for a bounded number of rows at a time, and torch takes the maximum over the
+blocks.
 
-Backward: a gather and a scatter, written as a matrix product, since atomic additions come in no
-fixed order. Pair (i, j) adds to the gradient of x_i
+Backward is a gather and a scatter, written as a matrix product, since atomic additions do not have
+a fixed order. Pair (i, j) adds to the gradient of x_i
 
 .. math::
     \frac{g_{ij}}{2tl} \big( l\,[\text{best}_y(a) = b] + t\,[\text{best}_x(b) = a] \big)_{ab} \, y_j
 
-and a program per block of x_i goes through all j, so that nothing is added across programs. The
-matrix is built in registers, from indices. It holds integers of at most t + l, which half precision
-represents exactly up to 2048 (for longer sequences, its two parts are multiplied separately), so
-two products, with the high and the low halves of y, give the precision of float32. The gradient to
-y is computed in the same way with the sides swapped. Indices that were not kept are found again,
-for as many rows at a time as `WORKSPACE` holds.
+and one program per block of x_i loops over all j, so that no two programs add to the same number.
+The matrix is built in registers, from the indices. It holds integers of at most t + l, which half
+precision represents exactly up to 2048 (for longer sequences, its two parts are multiplied
+separately), so two products, with the high and the low halves of y, give the precision of float32.
+The gradient to y is computed in the same way with the sides swapped. Indices that were not kept are
+found again, for as many rows at a time as `WORKSPACE` holds.
 
 The 8 warps of a forward program use nearly all registers of a multiprocessor (compiled for compute
 capability 9.0: 255 per thread where indices are kept, none spilled) and 96 KiB of its shared
@@ -37,7 +37,7 @@ from clipseq.engine import FEATURES, halves, jit_for_any, products, terms
 from clipseq_local.scores import empty_places
 
 WORKSPACE = 2**28
-"""Largest number of bytes for indices, or for maxima of blocks, beside the results."""
+"""Largest number of bytes for indices, or for maxima of blocks, in addition to the results."""
 
 
 def forward(
@@ -103,7 +103,7 @@ def _search(
     kind = torch.int32 if best_y is None else best_y.dtype
     rows = batch
     if blocks > 1:
-        # Results of the blocks, and torch's maximum over the blocks with its indices.
+        # The results of the blocks, and then torch's maximum over the blocks with its indices.
         rows = max(1, WORKSPACE // (others * steps * (8 * blocks + 16)))
     for first in range(0, batch, rows):
         some = slice(first, first + rows)
@@ -152,7 +152,7 @@ def _search(
 
 
 _GROUP = 8
-"""Number of items of x that neighbouring programs take, with one y after the other."""
+"""Number of items of x that neighbouring programs share, going from one y to the next."""
 
 
 @jit_for_any(sizes=["batch", "others", "steps", "length"])
@@ -223,7 +223,7 @@ def _maxima(
         tile = tl.where(a_real[:, None] & b_real[None, :], tile, -float("inf"))
         row_top = tl.max(tile, 1)
         if KEEP:
-            # The first of equal maxima. A maximum that is NaN has no place: any one will do.
+            # The first of equal maxima wins. If the maximum is NaN, any place is as good.
             at = tl.where(tile == row_top[:, None], b[None, :], length - 1)
             row_place = tl.min(at, 1)
         if WHOLE:
@@ -262,7 +262,7 @@ def _spread(
     other_places: Tensor,
     add: bool,
 ) -> None:
-    """Write to `to` the gradient (n, S, D) of one side, given `grad` (n, m), or add it."""
+    """Write or add to `to` the gradient (n, S, D) of one side, given `grad` (n, m)."""
     count, steps, features = to.shape
     _, length, padded = other[0].shape
     apart = steps + length > 2**11

@@ -4,22 +4,22 @@ With w the weight of all paths into a cell and ρ = exp(rate), ``recursion`` com
 
 .. math:: w_{tl} = ρ_{tl} (w_{t-1,l} + w_{t,l-1} + ρ_{tl} w_{t-1,l-1}) .
 
-Weights leave the range of any floating-point type within a few steps; ratios of neighbours seldom
-do. With
-``across = w[t,l] / w[t,l-1]`` and ``down = w[t,l] / w[t-1,l]``, divided by w[t-1,l-1],
+Weights leave the range of any floating-point type after a few steps; ratios of neighbours seldom
+do. With ``across = w[t,l] / w[t,l-1]`` and ``down = w[t,l] / w[t-1,l]``, division by w[t-1,l-1]
+gives
 
 .. math::
     q = \mathrm{across}_{t-1,l} + \mathrm{down}_{t,l-1} + ρ_{tl}, \qquad
     \mathrm{down}_{tl} = \frac{ρ q}{\mathrm{across}_{t-1,l}}, \qquad
     \mathrm{across}_{tl} = \frac{ρ q}{\mathrm{down}_{t,l-1}} ,
 
-and the three terms of q, divided by q, are the shares of the ways into the cell. All terms are
-positive, so no digit is lost, and logarithms are taken along one row only.
+and the three terms of q, divided by q, are the shares of the three ways into the cell. All terms
+are positive, so no digits cancel, and logarithms are taken along one row only.
 
 Range: a ratio is at least ρ, and ρq is at least ρ², which `fits` keeps in range. Ratios have no
-upper bound: they overflow if two neighbouring columns differ much for many steps. An infinite ratio
-turns its neighbours' ratios into NaN, those turn theirs, and so on to the last cell. Hence a result
-is either correct or not finite, and the caller then uses ``recursion``.
+upper bound: they overflow if two neighbouring columns differ strongly for many steps. An infinite
+ratio turns its neighbours' ratios into NaN, those turn theirs, and so on to the last cell. Hence a
+result is either correct or not finite, and the caller then uses ``recursion``.
 """
 
 import math
@@ -33,7 +33,7 @@ from torch import Tensor
 from clipseq_temporal.recursion import GROWTH, diagonals
 
 SCALE = 2.0**40
-"""Size of the largest gradient in `Kept.backward`: one over a large q must not vanish."""
+"""Size of the largest gradient in `Kept.backward`: divided by a large q, it must not vanish."""
 
 
 def fits(gamma: float, dtype: torch.dtype) -> bool:
@@ -43,7 +43,7 @@ def fits(gamma: float, dtype: torch.dtype) -> bool:
 
 
 class InPlace:
-    """The weights of all paths, for computing only their sum: ratios across replace the weights.
+    """The weights of all paths, to compute only their sum: ratios across replace the weights.
 
     Attributes:
         weights: (T, L, n), exp(rate) of each cell of n pairs ("lanes"); fill them before `forward`,
@@ -53,7 +53,7 @@ class InPlace:
     def __init__(self, weights: Float[Tensor, "T L n"]) -> None:
         self.weights = weights
         steps, others, lanes = weights.shape
-        self._down = weights.new_empty(steps, lanes)  # only the last of each row
+        self._down = weights.new_empty(steps, lanes)  # only the last one of each row
         room = weights.new_empty(min(steps, others), lanes)
         self._views = []
         for at in _diagonals(weights):
@@ -95,7 +95,7 @@ class Kept:
         room = planes.new_empty(min(steps, others), lanes)
         self._views = []
         for at in _diagonals(planes):
-            # No cell follows those of the last column and row diagonally.
+            # The cells of the last column and row do not have a cell diagonally after them.
             inner = slice(int(at.number >= others - 2), at.count - int(at.number >= steps - 2))
             some = inner.start < inner.stop
             self._views.append(
@@ -136,9 +136,9 @@ class Kept:
         It is precise where the largest entry of `grad` is about `SCALE`. It is not finite if a
         ratio overflowed, even beyond a lane's last cell. Cost: eight operations of one pass each.
         """
-        # A ratio is read once, at the cell that it leads to. Afterwards, its place collects what is
-        # sent back to its own cell, first from the right; what goes back diagonally waits in the
-        # place of the weight that it came from.
+        # A ratio is read once, at the cell that it leads to. After that, its memory collects the
+        # gradient that is sent back to its own cell, first from the right; the gradient that goes
+        # back diagonally waits in the memory of the weight that it came from.
         arrived, weights = self._down, self.weights
         steps, others, lanes = arrived.shape
         arrived[0] = 0.0
@@ -204,7 +204,7 @@ class _Diagonal:
     def __call__(
         self, plane: int, *, above: int = 0, left: int = 0, cells: slice | None = None
     ) -> Tensor:
-        """Return (count, n) of a plane, shifted up and left by so many cells, or a part of it."""
+        """Return (count, n) of a plane, or a part of it, shifted by `above` and `left` cells."""
         start, stop = (cells.start, cells.stop) if cells is not None else (0, self.count)
         first = self._first + plane * self._plane - above * self._others - left
         stride = self._others - 1

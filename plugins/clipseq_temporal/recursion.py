@@ -8,9 +8,9 @@ constant added to every cost adds that constant times t + l to every path, and
     \mathrm{softDTW}_\gamma(1 - s) = \mathrm{softDTW}_\gamma(-s) + t + l .
 
 The recursion therefore runs on ``rates = s/γ - λ``, where λ is the growth of the number of paths
-per unit of weight. Its values are then of the size of the *differences* between paths, for which
-float32 is enough; path costs in the thousands would drown them. It carries the logarithm of the
-total weight ``exp(rates)`` of all paths into a cell,
+per unit of weight. Its values then have the size of the *differences* between paths, for which
+float32 is enough; path costs in the thousands would swamp these differences. It carries the
+logarithm of the total weight ``exp(rates)`` of all paths into a cell,
 
 .. math::
     a_{tl} = r_{tl} + \log\big( e^{a_{t-1,l}} + e^{a_{t,l-1}} + e^{a_{t-1,l-1} + r_{tl}} \big) ,
@@ -43,12 +43,12 @@ NEVER = -1e30
 
 
 Reach = list[tuple[float, float]]
-"""First and last column, counted from 0, that any lane's band has in each row of a strip."""
+"""First and last column, counted from 0, of all lanes' bands together, in each row of a strip."""
 
 
 @attrs.frozen(eq=False)
 class Strip:
-    """A stretch of x, and the columns of y that may be met there; each lane has its own.
+    """A stretch of x, and the columns of y that paths may reach in it, for each lane.
 
     Attributes:
         start: first step of x.
@@ -73,8 +73,8 @@ def strips(
     """Cut the cells of every pair into strips that leave out most cells outside a band.
 
     Without a band, there is one strip. With one, x is cut at the same *relative* positions i/(t-1),
-    as a band is: lanes then differ in the first column of a strip, not in the number of columns,
-    whatever their lengths. Strips have about ``1 + 1/(2·band·strips)`` times the cells of the band.
+    as a band is: lanes of any lengths then differ in the first column of a strip, but not in its
+    number of columns. Strips have about ``1 + 1/(2·band·strips)`` times the cells of the band.
     """
     steps, others = int(x_lengths.max()), int(y_lengths.max())
     count = 1
@@ -125,7 +125,7 @@ def split_by_band(x_lengths: list[int], band: float | None) -> list[int]:
 
 
 _STRIP, _STRIP_OF_ONE_LENGTH = 24, 36
-"""Smallest average sum of rows and columns of a strip: more strips mean less work at once.
+"""Smallest average sum of rows and columns of a strip: in smaller ones, operations are too small.
 
 Where lengths differ, bands drift apart with the distance from the start of a strip.
 """
@@ -185,7 +185,7 @@ class Sweep:
             )
 
     def weigh(self) -> None:
-        """Replace the weights of cells by those of all paths into them, in place."""
+        """Replace the weight of each cell by that of all paths into it, in place."""
         for at in self._views:
             cells, across, peak, ways = at.cells, at.across, at.peak, at.ways
             torch.add(at.before, cells, out=across)
@@ -194,7 +194,7 @@ class Sweep:
             torch.sub(at.beside, peak, out=at.straight)
             across.sub_(peak)
             ways.exp2_()
-            # The total takes the place of the peak, which is added first.
+            # The total overwrites the peak, which is added first.
             cells.add_(peak)
             torch.add(at.above, at.left, out=peak).add_(across)
             if self._keeps:
@@ -240,8 +240,8 @@ def forward(
 
     Args:
         lanes: the strips, for lanes, in order.
-        sweep: called with the number of every strip in turn; the field of the result is
-            overwritten, and may be the same memory every time.
+        sweep: function that is called with the number of every strip in turn; the field of its
+            result is overwritten, and may be the same memory every time.
         y_lengths: l of each lane.
 
     Cost: four transcendentals per cell, and about ten operations of one pass; memory O(columns·n).
@@ -252,7 +252,7 @@ def forward(
         cells = it.field
         cells[:, 0] = NEVER
         if border is None:
-            # Only a diagonal step, from nowhere, leads into the first cell.
+            # Paths enter the first cell by a diagonal step from outside.
             cells[0] = NEVER
             cells[0, 0] = 0.0
         else:
@@ -278,9 +278,8 @@ def backward(
     Args:
         grad: gradient to the result for each lane.
         lanes: as in `forward`.
-        sweep: as in `forward`, and called after it. Shares must have been kept, and are used up.
-        Use
-            the gradient of a strip before you ask for the next one.
+        sweep: as in `forward`, and called after it. Shares must have been kept, and are
+            overwritten. Use the gradient of a strip before you request the next one.
         y_lengths: l of each lane.
     """
     border, after = None, None
@@ -301,8 +300,9 @@ def backward(
 def diagonals(rows: int, columns: int, reach: Reach | None = None) -> Iterator[tuple[int, int]]:
     """Yield the position of the cell diagonally before each anti-diagonal's first, and its length.
 
-    `reach` gives the first and the last column that matter in each row; neither falls from row to
-    row. With it, only cells between them count, and anti-diagonals without any are left out.
+    `reach` gives the first and the last column that matter in each row; neither decreases from row
+    to row. With it, only cells between them count, and anti-diagonals without such cells are left
+    out.
     """
     start, stop = 0, 0
     for k in range(rows + columns - 1):
@@ -345,12 +345,12 @@ def blocks(shape: tuple[int, int], reach: Reach | None) -> list[tuple[slice, sli
 
 
 _WASTE = 1.15
-"""Largest ratio of cells in a block to cells that are needed, for blocks of more than one row. They
-make products fewer and larger."""
+"""Largest ratio of the cells of a block to the needed cells, for blocks of more than one row. Such
+blocks make products fewer and larger."""
 
 
 def _border(strip: Strip, after: Strip) -> tuple[Tensor, Tensor]:
-    """Return the flat index of the next strip's row 0 in this field, and where it is inside."""
+    """Return the flat index of the next strip's row 0 in this field, and a mask of those inside."""
     columns = strip.shape[1]
     lanes = torch.arange(len(strip.rows), device=strip.rows.device)
     column = torch.arange(after.shape[1] + 1, device=strip.rows.device)[:, None]
@@ -372,8 +372,8 @@ def edges(
 ) -> tuple[Float[Tensor, "rows #n"], Float[Tensor, "rows #n"]]:
     """Return the first and last column of each lane's band in every row of a strip.
 
-    Columns are counted from the strip's own first, in float64. Where they lie outside the strip
-    they are -1, or one past its last. Lengths of a single lane serve for lanes that are all alike.
+    Columns are counted from the strip's own first, in float64. Columns outside the strip are -1, or
+    one past its last. If all lanes are alike, the lengths of one lane are enough.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``. The second is the smallest width at
@@ -387,9 +387,11 @@ def edges(
     """
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
     i = torch.arange(lanes.shape[0], device=t.device)[:, None] + lanes.start
-    # Multiplied out, so that lengths of 1 need few special cases and integers compare exactly.
+    # The inequality is multiplied out, so that lengths of 1 need few special cases and integers
+    # compare exactly.
     width = torch.maximum(band * t * length, torch.maximum(t, length) / 2) * (1 + 1e-9)
-    # A single step of x meets every step of y; (l - 1) / 2 over 1/4 is wide enough for that.
+    # A single step of x is compared with every step of y, for which (l - 1) / 2 over 1/4 is wide
+    # enough.
     t = t.clamp(min=0.25)
     low = ((i * length - width) / t).ceil_() - lanes.first
     high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
@@ -411,12 +413,12 @@ def confine(
 
     `spare` is memory of shape (rows, columns, number of edges).
     """
-    # Every column number, and every half, is exact in this dtype.
+    # Every column number, and every half-integer, is exact in this dtype.
     middle, half = (
         torch.add(high, low, alpha=sign).to(rates.dtype)[:, None] / 2 for sign in (1, -1)
     )
     j = torch.arange(rates.shape[1], device=rates.device, dtype=rates.dtype)[:, None]
-    # A mask takes many times as long as this sum.
+    # Masking would take many times as long as this sum.
     beyond = torch.sub(middle, j, out=spare).abs_()
     torch.sub(half, beyond, out=beyond).clamp_(-1, 0)
     rates.add_(beyond, alpha=-NEVER)

@@ -34,11 +34,12 @@ NUMBERS = 16 * 2**20
 overflow. It bounds the memory."""
 
 DIAGONAL = 2**16
-"""Cells on a long anti-diagonal, over all lanes of a tile: enough for an operation to be mostly
-work and to be shared among threads, and few enough for an anti-diagonal to stay in the cache."""
+"""Cells on a long anti-diagonal, over all lanes of a tile: enough for an operation to take longer
+than its overhead and to be shared among threads, but few enough for an anti-diagonal to stay in the
+cache."""
 
 ROWS, ROWS_IN_BAND = 32, 64
-"""Largest number of x in a tile: products are fastest with many. (In a band, an anti-diagonal has
+"""Largest number of x in a tile: products are fastest with many x. (In a band, an anti-diagonal has
 few cells.)"""
 
 STEP, STEP_IN_BAND = 2**15, 2**13
@@ -58,7 +59,7 @@ def _score(
         for columns in (_Group.make(y, y_lengths, items) for items in others):
             tile = _Tile(rows, columns, band, in_ratios, room)
             weight = tile.weight(gamma)
-            # Where ratios fail in one tile, they mostly fail in the next.
+            # If ratios overflow in one tile, they usually do in the next.
             in_ratios = tile.in_ratios
             # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
             paths = counts[rows.items][:, columns.items]
@@ -82,7 +83,7 @@ def _differentiate(
     grad, largest = scaled(grad / (x_lengths[:, None] + y_lengths))
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
-    # A cell takes a weight and two ratios, or a rate and three shares.
+    # Each cell needs a weight and two ratios, or a rate and three shares.
     groups, others = _groups(x_lengths, y_lengths, band, 3 if in_ratios else 4)
     to_ys = [y.new_zeros(int(y_lengths[items[0]]), len(items), y.shape[2]) for items in others]
     grad_x = torch.zeros_like(x)
@@ -130,7 +131,7 @@ class _Group:
     def make(cls, values: Tensor, lengths: Tensor, items: Tensor) -> "_Group":
         lengths = lengths[items]
         steps = int(lengths[0])  # the first is the longest
-        # Copies only these sequences, once.
+        # This copies only these sequences, once.
         some = torch.stack([values[item, :steps] for item in items.tolist()], dim=1)
         return cls(items, lengths, some)
 
@@ -164,7 +165,7 @@ def _groups(
             lanes = min(DIAGONAL // at_once, NUMBERS // held)
             columns = min(columns, max(1, lanes // len(items)))
         left = len(y_sorted) - first
-        if columns < left < 1.25 * columns:  # two tiles of one size: a small one would be slow
+        if columns < left < 1.25 * columns:  # two equal tiles: a small one would be slow
             columns = -(-left // 2)
         lengths = y_sorted[first : first + columns]
         sizes = _sizes(lengths, columns, sum(steps) * step, len(rows) * step, cells)
@@ -190,7 +191,7 @@ def _of_a_lane(
         at_once, cells = max(at_once, *counts), cells + sum(counts)
         fields = max(fields, math.prod(strip.shape))
     alike = bool((x_lengths == x_lengths[0]).all())
-    # The cells of a strip; where lanes differ, the distance of each from its band; and shares.
+    # Per cell of a strip: the cell itself, its distance from the band if lanes differ, and shares.
     return at_once, fields * (1 if alike else 2) + cells * (numbers - 1)
 
 
@@ -200,7 +201,7 @@ def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> 
     A group costs ``fixed + longest · (each + size · cells)``. The cost is minimal where `most` does
     not bind and there are at most `_CUTS` different lengths.
     """
-    # Keeping all sequences of one length together, with shorter ones, never costs more.
+    # Keeping all sequences of one length together, along with shorter ones, never costs more.
     cuts = [k for k in range(len(lengths)) if k == 0 or lengths[k] < lengths[k - 1]]
     cuts = [*cuts[:: -(-len(cuts) // _CUTS)], len(lengths)]
     costs, starts = [0], [0]
@@ -224,7 +225,7 @@ def _sizes(lengths: list[int], most: int, fixed: int, each: int, cells: int) -> 
 
 
 _CUTS = 64
-"""Largest number of places where a batch may be cut, since all pairs of them are compared."""
+"""Largest number of places where a batch may be cut, since all pairs of places are compared."""
 
 
 class _Tile:
@@ -283,7 +284,7 @@ class _Tile:
     def differentiate(
         self, grad: Tensor, scores: Tensor, gamma: float, to_x: Tensor, to_y: Tensor
     ) -> None:
-        """Add the gradient of ``grad · score`` to `to_x` and `to_y`, by way of the cosines.
+        """Add the gradient of ``grad · score`` through the cosines to `to_x` and `to_y`.
 
         The score is γ·log 2 times the weight, and rates are cosines over γ·log 2, so the factors
         cancel. grad (at most 1) and scores are (c, b), to_x is (T, b, D), to_y is (L, c, D).
@@ -313,7 +314,7 @@ class _Tile:
             return False
         alignment = field.backward(grad * SCALE, self._t, self._l)
         cells = alignment.view(len(self._x), -1, self._x.shape[1])
-        # Anything in the alignment that is not finite shows here.
+        # Any value in the alignment that is not finite shows up here.
         y_part = self._room.take("to y", *to_y.shape).zero_()
         y_part.flatten(0, 1).addbmm_(cells, self._x)
         if not bool(y_part.isfinite().all()):
@@ -344,7 +345,7 @@ class _Tile:
                 for size, ((rows, columns), reach), shares in zip(sizes, each, kept, strict=True)
             ]
 
-        # Without a band, or with one band for all lanes, tiles of one shape have the same sweeps.
+        # Without a band, or if all lanes have the same band, tiles of one shape share their sweeps.
         same = self._alike or not self._edges
         return self._room.made("sweeps", self._shape() if same else None, make)
 
@@ -383,7 +384,7 @@ class _Tile:
         return out
 
     def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
-        """Add the gradients of x and y that come by way of a strip's cosines."""
+        """Add the gradients of x and y that come from the cosines of a strip."""
         x, y = self._steps(strip)
         rows, columns = self._where(strip)
         x_part, y_part = to_x[rows], to_y[columns]
@@ -405,7 +406,7 @@ class _Tile:
         return self._x[rows], self._y[columns]
 
     def _where(self, strip: int) -> tuple[Any, Any]:
-        """Return the rows of a strip in x and its columns in y; slices where lanes are alike."""
+        """Return the rows of a strip in x and its columns in y: slices if all lanes are alike."""
         it = self._strips[strip]
         rows, columns = it.shape
         if len(self._strips) == 1:
@@ -423,7 +424,7 @@ class _Tile:
 
 
 def _ratios_fit(gamma: float, band: float | None, dtype: torch.dtype) -> bool:
-    # Cells outside a band weigh nothing, so they have no ratio.
+    # Cells outside a band have the weight zero, so they do not have a ratio.
     return band is None and fits(gamma, dtype)
 
 
@@ -438,7 +439,7 @@ class _Room(Room):
         self._made: dict[str, tuple[tuple[int, ...] | None, Any]] = {}
 
     def made(self, name: str, shape: tuple[int, ...] | None, make: Callable[[], Made]) -> Made:
-        """Return the last result under this name if it was made for this shape, or a new one."""
+        """Return the last result under this name if it has this shape; otherwise make a new one."""
         if shape is None or self._made.get(name, (None,))[0] != shape:
             self._made.pop(name, None)
             self._made[name] = shape, make()

@@ -31,35 +31,36 @@ class TemporalSimilarity(Similarity):
         S = 1 - \frac{\mathrm{softDTW}_\gamma(c) + \gamma \log N(t, l)}{t + l}, \qquad
         \mathrm{softDTW}_\gamma(c) = -\gamma \log \sum_{\text{paths}} e^{-\text{cost}/\gamma}
 
-    Soft-DTW is that of Cuturi and Blondel (arXiv:1703.01541). We differ in three ways. The step
-    pattern is symmetric2 (Sakoe and Chiba 1978): a diagonal step and the first cell count their
-    cost twice, so every path weighs t + l. N is the number of paths: dividing the sum by it gives a
-    mean, whereas plain soft-DTW favours long sequences by γ·log N. Dividing by t + l gives cosine
+    This is soft-DTW (Cuturi and Blondel, arXiv:1703.01541) with three differences. The step pattern
+    is symmetric2 (Sakoe and Chiba 1978): a diagonal step and the first cell count their cost twice,
+    so every path has the total weight t + l. N is the number of paths: dividing the sum by it gives
+    a mean, whereas plain soft-DTW favours long sequences by γ·log N. Dividing by t + l gives cosine
     units: a constant cost c scores exactly 1 - c at any lengths, and γ → 0 gives 1 minus normalised
     DTW.
 
     All pairs of a tile are computed at once, anti-diagonal by anti-diagonal, each pair at its own
-    lengths. The gradient is the expected alignment, which backward computes anew.
+    lengths. The gradient is the expected alignment, which is computed in backward.
 
-    Cost: O(B·C·T·L·D) for the products, one more than the cosines and their gradients take.
-    Without a band, the recursion runs in ratios of neighbouring cells: one transcendental and five
-    passes per cell, and in backward one and thirteen. Where a ratio overflows (long stretches of
-    contrasting steps; float32 has room for about 125·γ·log 2 in summed difference of cosines), and
-    for γ below 0.024 (0.003 in float64), it runs in log space: four transcendentals and ten passes.
-    With a band it always does, but only over cells in the band of some pair of a tile, which are
-    few more than one band's where lengths are similar; products cover little more than these.
+    Cost: O(B·C·T·L·D) for the matrix products, one more than the three for the cosines and their
+    gradients. Without a band, the recursion runs in ratios of neighbouring cells: one
+    transcendental and five passes per cell, and in backward one and thirteen. Where a ratio
+    overflows (long stretches of contrasting steps; float32 has room for about 125·γ·log 2 in summed
+    difference of cosines), and for γ below 0.024 (0.003 in float64), it runs in log space: four
+    transcendentals and ten passes. With a band it always runs in log space, but only over cells in
+    the band of some pair of a tile, which are hardly more than those of one band if lengths are
+    similar; products cover few other cells.
 
     Args:
-        gamma: smoothing, in units of cost, positive. With a small one only the best path counts,
-            and gradients reach few steps. Above 10, float32 resolves scores only to about γ·10⁻⁷.
+        gamma: smoothing, in units of cost, positive. If it is small, only the best path counts, and
+            gradients reach few steps. Above 10, float32 resolves scores only to about γ·10⁻⁷.
         band: None, or the largest difference between the relative positions of two steps, in
             [0, 1]: a Sakoe-Chiba band, slanted where lengths differ, and always wide enough for the
             corner to be reached.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: gamma is not positive or outside the range of float32, or band is outside [0,
-        1].
+        ValueError: gamma is not positive or outside the range of float32, or band is outside
+            [0, 1].
     """
 
     default_weight = 0.2
@@ -77,7 +78,7 @@ class TemporalSimilarity(Similarity):
         self.band = None if band is None else float(band)
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
-        band = None if self.band == 1 else self.band  # a band of 1 has every cell, at a higher cost
+        band = None if self.band == 1 else self.band  # a band of 1 has every cell, but costs more
         return temporal_scores(x.values, y.values, x.lengths, y.lengths, self.gamma, band)
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
@@ -91,7 +92,7 @@ class TemporalSimilarity(Similarity):
         are the gradient of ``-(t + l)·S`` to the costs.
         """
         t, length = x.lengths, y.lengths
-        # One strip, with or without a band, since n pairs are few.
+        # One strip, with or without a band, since there are only n pairs.
         lanes = strips(t, length, None)
         with torch.no_grad():
             rates = torch.einsum("ntd,nld->tln", x.values, y.values)

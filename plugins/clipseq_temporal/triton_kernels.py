@@ -1,33 +1,32 @@
 r"""Triton kernels of `clipseq_temporal.scores.temporal_scores`.
 
-As many pairs at a time as `WORKSPACE` holds go through these kernels, which pass on the cells in
+These kernels process as many pairs at a time as `WORKSPACE` holds, and pass their cells on in
 device memory:
 
 1. `_rates` computes a tile of ⟨x, y⟩ on tensor cores, as rates (see `clipseq_temporal.recursion`),
    and stores it by anti-diagonals: cell (i, j) in row i + j and column j. The store is scattered,
    so that the recursion can read whole rows, again and again.
 2. `_weights` runs the recursion in registers, with a warp per pair and lanes along the shorter
-side.
-   A step needs the last value of its left neighbour: four shuffles per lane, no barrier. The steps
-   of a pair wait for one another. The warps of other pairs hide that, as many as a multiprocessor
-   takes, and the next row is read while this one is computed. In backward it leaves the shares of
-   the ways into each cell: from above (in the place of the rate, which is no longer needed) and
-   from the left; the rest, up to 1, came diagonally.
-3. `_alignment` goes backwards along the same rows, without transcendentals. It leaves the expected
-   alignment in the place of the shares from above.
-4. `_gradient` multiplies alignment and steps on tensor cores. A program per block of x_i goes
-   through the j of the tile, and one per block of y_j through its i, so nothing is added across
-   programs, and the order of every sum is fixed. Both factors are two halves each (see
+   side. A step needs the last value of its left neighbour: four shuffles per lane, no barrier. Each
+   step of a pair depends on the previous one. This latency is hidden by the warps of other pairs,
+   as many as fit on a multiprocessor, and the next row is read while this one is computed. In
+   backward it stores the shares of the ways into each cell: from above (in place of the rate, which
+   is no longer needed) and from the left; the rest, up to 1, is the diagonal share.
+3. `_alignment` goes backwards along the same rows, without transcendentals. It overwrites the
+   shares from above with the expected alignment.
+4. `_gradient` multiplies alignment and steps on tensor cores. One program per block of x_i loops
+   over the j of the tile, and one per block of y_j over its i, so no two programs add to the same
+   number, and the order of every sum is fixed. Both factors are split into two halves (see
    `clipseq.engine.halves`), the alignment after scaling to the largest gradient of its sequence.
 
 If the shorter side has more than 128 steps, it takes a warp for each 128 of them, and a step then
-has two barriers. A cell is 4 bytes, written once and read once in forward; in backward there are
-two, and 9 such passes. Apart from that, only the scores, the counts and the widths of bands grow
-with B·C.
+needs two barriers. In forward, each cell takes 4 bytes, which are written once and read once; in
+backward it takes twice as many, and 9 such passes. Apart from that, only the scores, the counts and
+the widths of bands grow with B·C.
 
 The number of paths is counted by the same recursion with zero cost. float32 is precise enough for
-it, as it is for the weights: both are relative to the growth of the number of paths, and both round
-alike.
+this count and for the weights: both are relative to the growth of the number of paths, and both are
+rounded alike.
 """
 
 import math
@@ -47,7 +46,7 @@ WORKSPACE = 2**29
 """Largest number of bytes for the cells of a tile of pairs."""
 
 _LANES = 2**10
-"""Largest number of steps of the shorter side: its lanes are the threads of one program."""
+"""Largest number of steps of the shorter side, whose lanes are the threads of one program."""
 
 _NEVER = tl.constexpr(-1e30)
 """Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
@@ -112,7 +111,7 @@ def _cells(steps: int, lanes: int) -> int:
 
 
 def _row(lanes: int) -> int:
-    """Return the distance from one anti-diagonal to the next: whole sectors of memory."""
+    """Return the distance from one anti-diagonal to the next, in whole sectors of memory."""
     return triton.cdiv(lanes, 16) * 16
 
 
@@ -122,7 +121,7 @@ def _pairs(
     t, length = x_lengths.contiguous(), y_lengths.contiguous()
     widths = None
     if band is not None:
-        # The same band as `recursion.edges`; cells are compared in integers.
+        # This is the band of `recursion.edges`; cells are compared in integers.
         m, n = (t - 1).double()[:, None], (length - 1).double()
         width = torch.maximum(band * m * n, torch.maximum(m, n) / 2)
         widths = (width * (1 + 1e-9)).floor().int()
@@ -166,7 +165,8 @@ class _Pairs:
         `less` (b, c), if given, is subtracted from the cosines of each pair.
         """
         count = len(self.t) * len(self.l)
-        # Lanes beyond a row read the next row; those of the last pair read these extra elements.
+        # Lanes beyond the end of a row read the next row; those of the last pair read extra
+        # elements.
         cells = self.t.new_empty(count * self._size() + 2 * _LANES, dtype=torch.float32)
         steps, length = self.x[0].shape[1], self.y[0].shape[1]
         block_x = min(128, max(16, triton.next_power_of_2(steps)))
@@ -261,7 +261,7 @@ class _Pairs:
         return _cells(self.x[0].shape[1], self.y[0].shape[1])
 
     def _pair(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """Return what kernels read of a pair: lengths, widths, their stride, and the columns."""
+        """Return arguments of kernels: lengths, widths, their stride, and the number of columns."""
         widths = self.t if self.widths is None else self.widths
         return self.t, self.l, widths, widths.stride(0), len(self.l)
 
@@ -283,7 +283,8 @@ def _add_products(
     """Add to `to`, the gradient (n, S, D) of one side; cells (n, m, S, S') have `strides`."""
     count, steps, features = to.shape
     padded = other[0].shape[2]
-    # The halves then lose less than float32 does for the largest entry.
+    # With this factor, the halves lose less than the rounding error of float32 for the largest
+    # entry.
     largest = grad.abs().amax(1).clamp(min=torch.finfo(grad.dtype).tiny)
     share = grad / largest[:, None]
     block = min(64, max(16, triton.next_power_of_2(steps)))
@@ -385,7 +386,7 @@ def _rates(
 @triton.jit
 @no_type_check
 def _inside(k, lane, t, l, width, BANDED: tl.constexpr):  # noqa: E741
-    """Return True for the lanes of anti-diagonal k that are cells a path may pass."""
+    """Return True for the lanes of anti-diagonal k whose cells a path may pass."""
     step = k - lane
     real = (lane < l) & (step >= 0) & (step < t)
     if BANDED:
@@ -428,7 +429,7 @@ def _weights(
     if not FREE:
         coming = tl.load(cells + lane)
     above = tl.full((BLOCK,), _NEVER, tl.float32)
-    # A path enters the first cell diagonally, from nowhere.
+    # Paths enter the first cell by a diagonal step from outside.
     corner = tl.where(lane == 0, 0.0, _NEVER)
     for k in range(t + l - 1):
         real = _inside(k, lane, t, l, width, BANDED)
@@ -477,7 +478,7 @@ def _alignment(
     last = t + l - 2
     coming_down = tl.load(cells + last * row + lane)
     coming_right = tl.load(from_left + last * row + lane)
-    # Sent by later cells: to the one above them, to the left, and to the corner (a row later).
+    # What later cells send: to the cell above, to the left, and to the corner (one row later).
     upwards = tl.where(lane == l - 1, 1.0, 0.0)
     leftwards = tl.zeros((BLOCK,), tl.float32)
     cornerwards = tl.zeros((BLOCK,), tl.float32)
@@ -491,7 +492,7 @@ def _alignment(
         arrived = upwards + tl.where(lane == BLOCK - 1, 0.0, arrived)
         arrived = tl.where(real, arrived, 0.0)
         diagonal = 1.0 - down - right
-        # Zero outside the band, since these cells are multiplied too.
+        # Write zero outside the band, since these cells are multiplied too.
         cell = _inside(k, lane, t, l, width, False)
         tl.store(cells + k * row + lane, arrived * (1.0 + diagonal), mask=cell)
         upwards = arrived * down

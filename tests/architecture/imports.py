@@ -11,7 +11,7 @@ class Import(NamedTuple):
 
     line: int
     module: str
-    """The module after `from`, or after `import`."""
+    """The module named after `from` or `import`."""
     name: str | None
     """The name that is taken from it; None for ``import module``."""
 
@@ -26,7 +26,7 @@ def module_files(root: Path, package: str) -> dict[str, Path]:
 
 
 def imports(file: Path) -> list[Import]:
-    """Return every import of a file that runs: those inside functions, too.
+    """Return every import of a file that runs, including imports inside functions.
 
     Imports under ``if TYPE_CHECKING:`` are left out, because they never run.
     """
@@ -42,7 +42,7 @@ def imports(file: Path) -> list[Import]:
 
 
 def lazy_modules(file: Path) -> list[Import]:
-    """Return the modules that a package's `__getattr__` imports: `__init__` names them in strings.
+    """Return the modules that a package's `__getattr__` imports; `__init__` names them in strings.
 
     Any string in an `__init__.py` counts; the caller picks those that name a module.
     """

@@ -1,4 +1,4 @@
-"""A built-in similarity uses what any third party may use, and nothing more."""
+"""A built-in similarity uses only what any third party may use."""
 
 from pathlib import Path
 

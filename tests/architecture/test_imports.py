@@ -1,4 +1,4 @@
-"""The tests of this folder see the imports that they say they see."""
+"""The helpers of this folder find every import that runs, and no others."""
 
 from pathlib import Path
 from textwrap import dedent

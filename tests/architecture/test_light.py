@@ -1,4 +1,4 @@
-"""Importing clipseq is light: no plugin, and none of the libraries of an extra."""
+"""Importing clipseq is light: it loads no plugin and none of the libraries of the extras."""
 
 import subprocess
 import sys

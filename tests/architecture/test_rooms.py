@@ -10,7 +10,7 @@ import clipseq
 PACKAGE = Path(clipseq.__file__).parent
 FILES = module_files(PACKAGE.parent, "clipseq")
 
-# From bottom to top. A room imports from the rows below its own, and never from its own row.
+# The rows, from bottom to top. A room imports from rows below its own, never from its own row.
 LAYERS = (
     ("errors",),
     ("config", "engine"),
@@ -33,7 +33,7 @@ LAYERS = (
 ONLY = {
     # Authors of fast similarities rely on the engine alone.
     "engine": {"errors"},
-    # The kit checks similarities. It takes the loss to see what two processes exchange.
+    # The kit checks similarities. It uses the loss to see what two processes exchange.
     "testing": {
         "errors",
         "engine",
@@ -44,10 +44,11 @@ ONLY = {
         "registry",
         "sequence_loss",
     },
-    # It starts the command, and says what to install where the command's libraries are missing.
+    # It starts the command line, and says what to install if the command line's libraries are
+    # missing.
     "__main__": {"cli"},
 }
-"""Rooms that may import less than what lies below them."""
+"""Rooms that may not import everything below them, with the rooms that they may import."""
 
 HEIGHT = {room: height for height, row in enumerate(LAYERS) for room in row}
 

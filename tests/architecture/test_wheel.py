@@ -1,4 +1,4 @@
-"""The wheel holds every file of the packages: a template that is left behind fails only there."""
+"""The wheel holds every file of the packages: a forgotten template would fail only there."""
 
 import zipfile
 from pathlib import Path

@@ -103,7 +103,7 @@ def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path):
     config = write_config(tmp_path, data, steps=2000)
-    # The signal goes to a whole process, as a terminal sends it.
+    # The signal goes to a whole process, as if a terminal sent it.
     process = subprocess.Popen(
         [sys.executable, "-m", "clipseq", "train", str(config)],
         stdout=subprocess.PIPE,

@@ -32,7 +32,7 @@ SIZES = {"batch": 3, "steps": 5, "others": 4, "features": 8, "repeats": 2}
 
 def test_it_measures_time_and_memory(fresh_registry):
     register_similarity("hungry", Hungry)
-    # An earlier peak does not hide this one, and memory freed in the heap is not reused unseen.
+    # An earlier peak must not hide this one, nor may freed heap memory be reused unnoticed.
     del_me = torch.ones(64 * 2**20)
     del del_me
     torch.ones(7 * 2**20)  # from now on glibc takes blocks below 28 MiB from the heap
@@ -49,7 +49,7 @@ def test_it_measures_time_and_memory(fresh_registry):
 
 
 def test_the_floor_is_three_products(monkeypatch):
-    """It runs in blocks of rows, and has as many operations as three whole products."""
+    """The floor runs in blocks of rows, with as many operations as three whole products."""
     from clipseq.cli import bench as module
 
     monkeypatch.setattr(module, "_FLOOR_CELLS", 50)

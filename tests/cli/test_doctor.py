@@ -1,4 +1,4 @@
-"""The doctor says what is installed, what is broken and why, and never breaks itself."""
+"""The doctor says what is installed, what is broken and why, and never fails itself."""
 
 import importlib.metadata
 import json
@@ -168,7 +168,7 @@ def test_says_which_two_offer_the_same_name(install):
     assert "the similarity 'local' is offered twice" in found.problem
     assert "clipseq-local 1.2" in found.as_text()
     assert "temporal" in [plugin.name for plugin in found.plugins]
-    # None of the two wins.
+    # Neither of the two is used.
     computed = [engine.similarity for engine in found.engines]
     assert "temporal" in computed
     assert "local" not in computed

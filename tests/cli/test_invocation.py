@@ -1,4 +1,4 @@
-"""A command line that a message names works when it is copied."""
+"""A command line in a message works when it is copied."""
 
 import shlex
 import sys

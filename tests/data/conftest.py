@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def shared_data() -> Callable[[str], Path]:
-    """Function that finds a file in the folder CLIPSEQ_DATA, else in ../shared/data, or skips."""
+    """Function that finds a file in CLIPSEQ_DATA, or else in ../shared/data, or skips the test."""
     folder = os.environ.get("CLIPSEQ_DATA")
     root = Path(folder) if folder else Path(__file__).parents[3] / "shared" / "data"
 

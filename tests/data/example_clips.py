@@ -8,7 +8,7 @@ FIELDS = ("id", "caption", "actions", "spans", "permuted", "sources", "split", "
 
 
 def clip(id="a", frames=5, **fields):
-    """Make a clip of two views, one of them in float16."""
+    """Make a clip with two views, one of them in float16."""
     rng = np.random.default_rng(len(id) + frames)
     signal = {
         "range_time": rng.normal(size=(4, frames)).astype(np.float32),

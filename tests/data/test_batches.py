@@ -1,4 +1,4 @@
-"""Batches of clips: every clip whole, zeros after it, and one key per signal."""
+"""Batches of clips hold every clip whole, then zeros, with one key per signal."""
 
 import numpy as np
 import pytest

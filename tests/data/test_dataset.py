@@ -1,4 +1,4 @@
-"""A data set in memory, however it came there."""
+"""A data set in memory, whether read from a file or made from clips."""
 
 import numpy as np
 import pytest

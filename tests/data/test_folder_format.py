@@ -1,4 +1,4 @@
-"""Data set folders: written and read, made by hand, of an older form, and damaged."""
+"""Data set folders: written and read, made by hand, in an older format, and damaged."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Real recordings spliced into sequences: from one block, one split, and in the units promised."""
+"""Real recordings are spliced within one block and one split, in the documented units."""
 
 import numpy as np
 import pytest

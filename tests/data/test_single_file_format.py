@@ -1,4 +1,4 @@
-"""One .npz as a data set: what it may hold, older ones, and what is refused."""
+"""A single .npz as a data set: what it may hold, older files, and what is refused."""
 
 import numpy as np
 import pytest

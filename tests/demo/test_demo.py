@@ -209,17 +209,19 @@ def test_an_action_that_the_caption_lacks_is_an_error():
 
 
 def test_right_share_is_the_time_at_which_the_right_words_lead():
-    # Steps of 1 s; words 1 and 2 describe the first action, word 3 the second, word 0 neither.
+    # Steps take 1 s; words 1 and 2 describe the first action, word 3 the second, and word 0
+    # neither.
     weights = np.array([[9, 1, 0, 0], [0, 0, 2, 1], [0, 1, 1, 3], [0, 0, 0, 1]], dtype=float)
     words = [(1, 2), (3,)]
-    # First action 0 to 2.5 s: right in the first two seconds, wrong for half a second after.
+    # The first action takes 0 to 2.5 s: right for the first two seconds, then wrong for half a
+    # second.
     assert right_share(weights, words, [(0.0, 2.5), (2.5, 4.0)], 1.0) == pytest.approx(3.5 / 4)
     assert right_share(weights, words, [(0.0, 2.0), (2.0, 4.0)], 1.0) == 1.0
     assert right_share(weights, words, [(2.0, 4.0), (0.0, 2.0)], 1.0) == 0.0
 
 
 def test_a_straight_alignment_follows_the_diagonal(finished):
-    """The alignment that the model is compared with knows the order of the words."""
+    """The baseline alignment knows only the order of the words."""
     out, _, _ = finished
     from clipseq import CLIP
     from clipseq.data import MapDataset

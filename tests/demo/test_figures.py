@@ -1,4 +1,4 @@
-"""Figures are drawn without pyplot and show the numbers that they are given."""
+"""Figures are drawn without pyplot, and show the given numbers."""
 
 import subprocess
 import sys

@@ -2,7 +2,7 @@
 
     python one_batch.py FOLDER RANK RANKS
 
-computes every case as one of several processes, and saves the outcomes in FOLDER.
+computes every case as one of RANKS processes, and saves the outcomes in FOLDER.
 """
 
 import datetime
@@ -48,7 +48,7 @@ class Halves(clipseq.Similarity):
 
 
 class Focal(clipseq.PairLoss):
-    """A loss as a third party writes it: sigmoid, with easy pairs weighted down."""
+    """A loss as a third party would write it: sigmoid, with less weight on easy pairs."""
 
     def loss(self, scores: Tensor, positives: Any) -> Tensor:
         signed = torch.where(positives.mask, scores, -scores) * self.scale
@@ -63,7 +63,7 @@ def cases() -> dict[str, dict[str, Any]]:
         for gather in ("ring", "all"):
             for kind in ("clip", "siglip"):
                 for of in ("pooled", *SIMILARITIES):
-                    # Groups in half of the cases of each kind.
+                    # Half of the cases of each kind have groups.
                     grouped = (len(found) // 2) % 2 == 0
                     name = f"{kind} of {of}, {gather}, {dtype}" + ", grouped" * grouped
                     found[name] = {
@@ -85,7 +85,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def batch(dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return nine ragged items, whose masks are not prefixes and some of whose captions repeat."""
+    """Return nine ragged items with repeated captions and masks that are not prefixes."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(9, 7, FEATURES, generator=generator, dtype=torch.float64)
     y = torch.randn(9, 5, FEATURES, generator=generator, dtype=torch.float64)
@@ -119,7 +119,8 @@ def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict
 
 
 def loss_of(case: dict[str, Any]) -> nn.Module:
-    """Return the loss module of a case, with its parameters moved away from their start."""
+    """Return the loss module of a case, with its parameters moved away from their starting
+    values."""
     torch.manual_seed(3)
     options = {"gather": case["gather"], "init_scale": 5.0}
     if case["kind"] == "siglip":
@@ -168,7 +169,7 @@ CAPTIONS = [
 
 
 def clip_batch(dtype: torch.dtype) -> dict[str, Any]:
-    """Return nine recordings of different lengths, with captions some of which repeat."""
+    """Return nine recordings of different lengths with captions, some of them repeated."""
     generator = torch.Generator().manual_seed(5)
     lengths = torch.tensor([8, 12, 3, 5, 20, 17, 4, 9, 11])
     maps = torch.randn(9, 4, 20, generator=generator, dtype=torch.float64)
@@ -255,7 +256,8 @@ def dropouts(ranks: int, rank: int) -> list[int]:
 
 
 def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
-    """Count the pairs scored and bytes sent for one loss, in the similarity and by our counters."""
+    """Count the pairs scored and bytes sent for one loss, both in the similarity and by our
+    counters."""
     part = part_of(batch(torch.float32), SIZES[ranks], rank)
     found: dict[str, Any] = {"items": SIZES[ranks][rank]}
     for name in ("counting", "global"):

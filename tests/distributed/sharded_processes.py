@@ -81,7 +81,7 @@ LAYOUTS = {"all": shard_all, "blocks": shard_blocks, "documented": shard_as_docu
 
 
 class Step(nn.Module):
-    """DDP prepares for backward in `forward`."""
+    """The training step as `forward`, which is where DDP prepares for backward."""
 
     def __init__(self, clip):
         super().__init__()
@@ -228,7 +228,7 @@ def read_checkpoint(model, optimizer, folder, **options):
 
 def whole_states(model, optimizer):
     weights, state = get_state_dict(model, optimizer, options=WHOLE)
-    # Copied, as the optimizer counts steps in place.
+    # Copy the states, because the optimizer counts steps in place.
     return copy.deepcopy({"model": weights, "optimizer": state["state"]}) if weights else None
 
 

@@ -24,7 +24,7 @@ def _load_processes():
     spec = importlib.util.spec_from_file_location("sharded_processes", PROCESSES)
     module = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.distributed.checkpoint's own, at import
+        warnings.simplefilter("ignore")  # torch.distributed.checkpoint warns at import
         spec.loader.exec_module(module)
     return module
 

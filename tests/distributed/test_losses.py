@@ -1,4 +1,4 @@
-"""Several processes share one batch: loss and gradients are those of one process with all of it."""
+"""Processes that share a batch have the loss and gradients of one process with the whole batch."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_loss_and_gradients_are_those_of_one_process(world, of):
             for what, value in found.items():
                 wanted = expected[what]
                 if what in ("x", "y"):
-                    # An input belongs to one rank, so that averaging divides its gradient.
+                    # An input belongs to one rank only, so averaging divides its gradient.
                     value = value / len(world)
                     wanted = wanted[start : start + sizes[rank]]
                     assert wanted[:, value.shape[1] :].count_nonzero() == 0
@@ -78,10 +78,10 @@ def test_every_pair_is_scored_once_in_the_world(world, gather):
 
 def test_no_process_of_a_ring_holds_all_sequences(world):
     if len(world) < 3:
-        pytest.skip("with two processes, the own block and the other one are all blocks")
+        pytest.skip("with two processes, the two blocks that a process holds are all there are")
     sizes = one_batch.SIZES[len(world)]
     for rank, found in enumerate(world):
-        # The block it works on, and the block that is arriving.
+        # These are the block it works on, and the block that is arriving.
         most = max(sizes[k] + sizes[k - 1] for k in range(len(sizes)) if k - 1 != rank)
         held = found["counts"]["ring"]["counting"]["held"]
         assert held <= max(most, sizes[rank] + sizes[rank - 1]) < sum(sizes)
@@ -93,7 +93,7 @@ def test_what_travels_is_what_was_prepared(world):
     sizes = one_batch.SIZES[len(world)]
     for rank, found in enumerate(world):
         traffic = found["counts"]["ring"]["global"]
-        # This rank passes on every block except that of the next rank, which has it already.
+        # This rank passes on every block except the next rank's own.
         passing = [k for k in range(len(sizes)) if k != (rank + 1) % len(sizes)]
         if len(sizes) == 1:
             passing = []

@@ -1,4 +1,4 @@
-"""The page about the architecture names files that exist, and its drawing is that of the code."""
+"""The page about the architecture names existing files, and its drawing agrees with the code."""
 
 import importlib.util
 import re

@@ -60,7 +60,8 @@ def test_every_block_is_of_a_kind_that_is_tested():
         f"{page}:{block.line}: {block.language or 'no language'}"
         for page in PAGES
         for block in blocks_of(page)
-        # An indented block is text, commands or TOML, by its first word. Sphinx owns {}.
+        # An indented block is text, commands or TOML, depending on its first word. {} is for
+        # Sphinx.
         if block.language not in known
         and not block.language.startswith("{")
         and not (page == "README.md" and block.language == "")

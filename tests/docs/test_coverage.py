@@ -1,4 +1,4 @@
-"""Every name that a user may use is on the site."""
+"""The site describes every name that a user may use."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""Facts that stand in several files at the top of the project agree."""
+"""Facts that several top-level files of the project state agree."""
 
 import re
 import shutil

@@ -16,7 +16,7 @@ WORDS = ["a", "person", "walks", "waves", "then", ",", "##s"]
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory):
-    """A tiny BERT with its tokenizer, made on the spot."""
+    """A tiny BERT with its tokenizer, created for the tests."""
     directory = tmp_path_factory.mktemp("bert")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (directory / "vocab.txt").write_text("\n".join(vocabulary))
@@ -122,7 +122,7 @@ def test_frozen_only_the_projection_is_trained(bert):
     assert [name for name, p in tower.named_parameters() if p.requires_grad] == [
         "projection.weight"
     ]
-    assert not tower.language_model.training  # no dropout, hence the same twice
+    assert not tower.language_model.training  # no dropout, so two calls agree
     pooled = tower(["a person"])[0]
     assert torch.equal(pooled, tower(["a person"])[0])
     pooled.sum().backward()
@@ -208,7 +208,7 @@ def test_captions_of_the_same_ids_are_positives_of_one_another(bert):
     )
     captions = ["A person waves", "a person walks", "a  Person waves", "a person [SEP] waves"]
     groups = model.caption_groups(captions)
-    # It reads lower case words; but also what it takes for a special token.
+    # The tokenizer lowers the case of words, but also reads what it takes for a special token.
     same = torch.tensor([[i == j or {i, j} == {0, 2} for i in range(4)] for j in range(4)])
     assert torch.equal(groups[:, None] == groups, same)
     radar = torch.randn(4, 3, 6)
@@ -254,7 +254,7 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
     files = sorted(path.name for path in (tmp_path / "model" / "y_encoder").iterdir())
     assert "model.safetensors" in files
     saved = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
-    assert len({path.stat().st_mode for path in saved}) == 1  # who may read one may read all
+    assert len({path.stat().st_mode for path in saved}) == 1  # all files have the same permissions
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     weights = tmp_path / "model" / "y_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

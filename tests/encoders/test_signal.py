@@ -1,4 +1,5 @@
-"""The signal tower: padding never matters, every fusion and subset of views works, errors name."""
+"""The signal tower: padding never matters, every fusion and subset of views works, errors are
+clear."""
 
 import copy
 
@@ -18,7 +19,7 @@ def make(fusion="concat", views=VIEWS, patch_frames=4, seed=0, **options):
     torch.manual_seed(seed)
     config = SignalConfig(views=views, patch_frames=patch_frames, fusion=fusion, **options)
     tower = SignalTower(config, width=16, layers=2, heads=2).double()
-    with torch.no_grad():  # biases start at zero, where a forgotten one would not be seen
+    with torch.no_grad():  # biases start at zero, which would hide a forgotten one
         for parameter in tower.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return tower

@@ -1,4 +1,4 @@
-"""The text tower: padding never matters, it is causal, its errors name the caption."""
+"""The text tower ignores padding, can be causal, and names the caption in errors."""
 
 import pytest
 import torch

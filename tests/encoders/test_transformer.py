@@ -1,4 +1,4 @@
-"""The transformer against torch's own, and where the EOT token goes."""
+"""The transformer equals torch's own, and the EOT token follows the last real token."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Kernels compute where they should, and the halves that they multiply lose nothing."""
+"""Kernels are used where they should be, and the halves that they multiply keep the precision."""
 
 import sys
 from types import ModuleType
@@ -22,7 +22,7 @@ def unset(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Pretend that there is a GPU, and that some version of Triton, or none, is installed."""
+    """Pretend that there is a GPU, with a given version of Triton or without Triton."""
 
     def install(version, capability=(9, 0)):
         module = ModuleType("triton")

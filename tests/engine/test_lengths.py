@@ -32,7 +32,7 @@ def test_groups_are_as_large_as_allowed_and_hold_every_item_once(lengths, cells,
         assert len(group.lengths) <= most
         if multiple is not None:
             assert len({width(length) for length in group.lengths}) == 1
-        # Only a full group, or another width, ends a group early.
+        # A group ends early only if it is full or the width changes.
         if after is not None and len(group.lengths) < most:
             assert multiple is not None
             assert width(after.steps) != width(group.steps)

@@ -19,7 +19,7 @@ def test_vectors_whose_squares_leave_the_range_have_unit_length_among_others_tha
     values = of_all_sizes(dtype)
     expected = torch.nn.functional.normalize(values.double(), dim=1, eps=1e-300).to(dtype)
     torch.testing.assert_close(clipseq.unit(values), expected)
-    # Tensors of one axis take another path.
+    # Tensors with one axis take another path.
     for vector, one in zip(values, expected, strict=True):
         torch.testing.assert_close(clipseq.unit(vector), one)
 

@@ -1,4 +1,4 @@
-"""Evaluations equal what the model says pair by pair, for radar with text and for two signals."""
+"""Evaluations equal the model's scores pair by pair, for radar with text and for two signals."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_every_metric_equals_the_slow_one(dataset, sequences):
     for kind, metrics in found.metrics.items():
         matrix = np.array([score(clip_model, clip, captions, kind) for clip in clips])
         np.testing.assert_allclose(found.scores[kind].numpy(), matrix, atol=2e-6)
-        # Ranks come from the evaluation's own matrix, so that rounding decides no tie.
+        # Ranks come from the evaluation's own matrix, so that rounding does not decide ties.
         own = found.scores[kind].numpy()
         for direction, queries in (("radar to text", own), ("text to radar", own.T)):
             ranks = []
@@ -143,7 +143,7 @@ def test_captions_that_are_one_text_to_the_model_are_one(dataset):
     # They are encoded once, so that rounding cannot distinguish them.
     for matrix in found.scores.values():
         assert torch.equal(matrix[:, 0], matrix[:, 1])
-    # Byte by byte they differ, so only one of them is a hit.
+    # As bytes they differ, so only one of them is a hit.
     by_bytes = model(dataset)
     chances = [
         evaluate(by_bytes, data, draws=5).own["radar to text R@1"].chance

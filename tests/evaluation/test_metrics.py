@@ -21,7 +21,8 @@ from clipseq.evaluation.metrics import (
 
 
 def slow_ranks(scores: list[list[float]], hits: list[list[bool]]) -> list[int]:
-    """Sort each gallery by hand, wrong items first among equals; return where the first hit is."""
+    """Return the place of the first hit in each sorted gallery, with wrong items first among
+    equals."""
     ranks = []
     for row, row_hits in zip(scores, hits, strict=True):
         order = sorted(range(len(row)), key=lambda j: (-row[j], row_hits[j]))
@@ -34,7 +35,7 @@ def slow_ranks(scores: list[list[float]], hits: list[list[bool]]) -> list[int]:
     return ranks
 
 
-# Few distinct values, so that ties and repeated captions are common.
+# There are few distinct values, so ties and repeated captions are common.
 score_values = st.sampled_from([-1.0, -0.5, 0.0, 0.25, 0.5, 1.0])
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The life of a third party's plugin: installed, weighed, trained, saved, uninstalled, missed.
+# Follow a third party's plugin: install it, combine, train and save it, uninstall it, and miss it.
 #
 # usage: third_party.sh PYTHON
 # PYTHON belongs to an environment of its own, with clipseq[train,testing] installed from its wheel.

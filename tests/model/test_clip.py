@@ -1,4 +1,4 @@
-"""CLIP: its losses against their formulas, the migration, the calls, and what it refuses."""
+"""CLIP: its losses by their formulas, migration from plain CLIP, every call, and refused input."""
 
 import copy
 import math
@@ -48,7 +48,8 @@ def positives(captions):
 
 
 def info_nce(logits, same):
-    """Return InfoNCE in both directions, by a plain loop; positives of an item share equally."""
+    """Return InfoNCE in both directions by a plain loop; an item's positives share its target
+    equally."""
     total = 0.0
     for z, p in ((logits, same), (logits.T, same.T)):
         for i in range(len(z)):
@@ -108,7 +109,7 @@ def test_without_sequence_similarity_it_is_bit_for_bit_the_towers_and_the_clip_l
 
 
 def test_it_draws_the_same_random_numbers_and_weight_zero_trains_the_same():
-    """Three steps with dropout: False, and True with weight 0, end at the same weights."""
+    """Without sequence similarity, and with a weight of 0, three steps with dropout agree."""
     ends = []
     for options in ({"use_sequence_similarity": False}, {"sequence_similarity_weight": 0.0}):
         model = make(dropout=0.2, **options)
@@ -133,7 +134,7 @@ def test_no_sequence_is_computed_where_none_is_compared():
             tower.projection.register_forward_hook(lambda *_, count=count: count.append(1))
         model.training_step(batch())
         calls.append(len(count))
-    assert calls == [2, 2, 4]  # EOT of each tower; and the tokens of each
+    assert calls == [2, 2, 4]  # the EOT of each tower, and then the tokens of each
 
 
 def test_migration_from_plain_to_global_to_combined():
@@ -268,11 +269,11 @@ def test_groups_of_captions_are_those_of_what_the_tower_reads():
 
     trained = make(tokenizer=train_tokenizer(SPELLINGS, 400))
     assert torch.equal(same(trained, SPELLINGS), SAME_TEXT)
-    # Whatever else is in the batch, as in another process; and as token ids.
+    # The groups do not depend on the rest of the batch (or process), and token ids have the same.
     alone = trained.caption_groups(SPELLINGS[1:2])
     assert alone == trained.caption_groups(SPELLINGS)[1]
     assert alone == caption_groups(*trained.y_encoder.read(SPELLINGS))[1]
-    # To bytes, and to a tower that reads strings in its own way, every difference is one.
+    # For bytes, and for a tower that reads strings in its own way, every difference counts.
     for model in (make(), make(text_cfg=Own())):
         captions = ["walks", "Walks", "walks ", "walks"]
         assert torch.equal(same(model, captions), positives(captions))
@@ -360,7 +361,7 @@ def test_a_trained_tokenizer_takes_the_place_of_bytes():
 
 
 class Own(nn.Module):
-    """A tower over anything that has 5 numbers a step."""
+    """A tower over anything that has 5 numbers per step."""
 
     def __init__(self, width=16):
         super().__init__()
@@ -526,7 +527,7 @@ def test_keys_of_the_callers_own_are_left_alone():
     # Captions need no mask, and lengths are numbers.
     others = {"attention_mask": torch.ones(4, 3), "radar_length": ["3 s"] * 4, "lengths": 2.0}
     assert torch.equal(model.training_step({**data, **others}), expected)
-    # Where the radar's own lengths are given, these belong to something else.
+    # If the radar's own lengths are given, these belong to something else.
     model.training_step({**batch(), "lengths": None, "mask": None})
 
 

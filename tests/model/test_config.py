@@ -1,4 +1,4 @@
-"""ModelConfig: each option is spelled there and in CLIP's signature, and is checked there."""
+"""ModelConfig and CLIP's signature have the same options, and ModelConfig checks them."""
 
 import inspect
 import re
@@ -13,7 +13,8 @@ from clipseq.encoders import train_tokenizer
 
 
 def test_clip_and_its_config_have_the_same_options():
-    """Names, order, defaults and types: an option that one of the two lacks fails here."""
+    """They agree in names, order, defaults and types; an option that one of them lacks fails
+    here."""
     parameters = list(inspect.signature(CLIP.__init__).parameters.values())[1:]
     fields = attrs.fields(ModelConfig)
     assert [p.name for p in parameters] == [field.name for field in fields]

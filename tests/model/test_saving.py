@@ -1,4 +1,4 @@
-"""A saved model comes back bit by bit, or an error says what is wrong; a save loses nothing."""
+"""A saved model is loaded bit by bit or an error says what is wrong; a save never loses data."""
 
 import json
 import os
@@ -121,7 +121,7 @@ Global = type(get_similarity("global"))
 
 
 class Extra(Global):
-    """Stands for a third party's plugin."""
+    """A stand-in for a third party's plugin."""
 
 
 def test_a_plugin_that_is_installed_later_changes_no_checkpoint(tmp_path, fresh_registry):
@@ -266,7 +266,7 @@ def test_an_option_that_the_installed_plugin_does_not_take(tmp_path):
 
 @pytest.mark.parametrize("step", range(7))
 def test_an_interrupted_save_loses_nothing(step, tmp_path, monkeypatch):
-    """Interrupted while writing (step 0) and at each of the moves after that."""
+    """The save is interrupted while writing (step 0), or at one of the moves after that."""
     tokenizer = train_tokenizer(CAPTIONS, 300)
     old = make(tokenizer=tokenizer)
     old.save_pretrained(tmp_path)

@@ -223,8 +223,8 @@ CHECKS = [
 )
 @pytest.mark.parametrize("micro_batch", [None, 2])
 def test_every_input_is_checked_once_a_step(pair, expected, micro_batch, monkeypatch):
-    """Also with micro-batches and their recomputation in backward, where only the search for NaN
-    goes over the batch in as many pieces."""
+    """This holds with micro-batches and their recomputation too; only the search for NaN takes as
+    many pieces."""
     towers, batch = pair()
     model = CLIP(**towers, **SIZE)
     model.micro_batch = micro_batch
@@ -257,6 +257,6 @@ def test_token_ids_are_checked_once_a_step(monkeypatch):
 
 
 def test_lengths_on_the_cpu_are_checked_there():
-    """No check of lengths waits for the device of the maps: on "meta" it would fail."""
+    """Checking lengths does not read from the device of the maps: on "meta" that would fail."""
     values = {"mel": torch.zeros(4, 6, 12, device="meta")}
     assert frames.frame_mask(values, LENGTHS, None, name="audio").device.type == "meta"

@@ -1,4 +1,4 @@
-"""A distribution's source as if pip had installed it, for its entry points, but faster."""
+"""Environments in which a distribution's entry points work as if pip had installed it."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def environment(source, folder):
         **os.environ,
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": "1",
-        # Leaves no files in the source.
+        # This leaves no files in the source.
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }

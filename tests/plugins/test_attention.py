@@ -64,7 +64,8 @@ def test_a_cold_single_head_is_maxsim():
 
 @pytest.mark.parametrize("features", [3, 40])
 def test_gradients_of_steps_and_temperature(features):
-    # With 40 features, 2 heads are wider than the sequences are long, and 3 are narrower.
+    # With 40 features, the width of 2 heads exceeds the lengths of the sequences, and that of 3
+    # does not.
     x, x_mask = ragged(2, 5, features, seed=5)
     y, y_mask = ragged(3, 4, features, seed=6)
     similarity = clipseq.get_similarity("attention", num_heads=2).double()

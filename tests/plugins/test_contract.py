@@ -63,7 +63,7 @@ def all_but(*names: str) -> dict[str, str]:
 # torch.compile cannot trace the checks of signatures, not even those that are switched off.
 ELSEWHERE = {"compile": "test_compiled runs it in a process of its own"}
 
-# These do not depend on options, so `test_defaults` runs them once for each similarity:
+# The following checks do not depend on options, so only `test_defaults` runs them:
 OF_THE_CLASS = dict.fromkeys(
     (
         # the signature of `__init__`, and the methods of the class;
@@ -96,7 +96,7 @@ OF_THE_PROJECTION = (
     "two_processes",
 )
 
-# Between them these call every function of a built-in: both passes, every dtype, tiles, alignments.
+# Together, these call every function of a built-in: both passes, every dtype, tiles, alignments.
 OF_THE_SIGNATURES = (
     "forward_and_backward",
     "shape_and_dtype",

@@ -22,7 +22,7 @@ def test_is_the_cosine_of_the_pooled_real_steps(pool):
     scores = clipseq.get_similarity("global", pool=pool)(x, y, x_mask, y_mask)
     for i, a in enumerate(real_steps(x, x_mask)):
         for j, b in enumerate(real_steps(y, y_mask)):
-            # A new pooling needs an oracle here.
+            # Add an oracle here for a new pooling.
             expected = torch.cosine_similarity(ORACLES[pool](a), ORACLES[pool](b), dim=0)
             assert scores[i, j].item() == pytest.approx(expected.item(), abs=1e-12)
 

@@ -100,7 +100,7 @@ def test_gradient_is_that_of_the_definition():
     [(2, 1), (16, 1), (150, 1), (7, 3), (3, 11), (150, 64), (90, 200), (5, 10**9)],
 )
 def test_windows_of_many_steps_and_their_gradient_are_those_of_the_definition(window, stride):
-    # One product takes fewer steps, and fewer windows, except with the longest window.
+    # One product takes fewer steps and windows than there are, except with the longest window.
     x, x_mask = ragged(3, 300, 4, seed=window)
     similarity = clipseq.get_similarity("local", window=window, stride=stride)
     tree = similarity.prepare(x.requires_grad_(), x, x_mask, x_mask)[0].tree

@@ -12,7 +12,7 @@ import clipseq
 from clipseq.cli.bench import added_bytes
 from clipseq.testing.checks.memory import peak_bytes
 
-# One process imports, and forks a child for each size: reuse of freed memory would go unseen.
+# One process imports everything and forks a child per size, since reuse of freed memory would hide.
 MEASURE = """
 import json, os, sys, torch, clipseq
 from clipseq.cli.bench import added_bytes
@@ -52,7 +52,7 @@ pytestmark = pytest.mark.skipif(
 
 # glibc returns large blocks to the system when they are freed, but it adapts what counts as large,
 # and the memory that it keeps may be fragmented: 3 MiB in one run, 17 in another. With a fixed
-# threshold, the measurement is of memory that was requested and touched.
+# threshold, we measure the memory that was requested and touched.
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
@@ -114,7 +114,7 @@ def test_a_larger_batch_adds_only_its_scores_and_memory_that_grows_like_its_inpu
     measured = added(name, *sizes, options=options, environment=GIVEN_BACK)
     small, large = (total - 8 * own for total, own in zip(measured, inputs, strict=True))
     # 32 bytes per pair: scores, their gradients, counts in float64; a pair has 1240 cells.
-    # And 2 MiB for tiles, which few sequences do not fill: here, 9 more bytes per pair.
+    # And 2 MiB for tiles, which the smaller batch does not fill: here, 9 more bytes per pair.
     assert large - small <= 32 * (512**2 - 128**2) + 2**21
 
 

@@ -22,7 +22,7 @@ CASES = [
     ),
 ]
 
-# Where windows overlap, the best match and the next are similar. Among many pairs, some are too
+# If windows overlap, the best match and the next one are similar. Among many pairs, some are too
 # close for float32 to tell apart, and either of the two may then get the gradient.
 OVERLAPPING = [("local", {}), ("combined", {})]
 
@@ -54,7 +54,8 @@ def scores_and_gradients(similarity, inputs):
 
 
 def nearest_maxima(window: int, stride: int, count: int) -> float:
-    """Return the smallest lead of a window's best match in a sequence over the next one."""
+    """Return the smallest difference between a window's best match in a sequence and the next
+    best."""
     x, y, x_mask, y_mask = batch(torch.float64, count)
 
     def windows(values, mask):
@@ -127,7 +128,7 @@ def test_under_autocast_nothing_is_computed_in_half_precision(name, options):
     assert seen.operations
     exact = gradients_of_sum(similarity, x.float(), y.float(), x_mask, y_mask)
     for gradient, other in zip(gradients, exact, strict=True):
-        # Rounded once, at the end.
+        # The result is rounded once, at the end.
         torch.testing.assert_close(gradient, other.bfloat16())
 
 

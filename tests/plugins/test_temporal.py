@@ -125,7 +125,7 @@ def by_recursion_with_gradient(cost, gamma, band):
 @pytest.mark.parametrize(
     ("x_lengths", "y_lengths", "band", "gamma"),
     [
-        # The edge of the band is an integer where a strip begins or ends.
+        # Here the edge of the band is an integer where a strip begins or ends.
         ((58, 6), (19, 11, 4), 0.1, 1.0),
         ((8, 7), (40, 21), 0.0, 1.0),
         ((11,), (44, 60, 7), 0.1, 0.1),
@@ -259,7 +259,7 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     # Forward runs once, and again in backward.
     computed = sum(cells_in_log_space) / 2
     inside = 2 * band - band**2  # the share of a band of that width in all cells of a long pair
-    # No other cells if lengths are equal; otherwise those of every band in a tile.
+    # If lengths are equal, no other cells; otherwise the cells of every band in a tile.
     assert computed <= (1.05 if shortest == 1.0 else 1.35) * inside * 16 * t * length
 
 
@@ -269,7 +269,8 @@ def test_tiles_of_one_shape_may_differ_in_their_bands(monkeypatch):
     similarity = clipseq.get_similarity("temporal", band=0.05)
     x_mask = torch.ones(1, 30, dtype=torch.bool)
     expected = scores_and_gradients(similarity, x, y, x_mask, y_mask)
-    # Equal lengths, then others, then equal ones: all tiles are 30 steps by 24, with two pairs.
+    # Equal lengths, then different ones, then equal ones: every tile has two pairs of 30 by 24
+    # steps.
     groups = [torch.tensor([0])], list(torch.arange(6).split(2))
     monkeypatch.setattr(scores, "_groups", lambda *_: groups)
     found = scores_and_gradients(similarity, x, y, x_mask, y_mask)
@@ -299,7 +300,7 @@ def test_products_are_made_of_the_cells_and_little_more(x_lengths, y_lengths, ba
             for k in range(count):
                 needed[divmod(corner + k * columns, columns + 1)] = 1
         assert not (needed > made).any()
-        # Some cells are reached from no other: corners in the first and last row of a diagonal.
+        # No path leads through some cells: corners in the first and last row of a diagonal.
         assert made.sum() <= 1.15 * needed.sum() + 2 * columns
 
 
@@ -339,7 +340,8 @@ def test_a_short_x_does_not_widen_the_band_of_the_others(shortest, cells_in_log_
 def test_a_tile_holds_no_more_numbers_than_it_may(
     x_lengths, y_lengths, options, scale, monkeypatch
 ):
-    """Lengths do not matter, except for a border, one pair, and a third more after overflow."""
+    """This holds for any lengths, apart from a border, one pair, and a third more after
+    overflow."""
     most, held = 2**16, []
     take = scores.Room.take
 
@@ -367,7 +369,7 @@ def test_a_tile_holds_no_more_numbers_than_it_may(
 
 @pytest.mark.parametrize("band", [None, 0.3])
 def test_ratios_that_overflow_change_nothing(band, cells_in_log_space):
-    # Long stretches of similar steps next to steps unlike all of them: also beside the last column
+    # Long stretches of similar steps lie next to steps unlike all of them, also at the last column
     # of a sequence, where only padding follows, and in the other sequences of its tile.
     step = torch.tensor([1.0, 0.0], dtype=torch.float64)
     x = torch.cat([step.expand(60, 2), -step.expand(60, 2)])[None].repeat(2, 1, 1)

@@ -68,7 +68,7 @@ IN_SCORES_ALONE = {
     ),
     "a norm below the least": opposite(2e6),
 }
-"""Cases whose gradients float32 cannot hold."""
+"""Cases whose gradients float32 cannot represent."""
 
 CASES["a small norm"] = opposite(30.0)
 

@@ -1,7 +1,7 @@
-"""The kernels compile for GPUs that are not there, and fit them.
+"""The kernels compile for GPUs that this machine does not have, and fit them.
 
-What the launchers start is compiled down to machine code, and never run. This shows types, shared
-memory and registers, which the interpreter does not know.
+The kernels that the launchers start are compiled down to machine code, but not run. This shows
+types, shared memory and registers, which the interpreter does not know.
 """
 
 import pytest
@@ -69,8 +69,8 @@ def test_every_kernel_compiles_and_fits(compiled):
     for features_of_a_head, kernels in by_head.items():
         for kernel in kernels:
             assert kernel.fits(capability), kernel
-            # Registers that do not suffice go to the stack: none on the newest GPU, a few on older
-            # ones, and a few with the largest heads.
+            # Values that do not fit into registers go to the stack: none on the newest GPU, and a
+            # few on older ones or with the largest heads.
             few = 64 if features_of_a_head == 128 else SPILLED[capability]
             assert kernel.stack <= few, kernel
 

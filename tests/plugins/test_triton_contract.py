@@ -1,4 +1,4 @@
-"""Similarities that kernels compute keep the contract as well."""
+"""Similarities computed by kernels keep the contract as well."""
 
 import pytest
 

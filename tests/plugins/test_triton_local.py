@@ -86,7 +86,7 @@ def test_one_product_has_the_precision_of_tf32(results):
 
 def test_one_of_equal_maxima_has_the_gradient(results):
     scores, to_x, to_y = results["ties"]
-    # Both x find one of two equal y. These two find one of two equal x, and the third y finds any.
+    # Both x find one of two equal y. These two y find one of two equal x, and the third y any x.
     assert scores.item() == pytest.approx((1 + 2 / 3) / 2)
     step, other = torch.eye(2)
     shares = to_y[0] @ step * 2

@@ -1,4 +1,4 @@
-"""The kernels' launchers allocate little at a large size, and never read a number."""
+"""The kernels' launchers allocate little memory at a large size, and never read a value."""
 
 from importlib import import_module
 
@@ -36,7 +36,7 @@ def allocated(similarity, batch):
 
 @pytest.mark.parametrize("similarity", ["attention", "local", "temporal"])
 def test_there_is_one_workspace(similarity):
-    # 512 MiB at most, beside inputs of 41 MiB, their halves and their gradients.
+    # It takes 512 MiB at most, in addition to inputs of 41 MiB, their halves and gradients.
     assert allocated(similarity, 128) <= 2**29 + 2**27
 
 

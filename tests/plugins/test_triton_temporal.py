@@ -43,7 +43,7 @@ CASES = {
 
 
 def matched(steps, length, **more):
-    """Return a pair in which each step of y is near one of x: what a path collects is large."""
+    """Return a pair in which each step of y is near one of x, so that path weights are large."""
     found = case(1, 1, steps, length, features=16, **more)
     x, _, *rest = found.inputs
     generator = torch.Generator().manual_seed(1)

@@ -78,7 +78,7 @@ def test_finds_the_loss_of_a_third_party(distribution):
     loss = clipseq.get_loss("foo", size=4.0)
     assert isinstance(loss, info.cls)
     assert loss.size == 4.0
-    # Nothing of a plugin that offers losses alone is among the similarities.
+    # A plugin that offers only losses does not appear among the similarities.
     assert "foo" not in clipseq.available_similarities()
     with pytest.raises(clipseq.UnknownSimilarityError, match="no similarity named 'foo'; reg"):
         clipseq.get_similarity("foo")
@@ -218,7 +218,7 @@ def test_strict_makes_the_warning_an_error_but_not_for_the_built_ins(distributio
     for _ in range(2):
         with pytest.raises(clipseq.PluginError, match="clipseq-foo 1.2 cannot be used"):
             clipseq.available_losses()
-    # They are not a plugin's, so they load none.
+    # The built-in losses do not come from plugins, so they do not load any.
     assert isinstance(clipseq.get_loss("clip"), clipseq.ClipLoss)
 
 

@@ -1,6 +1,6 @@
 """The registry, against distributions that are on the path but were never installed by pip.
 
-Here they offer similarities; test_losses.py has the losses.
+Here they offer similarities; test_losses.py covers losses.
 """
 
 import copy
@@ -244,7 +244,7 @@ def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_pa
         clipseq.get_similarity("combined", parts={"global": {}}).load_state_dict(
             combined.state_dict()
         )
-    # The name in doubt is still suggested.
+    # The contested name is still suggested.
     with pytest.raises(clipseq.UnknownSimilarityError, match="did you mean 'local'"):
         clipseq.get_similarity("locl")
 
@@ -259,7 +259,7 @@ def test_disabling_one_of_two_settles_a_clash(distribution, monkeypatch):
 def test_a_clash_of_entry_points_is_settled_by_what_the_message_says(
     distribution, monkeypatch, kept
 ):
-    # Both plugins are called "local": that name would leave out the two.
+    # Both plugins are called "local", so that name would leave out both.
     distribution(WORKING.replace('"foo"', '"local"'), name="local")
     monkeypatch.setenv("CLIPSEQ_DISABLE", "temporal")
     with pytest.raises(clipseq.PluginError) as caught:
@@ -315,14 +315,14 @@ def test_a_similarity_shows_the_options_it_was_created_with():
     assert repr(clipseq.get_similarity("temporal")) == "TemporalSimilarity(gamma=0.1)"
     shown = repr(clipseq.get_similarity("combined", parts={"local": {"window": 2}}))
     assert "(part_local): LocalSimilarity(window=2, stride=1)" in shown
-    assert repr(type(local)()) == "LocalSimilarity()"  # not known
+    assert repr(type(local)()) == "LocalSimilarity()"  # its options are not known
 
 
 def test_options_are_shown_and_not_kept(distribution):
     distribution(WORKING)
     made = clipseq.get_similarity("foo", size=torch.ones(2, requires_grad=True) * 2)
     assert "size=tensor" in repr(made)
-    # Which a tensor that is not a leaf cannot be.
+    # A tensor that is not a leaf could not be kept and copied.
     assert repr(copy.deepcopy(made)) == repr(made)
 
 

@@ -1,4 +1,4 @@
-"""The kit as an author sees it: the call, the decorator, the command, and the messages."""
+"""The kit from an author's view: the call, the decorator, the command, and the messages."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from clipseq.testing import (
 )
 from clipseq.testing.checks.memory import peak_bytes
 
-# Authors do not check signatures either, and a search takes less than half the time.
+# Authors do not check signatures either, and without these checks a search takes half the time.
 pytestmark = pytest.mark.usefixtures("unchecked_signatures")
 
 

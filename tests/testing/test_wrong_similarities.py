@@ -1,6 +1,6 @@
 """No check is vacuous: each wrong similarity is caught, and by the check that should catch it.
 
-Signatures are not checked here, as they are not for authors: only the kit may catch a mistake.
+Signatures are not checked here, just as for authors, so only the kit can catch a mistake.
 """
 
 import importlib.util

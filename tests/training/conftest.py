@@ -1,4 +1,4 @@
-"""A data set small enough to train on in a test, and the configuration of such a training."""
+"""A data set small enough to train on in a test, and the configuration of such a run."""
 
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> MapDataset:
 def small_config(
     folder: Path, out: str = "run", model: dict[str, Any] | None = None, **training: Any
 ) -> RunConfig:
-    """Return the configuration of a tiny model that is trained in a folder within `folder`."""
+    """Return the configuration of a run that trains a tiny model in a folder within `folder`."""
     tiny = {
         "transformer_width": 8,
         "transformer_layers": 1,
@@ -66,8 +66,8 @@ def small_run_in():
 def in_float64():
     """Compute in float64 by default.
 
-    In float32, AdamW makes steps even of a gradient that is mere rounding, as that of the bias of
-    a softmax's keys.
+    In float32, AdamW takes steps even along a gradient that is mere rounding error, such as that of
+    the bias of a softmax's keys.
     """
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)

@@ -1,4 +1,4 @@
-"""A run's configuration: TOML in, the same TOML out, and errors that name the key."""
+"""A run's configuration is read from TOML and written back; errors name the key."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A whole run: its folder, its numbers, its continuation, and its ends before the end."""
+"""Whole runs: their folder, numbers and continuation, and how they stop early."""
 
 import csv
 import os
@@ -77,7 +77,7 @@ def with_options(config, **changes):
 
 @pytest.fixture(scope="session")
 def whole(dataset, small_run_in, tmp_path_factory):
-    """An uninterrupted run of six steps: dropout on, batches accumulated."""
+    """An uninterrupted run of six steps, with dropout and accumulated batches."""
     config = small_run_in(tmp_path_factory.mktemp("whole"), accumulate=2)
     seen = []
     model = train(config, dataset=dataset, progress=lambda step, *_: seen.append(step))
@@ -120,7 +120,7 @@ def test_a_batch_larger_than_the_training_split_is_cut_with_a_word(dataset, smal
 
 @pytest.mark.usefixtures("in_float64")
 def test_losses_are_those_of_a_plain_loop(dataset, small_run):
-    """The same steps by hand: AdamW, clipping, accumulation, warm-up and cosine."""
+    """The loop takes the same steps by hand: AdamW, clipping, accumulation, warm-up and cosine."""
     config = small_run(
         accumulate=2, gradient_clip=0.5, seed=5, max_steps=4, checkpoint_every=9,
         model={"encoder_cfg": {"patch_frames": 8}},
@@ -170,7 +170,7 @@ def test_losses_are_those_of_a_plain_loop(dataset, small_run):
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_resumed_run_is_the_uninterrupted_one(dataset, small_run, whole, stop_after):
-    """Ctrl-C between validations, at one, and in mid-epoch; dropout on, batches accumulated."""
+    """Ctrl-C comes between validations, at one, or in mid-epoch, with dropout and accumulation."""
 
     def press(step, steps, row):
         if step == stop_after:
@@ -228,7 +228,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(dataset, finished
 
 
 class Constant(Similarity):
-    """A plugin that comes or goes between two starts of a run."""
+    """A plugin that is installed or removed between two starts of a run."""
 
     def score(self, x, y):
         return x.values.sum((1, 2))[:, None] * y.values.sum((1, 2)) * 0
@@ -247,7 +247,7 @@ def test_a_plugin_that_is_installed_later_changes_no_run(dataset, small_run, fre
     with pytest.raises(TrainingInterrupted):
         train(cut, dataset=dataset, progress=press)
     register_similarity("constant", Constant)
-    # As the command line does: with what the folder says.
+    # Resume as the command line does, with the configuration in the folder.
     settings = read_config(RunFolder(cut.training.out).config)
     assert same_weights(train(settings, dataset=dataset, resume=True), expected)
 
@@ -330,7 +330,7 @@ def test_a_corrupt_checkpoint_is_named(dataset, finished_copy):
 
 
 def test_a_checkpoint_is_plain_tensors_and_numbers(finished):
-    """Any torch reads it without trust, and a CLIP takes its weights as they are named."""
+    """torch.load reads it with weights_only, and a CLIP accepts its weights under their names."""
     checkpoint = torch.load(RunFolder(finished.config.training.out).last, weights_only=True)
     assert checkpoint.keys() == {
         "model", "optimizer", "scaler", "global_step", "best", "seconds"
@@ -387,7 +387,7 @@ def test_a_gradient_that_explodes_is_not_stepped_along(dataset, small_run, monke
     left = torch.load(RunFolder(config.training.out).last)
     assert left["global_step"] == 2
     assert all(bool(value.isfinite().all()) for value in left["model"].values())
-    # The other steps of the run: with the real gradients, from its last good checkpoint.
+    # Then take the other steps with the real gradients, from the last good checkpoint.
     monkeypatch.undo()
     train(config, dataset=dataset, resume=True)
     assert len(rows(config)) == 6
@@ -540,7 +540,7 @@ def test_what_could_not_be_evaluated_is_not_trained(dataset, small_run, split, c
     else:
         first = next(i for i, clip in enumerate(clips) if clip.split == split)
         clips[first] = attrs.evolve(clips[first], actions=(), spans=(), **change)
-    # One clip is not validated on, but may be evaluated on.
+    # A split of one clip is not used for validation, but may be used for evaluation.
     val = next(clip for clip in clips if clip.split == "val")
     clips = [clip for clip in clips if clip.split != "val" or clip is val]
     with pytest.raises(ConfigError, match=said):

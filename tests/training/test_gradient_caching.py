@@ -1,4 +1,4 @@
-"""A batch larger than memory: the same loss and gradients, a micro-batch at a time."""
+"""A batch larger than memory has the same loss and gradients, one micro-batch at a time."""
 
 import csv
 import subprocess
@@ -126,7 +126,7 @@ def test_one_tensor_of_radar():
 
 
 class Ragged(nn.Module):
-    """Returns as many steps as the longest item of what it is given has."""
+    """A tower that returns as many steps as the longest item of its input has."""
 
     def __init__(self):
         super().__init__()
@@ -207,7 +207,7 @@ def test_dropout_is_replayed_exactly(size, gradient_checkpointing):
     torch.manual_seed(7)
     wanted = _reference(model, data, size)
     assert_same(found, wanted)
-    assert torch.equal(torch.rand(1), drawn)  # backward has drawn nothing of its own
+    assert torch.equal(torch.rand(1), drawn)  # backward has not drawn random numbers of its own
 
 
 def test_a_hugging_face_tower_with_its_own_dropout(tmp_path):

@@ -1,4 +1,4 @@
-"""metrics.csv: a row per step, and no row of steps that a resumed run takes again."""
+"""metrics.csv has one row per step, even for steps that a resumed run takes again."""
 
 import csv
 
@@ -59,7 +59,7 @@ def test_a_kill_after_the_resume_loses_no_kept_row(tmp_path):
         journal.write(step, {"loss_total": 1.0})
     journal.close()
     resumed = Journal(path, events, start=2)
-    # What a kill leaves is what is on disk now.
+    # A kill would leave what is on disk now.
     assert [row["step"] for row in rows(path)] == ["1", "2"]
     resumed.close()
 

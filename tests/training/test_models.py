@@ -1,4 +1,4 @@
-"""From [model] of a configuration to a CLIP that fits the data, whatever the data's signals."""
+"""The table [model] of a configuration gives a CLIP that fits the data, with any signals."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_a_tower_gets_the_name_and_the_views_of_its_signal():
     second = {"modality": "audio", "paired_modality": "motion", "paired_views": JOINTS}
     model = build_model(table | TWO_SIGNALS, MEL, None, **second)
     assert [tower.config.patch_frames for tower in model.towers] == [4, 3]
-    # The other way round, by name, and with some of the views.
+    # Now with the signals swapped, by name, and with only some of the views.
     crossed = {
         "encoder_cfg": {"name": "motion", "views": {"joints": 5}},
         "text_cfg": {"tower": "signal", "name": "audio"},

@@ -1,4 +1,4 @@
-"""The parameters that decay, and the learning rate over a run."""
+"""The optimizer: which parameters decay, and the learning rate over a run."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""``drop_dtw``: both sequences in order, except steps without a counterpart."""
+"""``drop_dtw``: both sequences aligned in order, without the steps that lack a counterpart."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from clipseq import Sequences, Similarity, hookimpl
 
 
 class DropDTWSimilarity(Similarity):
-    r"""Best alignment in order, over the steps that are worth aligning.
+    r"""The best alignment in order of the steps that are worth aligning.
 
     .. math::
         S = 1 - \frac{1}{t + l} \min_{X, Y} \Big( \mathrm{DTW}(X, Y)
@@ -23,9 +23,9 @@ class DropDTWSimilarity(Similarity):
     the step pattern, which is symmetric2 as in ``temporal`` (a diagonal step counts its cost
     twice): every step of x and y, kept or dropped, then counts once, and S is the mean over t + l
     steps of the cosine of their match, or of 1 - d. So S is never below 1 - d, and equal sequences
-    score 1. With a smooth minimum they would not, because it also counts alignments that drop
-    matching steps. Another difference is that d is a constant; the paper takes a percentile of the
-    pair's costs, or learns it.
+    score 1. With a smooth minimum, equal sequences would score less, because it also counts
+    alignments that drop matching steps. Another difference is that d is a constant; the paper takes
+    a percentile of the pair's costs, or learns it.
 
     It is computed by dynamic programming, one anti-diagonal at a time over all pairs of a tile. The
     gradient is the best alignment, or a mean of them if several are best. Cost: O(B·C·T·L·D) for
@@ -33,7 +33,8 @@ class DropDTWSimilarity(Similarity):
 
     Args:
         drop_cost: d, in units of cost, at least 0. Steps are dropped if the cosine of their match,
-            in order, would be below 1 - d. From 4 on no step is dropped, and S is normalised DTW.
+            in order, would be below 1 - d. At 4 or more, no step is dropped, and S is normalised
+            DTW.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
@@ -56,9 +57,9 @@ class DropDTWSimilarity(Similarity):
         return _best(cosines, t, length, 1 - self.drop_cost) / (t + length)
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
-        """Count how often the best alignment meets each cell, diagonal steps and the first twice.
+        """Count the visits of the best alignment to each cell, the first and diagonal steps twice.
 
-        Dropped steps have no weights, so that a pair's weights sum to the number of kept steps.
+        Dropped steps get zero weights, so a pair's weights sum to the number of kept steps.
         """
         with torch.inference_mode(False), torch.enable_grad():
             # Tensors from inference mode cannot be differentiated; clones of them can.
@@ -76,9 +77,9 @@ def _best(
 
     There are four sums for the first i steps of x and the first j of y: `both`, where x_i and y_j
     match each other; `onto_y`, where y_j is the last kept step of y, so that the next step of x may
-    match it too; `onto_x`, likewise for x_i; and `total`, with everything that is allowed. The sums
-    of one anti-diagonal i + j lie together, one row per i, with all pairs side by side in a row.
-    `total` and `onto_y` also have a row for i = 0, because the next row needs it.
+    match it too; `onto_x`, likewise for x_i; and `total`, without such a restriction. The sums of
+    one anti-diagonal i + j are stored together, one row per i, with all pairs side by side in a
+    row. `total` and `onto_y` also have a row for i = 0, because the next row needs it.
     """
     diagonals = _diagonals(cosines)
     onto_x = diagonals[0]

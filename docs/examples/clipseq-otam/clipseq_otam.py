@@ -11,7 +11,7 @@ from clipseq import Sequences, Similarity, hookimpl
 
 
 class OTAMSimilarity(Similarity):
-    r"""Ordered alignment with a free start and a free end, mean of both directions.
+    r"""Ordered alignment with a free start and a free end, averaged over both directions.
 
     .. math::
         S(x \to y) = \frac{\gamma}{l} \log \frac{1}{N} \sum_p e^{\sum_j s_{p(j) j} / \gamma},
@@ -19,12 +19,13 @@ class OTAMSimilarity(Similarity):
 
     over all walks p through x. A walk assigns one step of x to each of the l steps of y; it starts
     at any step of x, then stays or advances by one, and ends anywhere. Steps of x before and after
-    it cost nothing, so that a caption is found inside a long recording. N is the number of walks.
+    the walk cost nothing, so a caption can be found inside a long recording. N is the number of
+    walks.
 
     OTAM (Cao et al., arXiv:1906.11415) pads the costs of its soft-DTW so that start and end are
     free, and also takes both directions. We differ in the units, which are cosines per step, and in
-    dividing by N, without which long sequences gain by the number of their walks. A constant cosine
-    scores exactly itself, and S never leaves the range of the cosines.
+    the division by N, without which long sequences would gain from the number of their walks. A
+    constant cosine scores exactly itself, and S never leaves the range of the cosines.
 
     Cost: O(B·C·T·L·D) for the cosines, then 2 transcendental functions per cell and direction, step
     by step along one sequence and over everything else at once.
@@ -71,7 +72,7 @@ def _both_ways(
 
 
 _NEVER = -1e30
-"""Log weight of an impossible walk, finite so that differences are never NaN."""
+"""Log weight of an impossible walk; finite, so that differences are never NaN."""
 
 
 def _walks(
@@ -80,11 +81,11 @@ def _walks(
     """Return the log of the mean weight of walks through the first `lengths` rows, by columns."""
     shape = torch.broadcast_shapes(lengths.shape, others.shape)
     others = others.expand(shape)[..., None]
-    # One tensor per column, with its steps side by side.
+    # This is one tensor per column, with its steps contiguous.
     columns = rates.movedim(-1, 0).contiguous().unbind(0)
     weights, counts = columns[0], torch.zeros_like(columns[0])
     for j, column in enumerate(columns[1:], start=1):
-        # A pair without further columns keeps its weights.
+        # A pair that has no further columns keeps its weights.
         over = others <= j
         weights = torch.where(over, weights, torch.logaddexp(weights, _down(weights)) + column)
         counts = torch.where(over, counts, torch.logaddexp(counts, _down(counts)))

@@ -1,4 +1,4 @@
-"""``sinkhorn``: the share of every step moves to the steps it resembles most, in any order."""
+"""``sinkhorn``: every step sends its share to the steps that it resembles most, in any order."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ class SinkhornSimilarity(Similarity):
         \qquad P \mathbf 1 = a,\ P^\top \mathbf 1 = b
 
     with the cosines s (t, l) and uniform marginals a, b over the real steps. In ``local`` one step
-    may match all others; here each step of x gives 1/t and each step of y takes 1/l, so that
-    nothing is left out. Order does not count.
+    may match all others; here each step of x sends 1/t and each step of y receives 1/l, so no step
+    is left out. Order does not count.
 
     It runs Sinkhorn's iterations (Cuturi, arXiv:1306.0895) in log space: from v = 0, `iterations`
     times
@@ -42,8 +42,8 @@ class SinkhornSimilarity(Similarity):
     iterations.
 
     Args:
-        epsilon: weight of the entropy, in units of cost, positive. A small one gives a sharp plan,
-            and needs more iterations until it fits the marginals.
+        epsilon: weight of the entropy, in units of cost, positive. A small value gives a sharp
+            plan, which needs more iterations to fit the marginals.
         iterations: number of updates of both potentials.
         embed_dim: see `clipseq.Similarity`.
 
@@ -73,8 +73,8 @@ class SinkhornSimilarity(Similarity):
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         """Return the transport plan: how much of step t of x goes to step l of y; it sums to 1.
 
-        It is the plan after the last half iteration: its columns sum exactly to the marginals, its
-        rows as closely as the iterations get.
+        It is the plan after the last half iteration: its columns sum exactly to the marginals, and
+        its rows as closely as the iterations allow.
         """
         rates = torch.bmm(x.values, y.values.mT) / self.epsilon
         log_a, log_b = _log_shares(x), _log_shares(y)

@@ -1,4 +1,4 @@
-"""``smooth_maxsim``: the best step for every step, with a gradient to the second best."""
+"""``smooth_maxsim``: the best match of every step, with a gradient to the second best too."""
 
 import math
 from collections.abc import Mapping

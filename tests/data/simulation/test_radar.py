@@ -1,4 +1,4 @@
-"""The radar's maps agree with a cube that is simulated term by term, and with the formulas."""
+"""The radar's maps agree with a cube simulated term by term, and with the formulas."""
 
 import attrs
 import numpy as np

@@ -1,4 +1,4 @@
-"""Real processes that start in no time: forks of one that has imported everything already."""
+"""Real processes that start at once: forks of a process that has imported everything already."""
 
 import multiprocessing
 import os

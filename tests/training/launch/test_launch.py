@@ -1,4 +1,4 @@
-"""One run in several real processes: the same numbers, one folder, and an end in every case."""
+"""A run in several real processes has the same numbers and one folder, and always ends."""
 
 import csv
 import os
@@ -115,7 +115,8 @@ def assert_close(folder, other):
 
 @pytest.mark.usefixtures("in_float64")
 def test_a_run_is_the_same_run_in_any_number_of_processes(config, start, script, tmp_path):
-    """Uneven shares, validation, accumulated batches; by lightning's launcher and torchrun's."""
+    """It has uneven shares, validation and accumulated batches, by lightning's launcher and
+    torchrun."""
     options = "checkpoint_every = 2\naccumulate = 2\nlog_norms = true\ndevices = "
     one, two = (config(f"run{n}", steps=4, dropout=0.0, training=f"{options}{n}") for n in (1, 2))
     by_lightning = start([sys.executable, script, "train", two])
@@ -171,7 +172,7 @@ def test_clips_are_simulated_once_and_read_by_all(config, start_ranks, tmp_path)
 def test_under_torchrun_a_killed_process_ends_the_run_and_it_can_be_resumed(
     config, start, start_ranks, tmp_path
 ):
-    """The resumed run has the losses of a run that nobody killed, dropout and all."""
+    """The resumed run has the losses of an uninterrupted run, dropout included."""
     whole = start_ranks(2, ["train", config("whole", steps=20)])
     run = start(torchrun(2, "-m", "clipseq", "train", config("cut", steps=20)))
     run.wait_for_step(6)
@@ -209,7 +210,7 @@ def test_without_a_launcher_the_others_say_who_is_gone(config, start_ranks, tmp_
     began = time.monotonic()
     for rank in (0, 1):
         status, printed = ranks[rank].ended()
-        assert time.monotonic() - began < 60  # at once, and not by the time-out
+        assert time.monotonic() - began < 60  # at once, not after the time-out
         assert status == 1
         [said] = [line for line in printed.splitlines() if line.startswith("clipseq: ")]
         assert "rank 2 is gone without a word" in said
@@ -238,7 +239,7 @@ def test_a_process_that_hangs_ends_the_others_by_the_time_out(config, start_rank
 
 @pytest.mark.usefixtures("in_float64")
 def test_all_stop_after_the_same_step_whoever_is_asked(config, start_ranks, tmp_path):
-    """Resumed in more processes, it is the run that was not stopped."""
+    """Resumed in more processes, the run equals one that was not stopped."""
     ranks = start_ranks(2, ["train", config("cut", steps=12, dropout=0.0)], IN_FLOAT64)
     ranks[0].wait_for_step(1)
     ranks[1].send(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The notes of a run's processes: who lives, who left and why, and who ended without a word."""
+"""The notes of a run's processes say who lives, who left and why, and who ended without a note."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""`drop_dtw` against its definition: every choice of steps to keep, and DTW over those."""
+"""`drop_dtw` equals its definition: the best choice of steps to keep, by DTW over each choice."""
 
 import itertools
 import math

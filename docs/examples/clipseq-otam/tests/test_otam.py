@@ -1,4 +1,4 @@
-"""`otam` against its definition, a mean over every walk."""
+"""`otam` equals its definition, a mean over all walks."""
 
 import itertools
 import math

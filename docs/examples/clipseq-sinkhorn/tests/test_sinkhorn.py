@@ -1,4 +1,4 @@
-"""`sinkhorn` against Sinkhorn's iterations in loops, and optimal transport by enumeration."""
+"""`sinkhorn` equals Sinkhorn's iterations in loops, and optimal transport by enumeration."""
 
 import itertools
 import math

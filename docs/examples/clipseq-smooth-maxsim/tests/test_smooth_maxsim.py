@@ -1,4 +1,4 @@
-"""`smooth_maxsim` against its formula in plain loops, and against MaxSim."""
+"""`smooth_maxsim` equals its formula in plain loops, and MaxSim in the limit."""
 
 import itertools
 import math
