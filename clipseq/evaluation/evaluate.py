@@ -25,6 +25,7 @@ from clipseq.evaluation.encoding import (
     sequence_scores,
     sides,
 )
+from clipseq.evaluation.eval_mode import eval_mode
 from clipseq.evaluation.metrics import (
     RECALL_AT,
     Estimate,
@@ -133,7 +134,7 @@ def evaluate(
     bootstrap intervals over the clips, from the same seeded draws for every metric.
 
     Args:
-        model: a CLIP. It is put into eval mode, and back.
+        model: a CLIP. It is put into eval mode, and each of its modules back into its own mode.
         dataset: the data set with all its splits.
         split: name of the split to evaluate on.
         draws: number of bootstrap resamples.
@@ -145,16 +146,12 @@ def evaluate(
     """
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         encoded = encode_side(model, x, clips, batch_size=batch_size)
         scores = _all_scores(model, encoded, encode_side(model, y, clips, batch_size=batch_size))
         return _measured(
             _Split(model, x, y, dataset, clips, encoded, scores, draws, seed, batch_size), split
         )
-    finally:
-        model.train(training)
 
 
 @attrs.frozen(eq=False)

@@ -1,5 +1,6 @@
 """Evaluations equal what the model says pair by pair, for radar with text and for two signals."""
 
+import contextlib
 import json
 import math
 
@@ -185,6 +186,22 @@ def test_classes_of_one_caption_are_one_class(dataset):
         "at least two captions that differ, got 1"
         in (evaluate(model(dataset), alone, draws=5).absent["zero-shot accuracy"])
     )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_module_keeps_its_own_mode(dataset, fails):
+    clip_model = model(dataset).train()
+    clip_model.x_encoder.eval()
+    clip_model.y_encoder.transformer.eval()
+    before = {name: module.training for name, module in clip_model.named_modules()}
+    assert len(set(before.values())) == 2
+    seen = []
+    clip_model.y_encoder.register_forward_hook(lambda module, *_: seen.append(module.training))
+    with pytest.raises(ValueError, match="draws") if fails else contextlib.nullcontext():
+        evaluate(clip_model, dataset, draws=0 if fails else 5)
+    assert seen
+    assert not any(seen)
+    assert {name: module.training for name, module in clip_model.named_modules()} == before
 
 
 def test_no_split_is_encoded_in_larger_batches_than_asked_for(dataset):
