@@ -1,6 +1,7 @@
 """Evaluation of a model on a whole split: retrieval, zero-shot accuracy, and order accuracy."""
 
 import json
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -24,6 +25,7 @@ from clipseq.evaluation.encoding import (
     sequence_scores,
     sides,
 )
+from clipseq.evaluation.eval_mode import eval_mode
 from clipseq.evaluation.metrics import (
     RECALL_AT,
     Estimate,
@@ -126,12 +128,13 @@ def evaluate(
 
     The x side of every clip is scored with the y side of every clip of the split, not within
     batches. The two sides of a clip are a hit for each other; so are those of two clips with the
-    same caption, or with captions that are one text to the model (see `CLIP.caption_groups`).
+    same caption, whatever its case and white space. The data set alone decides that: captions that
+    differ stay different where the tokenizer makes the same ids of them, and then tie.
     Zero-shot and order accuracy ask for captions as the y side. Intervals are 95 % percentile
     bootstrap intervals over the clips, from the same seeded draws for every metric.
 
     Args:
-        model: a CLIP. It is put into eval mode, and back.
+        model: a CLIP. It is put into eval mode, and each of its modules back into its own mode.
         dataset: the data set with all its splits.
         split: name of the split to evaluate on.
         draws: number of bootstrap resamples.
@@ -143,14 +146,12 @@ def evaluate(
     """
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         encoded = encode_side(model, x, clips, batch_size=batch_size)
         scores = _all_scores(model, encoded, encode_side(model, y, clips, batch_size=batch_size))
-        return _measured(_Split(model, x, y, dataset, clips, encoded, scores, draws, seed), split)
-    finally:
-        model.train(training)
+        return _measured(
+            _Split(model, x, y, dataset, clips, encoded, scores, draws, seed, batch_size), split
+        )
 
 
 @attrs.frozen(eq=False)
@@ -166,6 +167,7 @@ class _Split:
     scores: Mapping[str, Tensor]
     draws: int
     seed: int
+    batch_size: int
 
     def resamples(self, clips: MapDataset) -> Tensor:
         """Return the bootstrap samples of `clips`."""
@@ -215,11 +217,14 @@ def _retrieval(given: _Split) -> dict[str, dict[str, Metric]]:
 
 def _caption_keys(given: _Split) -> Sequence[Hashable]:
     """Return one key per clip, equal for clips that are hits for each other."""
-    if given.x.is_text or given.y.is_text:
-        return given.model.caption_groups(given.clips.captions).tolist()
     if TEXT in given.clips.modalities:
-        return given.clips.captions
+        return [_folded(caption) for caption in given.clips.captions]
     return range(len(given.clips))
+
+
+def _folded(caption: str) -> str:
+    """Return a caption without the differences of spelling that change no word."""
+    return " ".join(unicodedata.normalize("NFC", caption).casefold().split())
 
 
 def _zero_shot(given: _Split) -> dict[str, Metric]:
@@ -227,16 +232,22 @@ def _zero_shot(given: _Split) -> dict[str, Metric]:
         raise _Absent("the data set has no split 'zeroshot' (clips of one labelled action)")
     one_action = given.dataset.subset("zeroshot")
     class_captions = given.dataset.class_captions
-    classes = list(class_captions)
+    # Classes of one caption are one class: no score could tell them apart.
+    distinct: dict[str, str] = {}
+    for caption in class_captions.values():
+        distinct.setdefault(_folded(caption), caption)
+    classes = list(distinct)
     if len(classes) < 2:
-        raise _Absent(f"class_captions names {len(classes)} classes; two are needed")
+        raise _Absent(
+            f"class_captions must name at least two captions that differ, got {len(classes)}"
+        )
     labels = []
     for clip in (one_action[i] for i in range(len(one_action))):
         if clip.label is None:
             raise _Absent(f"clip {clip.id!r} of split 'zeroshot' has no label")
-        labels.append(classes.index(clip.label))
-    encoded = encode_side(given.model, given.x, one_action)
-    captions = encode_captions(given.model, given.y.name, list(class_captions.values()))
+        labels.append(classes.index(_folded(class_captions[clip.label])))
+    encoded = encode_side(given.model, given.x, one_action, batch_size=given.batch_size)
+    captions = encode_captions(given.model, given.y.name, list(distinct.values()))
     samples = given.resamples(one_action)
     results = {}
     for score, matrix in _all_scores(given.model, encoded, captions).items():

@@ -19,7 +19,7 @@ def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
     """Return a matrix that is True at (i, j) if items i and j carry the same caption.
 
     Args:
-        captions: captions, or keys that stand for them, such as `CLIP.caption_groups`.
+        captions: captions, or keys that stand for them.
     """
     number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])

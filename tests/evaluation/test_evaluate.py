@@ -1,5 +1,6 @@
 """Evaluations equal the model's scores pair by pair, for radar with text and for two signals."""
 
+import contextlib
 import json
 import math
 
@@ -129,7 +130,7 @@ def test_chance_equals_the_mean_of_shuffled_scores(dataset):
         assert chance == pytest.approx((np.array(firsts) < k).mean(), abs=0.03)
 
 
-def test_captions_that_are_one_text_to_the_model_are_one(dataset):
+def test_case_and_white_space_make_no_other_caption(dataset):
     captions = [clip.caption for clip in dataset]
     clip_model = model(dataset, tokenizer=train_tokenizer(captions, kind="word"))
     places = [i for i, clip in enumerate(dataset) if clip.split == "test"][:2]
@@ -143,13 +144,72 @@ def test_captions_that_are_one_text_to_the_model_are_one(dataset):
     # They are encoded once, so that rounding cannot distinguish them.
     for matrix in found.scores.values():
         assert torch.equal(matrix[:, 0], matrix[:, 1])
-    # As bytes they differ, so only one of them is a hit.
+    # What counts as a hit does not depend on the model, so models can be compared.
     by_bytes = model(dataset)
     chances = [
         evaluate(by_bytes, data, draws=5).own["radar to text R@1"].chance
         for data in (spelled, dataset)
     ]
-    assert chances[0] < chances[1]
+    assert chances[0] == chances[1] == found.own["radar to text R@1"].chance
+
+
+def test_captions_of_unknown_words_tie_and_are_no_hits_for_each_other(dataset):
+    clips = [
+        attrs.evolve(clip, caption=f"jumps{i}", permuted=(), actions=(), spans=())
+        for i, clip in enumerate(dataset.subset("test"))
+    ]
+    clip_model = model(dataset, tokenizer=train_tokenizer(["walks", "sits"], kind="word"))
+    assert len(set(clip_model.caption_groups([clip.caption for clip in clips]).tolist())) == 1
+    found = evaluate(clip_model, MapDataset.from_clips(clips), draws=5).own
+    assert found["radar to text R@1"].chance == pytest.approx(1 / len(clips))
+    # Every caption has the same score with a clip, so the right one comes last.
+    assert found["radar to text R@1"].estimate.value == 0.0
+    assert found["radar to text median rank"].estimate.value == len(clips)
+
+
+def test_classes_of_one_caption_are_one_class(dataset):
+    clips = [
+        attrs.evolve(clip, label="twin" if i % 2 else clip.label) if clip.label == label else clip
+        for label in [next(clip.label for clip in dataset if clip.label)]
+        for i, clip in enumerate(dataset)
+    ]
+    classes = dict(dataset.class_captions)
+    first = next(clip.label for clip in dataset if clip.label)
+    twice = MapDataset.from_clips(clips, class_captions=classes | {"twin": classes[first].upper()})
+    once = evaluate(model(dataset), dataset, draws=5).own["zero-shot accuracy"]
+    assert evaluate(model(dataset), twice, draws=5).own["zero-shot accuracy"] == once
+    alone = MapDataset.from_clips(
+        [attrs.evolve(clip, label=clip.label and "a") for clip in dataset],
+        class_captions={"a": "walks", "b": "Walks"},
+    )
+    assert (
+        "at least two captions that differ, got 1"
+        in (evaluate(model(dataset), alone, draws=5).absent["zero-shot accuracy"])
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_module_keeps_its_own_mode(dataset, fails):
+    clip_model = model(dataset).train()
+    clip_model.x_encoder.eval()
+    clip_model.y_encoder.transformer.eval()
+    before = {name: module.training for name, module in clip_model.named_modules()}
+    assert len(set(before.values())) == 2
+    seen = []
+    clip_model.y_encoder.register_forward_hook(lambda module, *_: seen.append(module.training))
+    with pytest.raises(ValueError, match="draws") if fails else contextlib.nullcontext():
+        evaluate(clip_model, dataset, draws=0 if fails else 5)
+    assert seen
+    assert not any(seen)
+    assert {name: module.training for name, module in clip_model.named_modules()} == before
+
+
+def test_no_split_is_encoded_in_larger_batches_than_asked_for(dataset):
+    clip_model, sizes = model(dataset), []
+    clip_model.x_encoder.register_forward_hook(lambda _, inputs, out: sizes.append(len(out[0])))
+    evaluate(clip_model, dataset, draws=5, batch_size=2)
+    assert max(sizes) == 2
+    assert sum(sizes) == len(dataset.subset("test")) + len(dataset.subset("zeroshot"))
 
 
 @pytest.mark.parametrize("block", [1, 3, 100])
