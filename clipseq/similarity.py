@@ -1,13 +1,14 @@
 """The contract that every similarity keeps, and the code that fulfils most of it for plugins."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipseq.engine import Operator, Tree, check_tree, positive_integer, score_tiles, split_tree
+from clipseq.engine.tiling import score_matched_tiles
 from clipseq.engine.unit_vectors import unit
 from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
 
@@ -137,6 +138,27 @@ class Similarity(nn.Module, ABC):
         pairs = self.tile_elements // (steps[0] * steps[1])
         return score_tiles(self.score, x, y, batch, others, pairs)
 
+    def score_pairs(self, x: Tree, y: Tree) -> Float[Tensor, "n"]:
+        """Score the matched pairs of one tile: the first x with the first y, and so on.
+
+        By default, `score` is called on one pair at a time. A plugin may replace this by something
+        faster; results must not change.
+        """
+        scores = []
+        for one_x, one_y in zip(split_tree(x, 1), split_tree(y, 1), strict=True):
+            score = self.score(one_x, one_y)
+            self._check_scores(score, (1, 1), "score")
+            scores.append(score.view(1))
+        return torch.cat(scores)
+
+    def score_all_pairs(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "n"]:
+        """Score matched pairs of two prepared batches, tile by tile, as `score_all` does.
+
+        A plugin may replace this, too. Arguments are those of `score_all`.
+        """
+        pairs = self.tile_elements // (steps[0] * steps[1])
+        return score_matched_tiles(self.score_pairs, x, y, _batch(x), pairs)
+
     @final  # type: ignore[misc]  # nn.Module declares it as an attribute
     def forward(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
@@ -170,13 +192,32 @@ class Similarity(nn.Module, ABC):
         Arguments and errors are those of `forward`.
         """
         self._check(x, y, x_mask, y_mask)
-        with torch.autocast(x.device.type, enabled=False):
-            xs, _, x_occupied = self._packed(x, x_mask, "x")
-            ys, _, y_occupied = self._packed(y, y_mask, "y")
-            return (
-                Prepared(self._prepared(xs, "x"), x_occupied, xs.values.shape[1]),
-                Prepared(self._prepared(ys, "y"), y_occupied, ys.values.shape[1]),
-            )
+        return self._prepare_side("x", x, x_mask), self._prepare_side("y", y, y_mask)
+
+    @final
+    def prepare_side(
+        self, side: Literal["x", "y"], values: Tensor, mask: Tensor | None = None
+    ) -> Prepared:
+        """Prepare one side alone, for any number of calls of `compare` and `compare_pairs`.
+
+        Args:
+            side: "x" or "y". A similarity may treat the two differently.
+            values: (B, T, D), as `forward` takes it for that side.
+            mask: (B, T) bool, True at a real step. None: every step is real.
+
+        Raises:
+            TypeError: as `forward`, for that side.
+            ValueError: as `forward`, for that side; or `side` is neither "x" nor "y".
+        """
+        if side not in ("x", "y"):
+            raise ValueError(f"side must be 'x' or 'y', got {side!r}")
+        self._check_side(side, values, mask)
+        return self._prepare_side(side, values, mask)
+
+    def _prepare_side(self, side: str, values: Tensor, mask: Tensor | None) -> Prepared:
+        with torch.autocast(values.device.type, enabled=False):
+            packed, _, occupied = self._packed(values, mask, side)
+            return Prepared(self._prepared(packed, side), occupied, packed.values.shape[1])
 
     @final
     def compare(self, x: Prepared, y: Prepared) -> Float[Tensor, "B C"]:
@@ -188,14 +229,36 @@ class Similarity(nn.Module, ABC):
         with torch.autocast(x.occupied.device.type, enabled=False):
             scores = self.score_all(x.tree, y.tree, (x.steps, y.steps))
             shape = x.occupied.shape[0], y.occupied.shape[0]
-            if not isinstance(scores, Tensor) or scores.shape != shape:
-                got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-                raise TypeError(
-                    f"{type(self).__name__}.score must return a tensor with one score for each "
-                    f"pair, {shape}, got {got}"
-                )
+            self._check_scores(scores, shape, "score")
             scores = _within_bounds(scores)
             return scores.masked_fill(~(x.occupied[:, None] & y.occupied[None, :]), -1.0)
+
+    @final
+    def pairs(
+        self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
+    ) -> Float[Tensor, "n"]:
+        """Score the pairs (x[0], y[0]), (x[1], y[1]), ...: the diagonal of `forward`.
+
+        Arguments and errors are those of `forward`, and x and y must have the same batch size n.
+        Cost: n pairs, not n².
+
+        Returns:
+            (n,) scores in [-1, 1], float64 for float64 inputs, else float32.
+        """
+        self._check(x, y, x_mask, y_mask)
+        _check_matched(len(x), len(y), "pairs takes")
+        own, others = self._prepare_side("x", x, x_mask), self._prepare_side("y", y, y_mask)
+        return self.compare_pairs(own, others)
+
+    @final
+    def compare_pairs(self, x: Prepared, y: Prepared) -> Float[Tensor, "n"]:
+        """Do the second half of `pairs`: score the matched pairs of two prepared batches."""
+        count = len(x.occupied)
+        _check_matched(count, len(y.occupied), "compare_pairs takes")
+        with torch.autocast(x.occupied.device.type, enabled=False):
+            scores = self.score_all_pairs(x.tree, y.tree, (x.steps, y.steps))
+            self._check_scores(scores, (count,), "score_pairs")
+            return _within_bounds(scores).masked_fill(~(x.occupied & y.occupied), -1.0)
 
     @final
     def explain(
@@ -207,22 +270,13 @@ class Similarity(nn.Module, ABC):
         A pair with an empty sequence scores -1, and its weights are zero. Cost: n pairs.
         """
         self._check(x, y, x_mask, y_mask)
-        if len(x) != len(y):
-            raise ValueError(
-                f"x and y must have the same batch size, as explain takes matched pairs, "
-                f"got {len(x)} and {len(y)}"
-            )
+        _check_matched(len(x), len(y), "explain takes")
         with torch.autocast(x.device.type, enabled=False):
             xs, x_order, x_occupied = self._packed(x, x_mask, "x")
             ys, y_order, y_occupied = self._packed(y, y_mask, "y")
-            x_ones = split_tree((self._prepared(xs, "x"), x_occupied), 1)
-            y_ones = split_tree((self._prepared(ys, "y"), y_occupied), 1)
-            t, length = xs.values.shape[1], ys.values.shape[1]
-            scores = torch.cat(
-                [
-                    self.compare(Prepared(a, a_real, t), Prepared(b, b_real, length)).view(1)
-                    for (a, a_real), (b, b_real) in zip(x_ones, y_ones, strict=True)
-                ]
+            scores = self.compare_pairs(
+                Prepared(self._prepared(xs, "x"), x_occupied, xs.values.shape[1]),
+                Prepared(self._prepared(ys, "y"), y_occupied, ys.values.shape[1]),
             )
             weights = self.align(self.prepare_align_x(xs), self.prepare_align_y(ys))
         weights = unpack_pairs(weights.to(scores.dtype), x_order, y_order)
@@ -247,51 +301,8 @@ class Similarity(nn.Module, ABC):
         return tree
 
     def _check(self, x: Tensor, y: Tensor, x_mask: Tensor | None, y_mask: Tensor | None) -> None:
-        for name, values, mask, shape in (
-            ("x", x, x_mask, "(B, T, D)"),
-            ("y", y, y_mask, "(C, L, D)"),
-        ):
-            if not isinstance(values, Tensor):
-                raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
-            if values.ndim != 3:
-                # Two axes may be one sequence or a batch of pooled features: we cannot know.
-                hint = (
-                    "; for one sequence add a batch axis with [None], for pooled features use "
-                    "ClipLoss or SigLipLoss"
-                )
-                raise ValueError(
-                    f"{name} must have the shape {shape}, got {tuple(values.shape)}"
-                    + (hint if values.ndim == 2 else "")
-                )
-            if values.dtype not in _FLOATS:
-                raise TypeError(f"{name} must be floating point, got {values.dtype}")
-            if 0 in values.shape:
-                raise ValueError(
-                    f"{name} must have at least one sequence, one step and one feature, "
-                    f"got {tuple(values.shape)}; pass an empty sequence as one whose mask is False"
-                )
-            if mask is None:
-                continue
-            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-                kind = type(mask).__name__
-                if isinstance(mask, Tensor):
-                    kind = (
-                        f"{mask.dtype}; convert zeros and ones with .bool(), and lengths with "
-                        f"torch.arange({shape[4]}) < lengths[:, None]"
-                    )
-                raise TypeError(
-                    f"{name}_mask must be a bool tensor, True at a real step, got {kind}"
-                )
-            if mask.shape != values.shape[:2]:
-                raise ValueError(
-                    f"{name}_mask must have the shape {tuple(values.shape[:2])} of {name}'s "
-                    f"first two axes, got {tuple(mask.shape)}"
-                )
-            if mask.device != values.device:
-                raise ValueError(
-                    f"{name}_mask must be on the device of {name}, {values.device}, got "
-                    f"{mask.device}"
-                )
+        self._check_side("x", x, x_mask)
+        self._check_side("y", y, y_mask)
         if x.shape[2] != y.shape[2]:
             raise ValueError(
                 f"x and y must have the same number of features, got D={x.shape[2]} for x "
@@ -304,11 +315,69 @@ class Similarity(nn.Module, ABC):
                 f"x and y must both be float64 or neither, got {x.dtype} and {y.dtype}; "
                 "convert one of them"
             )
-        if self.embed_dim is not None and x.shape[2] != self.embed_dim:
-            raise ValueError(
-                f"x and y must have D={self.embed_dim} features, the similarity's embed_dim, got "
-                f"D={x.shape[2]}"
+
+    def _check_side(self, name: str, values: Tensor, mask: Tensor | None) -> None:
+        steps = {"x": "T", "y": "L"}[name]
+        shape = {"x": "(B, T, D)", "y": "(C, L, D)"}[name]
+        if not isinstance(values, Tensor):
+            raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
+        if values.ndim != 3:
+            # Two axes may be one sequence or a batch of pooled features: we cannot know.
+            hint = (
+                "; for one sequence add a batch axis with [None], for pooled features use "
+                "ClipLoss or SigLipLoss"
             )
+            raise ValueError(
+                f"{name} must have the shape {shape}, got {tuple(values.shape)}"
+                + (hint if values.ndim == 2 else "")
+            )
+        if values.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be floating point, got {values.dtype}")
+        if 0 in values.shape:
+            raise ValueError(
+                f"{name} must have at least one sequence, one step and one feature, "
+                f"got {tuple(values.shape)}; pass an empty sequence as one whose mask is False"
+            )
+        if self.embed_dim is not None and values.shape[2] != self.embed_dim:
+            raise ValueError(
+                f"{name} must have D={self.embed_dim} features, the similarity's embed_dim, got "
+                f"D={values.shape[2]}"
+            )
+        if mask is None:
+            return
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = type(mask).__name__
+            if isinstance(mask, Tensor):
+                kind = (
+                    f"{mask.dtype}; convert zeros and ones with .bool(), and lengths with "
+                    f"torch.arange({steps}) < lengths[:, None]"
+                )
+            raise TypeError(f"{name}_mask must be a bool tensor, True at a real step, got {kind}")
+        if mask.shape != values.shape[:2]:
+            raise ValueError(
+                f"{name}_mask must have the shape {tuple(values.shape[:2])} of {name}'s "
+                f"first two axes, got {tuple(mask.shape)}"
+            )
+        if mask.device != values.device:
+            raise ValueError(
+                f"{name}_mask must be on the device of {name}, {values.device}, got {mask.device}"
+            )
+
+    def _check_scores(self, scores: Any, shape: tuple[int, ...], method: str) -> None:
+        if not isinstance(scores, Tensor) or scores.shape != shape:
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise TypeError(
+                f"{type(self).__name__}.{method} must return a tensor with one score for each "
+                f"pair, {shape}, got {got}"
+            )
+
+
+def _check_matched(count: int, others: int, who: str) -> None:
+    if count != others:
+        raise ValueError(
+            f"x and y must have the same batch size, as {who} matched pairs, got {count} and "
+            f"{others}"
+        )
 
 
 def _identity_projection(features: int) -> nn.Linear:

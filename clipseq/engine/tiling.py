@@ -1,4 +1,4 @@
-"""Every pair of two batches, tile by tile, in bounded memory whatever the sizes of the batches."""
+"""Pairs of two batches, tile by tile, in bounded memory whatever the sizes of the batches."""
 
 from collections.abc import Callable, Iterator
 from math import isqrt
@@ -67,3 +67,16 @@ def score_tiles(
             band = [score(x_tile, y_tile) for y_tile in y_tiles]
         bands.append(torch.cat(band, dim=1))
     return torch.cat(bands, dim=0)
+
+
+def score_matched_tiles(
+    score_pairs: Callable[[Tree, Tree], Tensor], x: Tree, y: Tree, count: int, pairs: int
+) -> Float[Tensor, "n"]:
+    """Score `count` matched pairs, at most `pairs` at a time, as `score_tiles` does."""
+    size = max(1, pairs)
+    if size >= count:
+        return score_pairs(x, y)
+    tiles = zip(split_tree(x, size), split_tree(y, size), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(score_pairs, *tile, use_reentrant=False) for tile in tiles])
+    return torch.cat([score_pairs(*tile) for tile in tiles])

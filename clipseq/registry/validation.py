@@ -96,7 +96,7 @@ def validate_similarity(name: Any, cls: Any, distribution: str, version: str) ->
     Raises:
         PluginError: the name or the class breaks a rule.
     """
-    common = _validate(name, cls, "similarity", Similarity, _FINAL_OF_SIMILARITY)
+    common = _validate(name, cls, "similarity", Similarity, FINAL_OF_SIMILARITY)
     weight = cls.default_weight
     number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not (number and 0 < weight < float("inf")):
@@ -132,7 +132,15 @@ def validate_loss(name: Any, cls: Any, distribution: str, version: str) -> LossI
     )
 
 
-_FINAL_OF_SIMILARITY = ("forward", "prepare", "compare", "explain")
+FINAL_OF_SIMILARITY = (
+    "forward",
+    "prepare",
+    "prepare_side",
+    "compare",
+    "pairs",
+    "compare_pairs",
+    "explain",
+)
 _FINAL_OF_LOSS = ("forward", "from_scores", "from_sequences")
 
 

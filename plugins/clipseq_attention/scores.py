@@ -44,7 +44,7 @@ _LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
 """Largest logits that are exponentiated without a shift: their sums, products and quotients stay in
 range."""
 
-_NOTHING = 1e-6
+NOTHING = 1e-6
 """Norm below which what a step attends to has no direction: it is then mere rounding error."""
 
 _NEVER = -1e30
@@ -367,7 +367,7 @@ class _Tiles:
 
 def _or_infinite(squares: Tensor) -> Tensor:
     # If the values cancel up to rounding, or are all zero, their mean has no direction.
-    return threshold(squares, _NOTHING**2, math.inf, inplace=True)
+    return threshold(squares, NOTHING**2, math.inf, inplace=True)
 
 
 def _shared(x: Tensor, y: Tensor, groups: list[_Group], scale: Tensor) -> list[list[bool]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity
 from clipseq.engine import positive_integer
-from clipseq_attention.scores import attention_scores
+from clipseq_attention.scores import NOTHING, attention_scores
 
 
 class AttentionSimilarity(Similarity):
@@ -79,6 +79,20 @@ class AttentionSimilarity(Similarity):
         """Score everything at once, since the operator cuts its own tiles."""
         return self.score(x, y)
 
+    def score_pairs(self, x: Sequences, y: Sequences) -> Float[Tensor, "n"]:
+        heads_x, heads_y = self._heads(x), self._heads(y)
+        logits = heads_x @ heads_y.mT * self._scale(heads_x)
+        over_y = logits.masked_fill(~y.mask[:, None, None, :], -torch.inf).softmax(3)
+        over_x = logits.masked_fill(~x.mask[:, None, :, None], -torch.inf).softmax(2)
+        mean_y = _mean_cosine(heads_x, over_y @ heads_y, x)
+        return (mean_y + _mean_cosine(heads_y, over_x.mT @ heads_x, y)) / 2
+
+    def score_all_pairs(
+        self, x: Sequences, y: Sequences, steps: tuple[int, int]
+    ) -> Float[Tensor, "n"]:
+        """Score in tiles that count the cells of every head."""
+        return super().score_all_pairs(x, y, (steps[0] * self.num_heads, steps[1]))
+
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         """Return the attention, averaged over heads and over the two directions."""
         products = self._heads(x) @ self._heads(y).mT
@@ -101,3 +115,12 @@ class AttentionSimilarity(Similarity):
         if features < heads * size:  # pad copies even if it adds nothing
             values = nn.functional.pad(values, (0, heads * size - features))
         return values.unflatten(2, (heads, size)).transpose(1, 2)
+
+
+def _mean_cosine(
+    heads: Float[Tensor, "n H T d"], attended: Float[Tensor, "n H T d"], steps: Sequences
+) -> Float[Tensor, "n"]:
+    """Return the mean cosine between a real step, a unit vector or zero, and what it attends to."""
+    along, squares = (heads * attended).sum((1, 3)), attended.square().sum((1, 3))
+    cosines = along * squares.masked_fill(squares <= NOTHING**2, torch.inf).rsqrt()
+    return cosines.masked_fill(~steps.mask, 0.0).sum(1) / steps.lengths

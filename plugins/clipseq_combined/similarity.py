@@ -144,6 +144,13 @@ class CombinedSimilarity(Similarity):
         scores = {name: parts[name].score_all(x[name], y[name], steps) for name in order}
         return self._mean({name: scores[name] for name in parts})
 
+    def score_all_pairs(
+        self, x: dict[str, Any], y: dict[str, Any], steps: tuple[int, int]
+    ) -> Float[Tensor, "n"]:
+        """Return the weighted mean of the results of each part's `score_all_pairs`."""
+        parts = self.parts.items()
+        return self._mean({k: part.score_all_pairs(x[k], y[k], steps) for k, part in parts})
+
     def align(self, x: dict[str, Any], y: dict[str, Any]) -> Float[Tensor, "n t l"]:
         """Return the weighted mean of the parts' alignments, each scaled to a sum of 1 per pair."""
         shares = {}

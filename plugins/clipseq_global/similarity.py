@@ -59,6 +59,15 @@ class GlobalSimilarity(Similarity):
         """Score everything in one matrix product; there is nothing to tile."""
         return self.score(x, y)
 
+    def score_pairs(self, x: Float[Tensor, "n D"], y: Float[Tensor, "n D"]) -> Float[Tensor, "n"]:
+        return (x * y).sum(1)
+
+    def score_all_pairs(
+        self, x: Float[Tensor, "n D"], y: Float[Tensor, "n D"], steps: tuple[int, int]
+    ) -> Float[Tensor, "n"]:
+        """Score everything at once; there is nothing to tile."""
+        return self.score_pairs(x, y)
+
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         r"""Weigh each pair of steps by its share of ``⟨pool(x), pool(y)⟩``, if that is positive.
 

@@ -85,6 +85,13 @@ class LocalSimilarity(Similarity):
         """Score everything at once, since the operator cuts its own tiles."""
         return self.score(x, y)
 
+    def score_pairs(self, x: Sequences, y: Sequences) -> Float[Tensor, "n"]:
+        cosines = torch.bmm(x.values, y.values.mT)
+        over_y = cosines.masked_fill(~y.mask[:, None, :], -torch.inf).max(2).values
+        over_x = cosines.masked_fill(~x.mask[:, :, None], -torch.inf).max(1).values
+        mean_y = over_y.masked_fill(~x.mask, 0.0).sum(1) / x.lengths
+        return (mean_y + over_x.masked_fill(~y.mask, 0.0).sum(1) / y.lengths) / 2
+
     def align(
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
     ) -> Float[Tensor, "n t l"]:

@@ -1,25 +1,12 @@
 """Soft-DTW, normalised so that scores do not depend on lengths."""
 
-import math
 from typing import SupportsFloat
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
-from clipseq_temporal.recursion import (
-    GROWTH,
-    Sweep,
-    backward,
-    cells_within,
-    confine,
-    edges,
-    forward,
-    reach_of,
-    strips,
-    ways_at_once,
-)
+from clipseq_temporal.matched import expected_alignment, matched_scores
 from clipseq_temporal.scores import temporal_scores
 
 
@@ -78,12 +65,22 @@ class TemporalSimilarity(Similarity):
         self.band = None if band is None else float(band)
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
-        band = None if self.band == 1 else self.band  # a band of 1 has every cell, but costs more
-        return temporal_scores(x.values, y.values, x.lengths, y.lengths, self.gamma, band)
+        return temporal_scores(
+            x.values, y.values, x.lengths, y.lengths, self.gamma, self._useful_band
+        )
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """Score everything at once, since the operator cuts its own tiles."""
         return self.score(x, y)
+
+    def score_pairs(self, x: Sequences, y: Sequences) -> Float[Tensor, "n"]:
+        return matched_scores(
+            x.values, y.values, x.lengths, y.lengths, self.gamma, self._useful_band
+        )
+
+    @property
+    def _useful_band(self) -> float | None:
+        return None if self.band == 1 else self.band  # a band of 1 has every cell, at a higher cost
 
     def align(self, x: Sequences, y: Sequences) -> Float[Tensor, "n t l"]:
         """Return the expected alignment: how often a path meets each cell, over all paths.
@@ -91,27 +88,4 @@ class TemporalSimilarity(Similarity):
         A diagonal step and the first cell count twice, so the weights of a pair sum to t + l. They
         are the gradient of ``-(t + l)·S`` to the costs.
         """
-        t, length = x.lengths, y.lengths
-        # One strip, with or without a band, since there are only n pairs.
-        lanes = strips(t, length, None)
-        with torch.no_grad():
-            rates = torch.einsum("ntd,nld->tln", x.values, y.values)
-            rates = rates[: int(t.max()), : int(length.max())] / (self.gamma * math.log(2)) - GROWTH
-            reach = None
-            if self.band is not None:
-                low, high = edges(lanes[0], t, length, self.band)
-                confine(rates, low, high)
-                reach = reach_of(low, high)
-            field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))
-            room = rates.new_empty(ways_at_once(lanes[0].shape, reach) * len(t))
-            # With the score subtracted, logarithms stay small and their differences precise.
-            sweep = Sweep(field.clone(), reach, room)
-            field[1:, 1:] -= forward(lanes, lambda _: sweep, length) / (t + length)
-            shares = rates.new_empty(3 * cells_within(lanes[0].shape, reach) * len(t))
-            kept = Sweep(field, reach, room, shares)
-            forward(lanes, lambda _: kept, length)
-            ones = torch.ones_like(rates[0, 0])
-            ((_, alignment),) = backward(ones, lanes, lambda _: kept, length)
-        whole = alignment.new_zeros(x.values.shape[1], y.values.shape[1], len(t))
-        whole[: alignment.shape[0], : alignment.shape[1]] = alignment
-        return whole.permute(2, 0, 1)
+        return expected_alignment(x.values, y.values, x.lengths, y.lengths, self.gamma, self.band)

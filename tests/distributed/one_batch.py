@@ -223,10 +223,10 @@ class Counting(clipseq.Similarity):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pairs = 0
+        self.pairs_scored = 0
 
     def score(self, x: Any, y: Any) -> Tensor:
-        self.pairs += len(x.values) * len(y.values)
+        self.pairs_scored += len(x.values) * len(y.values)
         return x.values.sum(1) @ y.values.sum(1).T / (x.lengths[:, None] * y.lengths)
 
     def align(self, x: Any, y: Any) -> Tensor:
@@ -267,7 +267,7 @@ def counts(ranks: int, rank: int, gather: str) -> dict[str, Any]:
         with count_traffic() as traffic:
             value = loss(x, y, part["x_mask"], part["y_mask"])
             if name == "counting":
-                found["scored"] = similarity.pairs
+                found["scored"] = similarity.pairs_scored
             value.backward()
         found[name] = {key: getattr(traffic, key) for key in traffic.__slots__ if key[0] != "_"}
     return found

@@ -102,6 +102,7 @@ OF_THE_SIGNATURES = (
     "shape_and_dtype",
     "one_row_batches",
     "tile_size",
+    "pairs",
     "alignment_weights",
 )
 

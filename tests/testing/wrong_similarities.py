@@ -475,6 +475,47 @@ class KeepsNumbersOfEachPair(Pooled):
         return sum((k * scores).sin() / k for k in range(1, 17)) / 16
 
 
+# Matched pairs
+
+
+@caught_by("pairs")
+class PairsOneWay(MaxSim):
+    """Matched pairs are scored in one direction only."""
+
+    def score_pairs(self, x: Sequences, y: Sequences) -> Tensor:
+        products, real = matched(x, y)
+        best = products.masked_fill(~real, -torch.inf).amax(2).masked_fill(~x.mask, 0.0)
+        return best.sum(1) / x.lengths
+
+
+@caught_by("pairs")
+class PairsWithoutGradient(Pooled):
+    """The scores of matched pairs are right, and half of their gradient is missing."""
+
+    def score_pairs(self, x: tuple, y: tuple) -> Tensor:
+        return (x[0] * y[0].detach()).sum(1)
+
+
+@caught_by("pairs")
+class PairsFromTheDiagonal(Pooled):
+    """All pairs of a tile are scored, for their diagonal."""
+
+    def score_pairs(self, x: tuple, y: tuple) -> Tensor:
+        return self.score(x, y).diagonal()
+
+
+@caught_by("pairs")
+class PairsFromAllCosines(MaxSim):
+    """The cosines of all pairs of a tile are computed, for those of matched pairs."""
+
+    def score_pairs(self, x: Sequences, y: Sequences) -> Tensor:
+        products = cosines(x, y).diagonal().permute(2, 0, 1)
+        real = x.mask[:, :, None] & y.mask[:, None, :]
+        masked = products.masked_fill(~real, -torch.inf)
+        rows = masked.amax(2).masked_fill(~x.mask, 0.0).sum(1) / x.lengths
+        return (rows + masked.amax(1).masked_fill(~y.mask, 0.0).sum(1) / y.lengths) / 2
+
+
 # The range and its meaning
 
 

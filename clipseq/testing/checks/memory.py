@@ -1,6 +1,7 @@
 """Checks that memory does not grow with the number of cells of all pairs."""
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 
@@ -22,15 +23,21 @@ The scores and their gradients are such numbers; the largest built-in, temporal,
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Return the most bytes that `work` holds allocated at one time, beyond those held before."""
+    return max(accumulate(_allocations(work), initial=0))
+
+
+def allocated_bytes(work: Callable[[], object]) -> int:
+    """Return the bytes that `work` allocates in all, those that it frees again included."""
+    return sum(size for size in _allocations(work) if size > 0)
+
+
+def _allocations(work: Callable[[], object]) -> list[int]:
+    """Return the sizes of what `work` allocates and, negative, of what it frees, in order."""
     # The profiler sees the allocator, and so what happens inside custom operators too.
     with torch.autograd.profiler.profile(use_kineto=False, profile_memory=True) as profile:
         work()
     events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return [event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]
 
 
 def bounded_memory(subject: Subject) -> None:

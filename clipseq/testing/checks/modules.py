@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipseq.registry.validation import FINAL_OF_SIMILARITY
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 from clipseq.testing.conformance import Broken, Check, Subject, same
@@ -63,7 +64,7 @@ def _embed_dim_is_used(cls: Callable[..., Similarity]) -> None:
 
 def final_methods(subject: Subject) -> None:
     similarity = subject.make()
-    for name in ("forward", "prepare", "compare", "explain", "__call__"):
+    for name in (*FINAL_OF_SIMILARITY, "__call__"):
         if getattr(type(similarity), name) is not getattr(Similarity, name):
             raise Broken(
                 f"{name} must be that of clipseq.Similarity, got an override in "
@@ -224,9 +225,11 @@ CHECKS = (
     ),
     Check(
         "final_methods",
-        "forward, prepare, compare and explain are those of clipseq.Similarity",
+        "forward, prepare, prepare_side, compare, pairs, compare_pairs and explain are those of "
+        "clipseq.Similarity",
         final_methods,
-        "override `score`, `align`, `prepare_x`, or `score_all` for kernels of your own, instead",
+        "override `score`, `align`, `prepare_x`, `score_pairs`, or `score_all` for kernels of your "
+        "own, instead",
     ),
     Check(
         "deterministic",
