@@ -1,11 +1,11 @@
-"""`clipseq` and `python -m clipseq`."""
+"""The entry point of `clipseq` and `python -m clipseq`."""
 
 import sys
 from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line, or name the packages that it lacks."""
+    """Run the command line, or exit with the names of the packages that it lacks."""
     missing = [name for name in ("typer", "rich") if find_spec(name) is None]
     if missing:
         sys.exit(

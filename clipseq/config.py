@@ -1,7 +1,7 @@
-"""Strict conversion of plain dictionaries into attrs configs: typos are errors that name the key.
+"""Strict conversion of plain dictionaries into attrs configs: an unknown key is an error.
 
-cattrs does the structuring. This module adds that nothing is coerced silently (neither `"3"` nor
-`True` is accepted as an int, nor a string as a sequence of strings), and that all problems of a
+cattrs does the structuring. This module adds two things. Nothing is coerced silently: neither
+`"3"` nor `True` is accepted as an int, nor a string as a sequence of strings. All problems of a
 config are reported at once, each with its dotted path.
 """
 
@@ -17,9 +17,9 @@ from cattrs import Converter, ForbiddenExtraKeysError
 from cattrs.cols import is_mapping, mapping_structure_factory
 from cattrs.gen import make_dict_structure_fn
 
-from clipseq.errors import ConfigError, nearest
+from clipseq.errors import ConfigError, suggest
 
-__all__ = ["of_type", "plain", "structure", "unstructure"]
+__all__ = ["require_type", "structure", "to_plain", "unstructure"]
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def structure(cls: type[T], mapping: object, *, where: str = "") -> T:
     Args:
         cls: an attrs class.
         mapping: the plain mapping; an instance of `cls` is returned unchanged.
-        where: the dotted path of `mapping` in the file it came from, for error texts.
+        where: the dotted path of `mapping` in its file, for error texts.
 
     Raises:
         ConfigError: the message names every unknown key (and the nearest known one), every missing
@@ -59,23 +59,23 @@ def unstructure(instance: Any) -> dict[str, Any]:
     return plain
 
 
-def of_type(kind: type[T], value: object, *, where: str) -> T:
+def require_type(kind: type[T], value: object, *, where: str) -> T:
     """Check one value as strictly as `structure` does, except that numpy's numbers are accepted.
 
     Returns:
-        The value, with numpy's numbers replaced by Python's own; see `plain`.
+        The value, with numpy's numbers replaced by Python's own; see `to_plain`.
 
     Raises:
-        ConfigError: it has another type; the message starts with `where`.
+        ConfigError: the value has another type; the message starts with `where`.
     """
     try:
-        return _converter.structure(plain(value), kind)
+        return _converter.structure(to_plain(value), kind)
     except Exception as error:
         raise ConfigError("; ".join(_problems(error, where))) from None
 
 
-def plain(value: Any) -> Any:
-    """Return `value` with numpy's numbers, and others like them, replaced by Python's own.
+def to_plain(value: Any) -> Any:
+    """Return `value` with the numbers of numpy and similar libraries replaced by Python's own.
 
     Numbers inside lists, tuples and mappings are replaced too. Everything that is neither a number
     nor a string is returned unchanged.
@@ -89,15 +89,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Mapping):
-        return {plain(key): plain(inner) for key, inner in value.items()}
+        return {to_plain(key): to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        inner = [plain(item) for item in value]
+        inner = [to_plain(item) for item in value]
         return tuple(inner) if isinstance(value, tuple) else inner
     return value
 
 
 class _RefusedError(Exception):
-    """A refused value, raised where its key is not known yet; the text begins with "must be"."""
+    """An error about a value whose key is not known yet; its text begins with "must be"."""
 
     def __init__(self, kind: Any, value: Any, hint: str = ""):
         super().__init__(
@@ -106,7 +106,7 @@ class _RefusedError(Exception):
 
 
 class _MismatchError(_RefusedError):
-    """A refused value of another type."""
+    """An error about a value of the wrong type."""
 
 
 def _type_name(kind: Any) -> str:
@@ -130,7 +130,7 @@ def _problems(error: BaseException, path: str) -> list[str]:
     if isinstance(error, ForbiddenExtraKeysError):
         known = [field.alias for field in attrs.fields(error.cl)]
         return [
-            f"unknown key {_join(path, key)!r}{nearest(key, known)} (known: {', '.join(known)})"
+            f"unknown key {_join(path, key)!r}{suggest(key, known)} (known: {', '.join(known)})"
             for key in sorted(map(str, error.extra_fields))
         ]
     if isinstance(error, KeyError):
@@ -155,7 +155,7 @@ def _join(path: str, key: str) -> str:
 
 def _exactly(kind: type) -> Any:
     def hook(value: Any, _: Any) -> Any:
-        # `type(...) is`: to isinstance True is an int, but nobody who writes true means 1
+        # Not isinstance: True is an instance of int, but nobody who writes true means 1.
         if type(value) is not kind:
             raise _MismatchError(kind, value)
         return value
@@ -179,7 +179,7 @@ def _literal(value: Any, kind: Any) -> Any:
     for choice in get_args(kind):
         if type(value) is type(choice) and value == choice:
             return value
-    hint = nearest(value, get_args(kind)) if isinstance(value, str) else ""
+    hint = suggest(value, get_args(kind)) if isinstance(value, str) else ""
     raise _RefusedError(kind, value, hint)
 
 
@@ -188,7 +188,7 @@ def _union(value: Any, kind: Any) -> Any:
     if type(value) in members:
         return value
     for member in members:
-        # a table can only be meant for the member that is a class, so its own errors are raised
+        # A table can only be meant for the attrs class, so the errors of that class are raised.
         if attrs.has(member) and isinstance(value, Mapping):
             return _converter.structure(value, member)
     for member in members:
@@ -214,7 +214,7 @@ def _sequence(value: Any, kind: Any) -> Any:
         return tuple(
             _converter.structure(v, member) for v, member in zip(value, members, strict=True)
         )
-    # the error names the whole value: for a short list it says more than an index
+    # The error shows the whole value: for a short list, that is clearer than an index.
     items = []
     for item in value:
         try:

@@ -1,4 +1,4 @@
-"""The errors and warnings of clipseq, and the guess at the word that a user meant."""
+"""The errors and warnings of clipseq, and suggestions for mistyped names."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class ClipseqError(Exception):
-    """The root of clipseq's own errors. Bad values raise ValueError or TypeError."""
+    """The base class of clipseq's errors. An invalid argument raises ValueError or TypeError."""
 
 
 class UnknownSimilarityError(ClipseqError, LookupError):
@@ -38,7 +38,7 @@ class CheckpointError(ClipseqError, RuntimeError):
 
 
 class Origin(NamedTuple):
-    """The process that an error comes from, in a run of several.
+    """The process that an error comes from, in a run of several processes.
 
     Attributes:
         rank: the rank of that process.
@@ -50,23 +50,23 @@ class Origin(NamedTuple):
 
 
 def set_origin(error: BaseException, rank: int, *, here: bool) -> None:
-    """Note on `error` the process it comes from, unless one is noted already."""
-    if origin(error) is None:
+    """Record on `error` the process that it comes from, unless one is recorded already."""
+    if get_origin(error) is None:
         error.__dict__["_origin"] = Origin(rank, here)
 
 
-def origin(error: BaseException) -> Origin | None:
-    """Return the process that `error` comes from; None in a run of one process."""
+def get_origin(error: BaseException) -> Origin | None:
+    """Return the process that `error` comes from, or None in a run of one process."""
     return error.__dict__.get("_origin")
 
 
-def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+def find_closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Return the choice most like `word`, or None if no choice is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def suggest(word: str, choices: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the choice most like `word`, or ``""``."""
-    close = closest(word, choices)
+    close = find_closest(word, choices)
     return "" if close is None else f": did you mean {close!r}?"

@@ -1,4 +1,4 @@
-"""Contrastive losses over the scores of all pairs of a batch, and the class to derive one from.
+"""Contrastive losses over the scores of all pairs of a batch, and the base class for new losses.
 
 When torch.distributed is initialised, the batch is the global batch, made of the items of all
 processes: each process passes the rows of its own x, and every process gets the same value.
@@ -43,7 +43,7 @@ class Positives(NamedTuple):
     def from_groups(
         cls, world: World, groups: Int[Tensor, "B"] | None, device: torch.device
     ) -> "Positives":
-        """Return the pairs of equal groups; without groups, x[i] belongs to y[i] alone."""
+        """Return the pairs of items whose groups are equal; without groups, only x[i] and y[i]."""
         own = world.span(world.rank)
         if groups is None:
             numbers = torch.arange(world.total, device=device)
@@ -57,7 +57,7 @@ class Positives(NamedTuple):
 
 
 def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -> Float[Tensor, ""]:
-    r"""Return InfoNCE in both directions, averaged over the two.
+    r"""Return the mean of InfoNCE in both directions.
 
     .. math::
         L = \frac{1}{2N} \sum_i \Big( \mathrm{lse}_j z_{ij} - \frac{1}{|P_i|}\sum_{j \in P_i} z_{ij}
@@ -67,7 +67,7 @@ def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -
     (arXiv:2103.00020). With several it is the supervised contrastive loss, L_out of
     arXiv:2004.11362: every positive of an item has the same share of the target.
 
-    Over several processes, the log-sum-exp of a column is a reduction over the rows of all.
+    With several processes, the log-sum-exp of a column covers the rows of all of them.
     """
     if positives is None:
         positives = Positives.from_groups(World.alone(len(logits)), None, logits.device)
@@ -96,7 +96,8 @@ def sigmoid_loss(
 class _UpperBound(torch.autograd.Function):
     """``min(value, bound)`` with a gradient above the bound, unless descent would climb further.
 
-    A plain clamp has no gradient there at all, so a scale that once overshot could never return.
+    A plain clamp has no gradient above the bound, so a scale that once overshot it could never
+    return.
     """
 
     @staticmethod
@@ -114,7 +115,7 @@ class _UpperBound(torch.autograd.Function):
 class PairLoss(nn.Module, ABC):
     """A loss over all pairs of a batch, computed from scores in cosine units.
 
-    Subclass it and write `loss`; everything else is done here. `forward` takes pooled features
+    Subclass it and write `loss`; this class does everything else. `forward` takes pooled features
     (B, D) and (B, D) and compares them by cosine, `from_scores` takes scores (B, B), and
     `SequenceLoss` takes sequences and any similarity.
 
@@ -126,23 +127,25 @@ class PairLoss(nn.Module, ABC):
     All of these take `groups`, (B,) integers: items of one group (for example the same caption)
     are positives of one another. With None, each item belongs to its own counterpart alone.
 
-    When torch.distributed is initialised, the batch is that of all processes. Each process passes
-    its own items, as many as it has, and must call the loss as often and in the same order as the
-    others. The value is the same in all of them. Gradients, including those of the inputs, carry
-    a factor of the number of processes: averaged over the processes, as DDP and FSDP do, the
-    gradients of parameters are exactly those of a single process with the whole batch.
+    When torch.distributed is initialised, the batch consists of the items of all processes. Each
+    process passes its own items, of which it may have any number, and must call the loss as often
+    and in the same order as the others. Every process gets the same value. Gradients, including
+    those of the inputs, are multiplied by the number of processes: once DDP or FSDP has averaged
+    them over the processes, the gradients of parameters are exactly those of a single process with
+    the whole batch.
 
     Args:
         init_scale: initial value of the learnable scale; 1/0.07 as in CLIP.
         max_scale: upper bound of the scale; 100 as in CLIP.
         gather: how the y of other processes arrive: "ring" (one block after the other) or "all"
-            (at once). With None they do not arrive, and the loss covers this process's own items.
+            (at once). With None they do not arrive, and the loss covers only the items of this
+            process.
 
     Attributes:
-        gather: the argument of that name.
-        max_scale: the argument of that name.
+        gather: the argument `gather`.
+        max_scale: the argument `max_scale`.
         starts_at_temperature: True (the default) if `CLIP` should pass its 1 / `temperature` as
-            `init_scale`; False if the loss has a starting scale of its own, or none.
+            `init_scale`; False if the loss has its own initial scale, or no scale.
     """
 
     starts_at_temperature: ClassVar[bool] = True
@@ -170,12 +173,12 @@ class PairLoss(nn.Module, ABC):
         """Return the loss of the global batch, from the rows of this process.
 
         Args:
-            scores: this process's x with the y of all processes, in cosine units; float32 or
-                float64. Multiply them by `scale`.
+            scores: the scores of this process's x with the y of all processes, in cosine units;
+                float32 or float64. Multiply them by `scale`.
             positives: the pairs that belong together.
 
         Returns:
-            One number, the same in every process: sum over your rows, reduce with
+            One number, the same in every process: sum over the rows of this process, reduce with
             ``positives.world.sum``, and divide by ``positives.world.total``.
         """
 
@@ -185,7 +188,7 @@ class PairLoss(nn.Module, ABC):
         return _UpperBound.apply(self.log_scale.squeeze(), math.log(self.max_scale)).exp()
 
     def metrics(self, batch: int) -> dict[str, Tensor]:
-        """Return the values worth logging during training; extend it for further parameters.
+        """Return the values worth logging during training; extend it if you add parameters.
 
         Args:
             batch: number of items in the batch.
@@ -215,7 +218,7 @@ class PairLoss(nn.Module, ABC):
     def from_scores(self, scores: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
         """Return the loss of scores (B, B) in cosine units, with the true pairs on the diagonal.
 
-        These scores are the whole batch, whatever other processes do.
+        These scores are the whole batch, even when torch.distributed is initialised.
         """
         check_floats(scores=scores)
         if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
@@ -260,7 +263,7 @@ class PairLoss(nn.Module, ABC):
         else:
             world = World.meet(items, device, grouped=groups is not None)
         if world.total == 0:
-            raise ValueError("a batch must have at least one item, got none")
+            raise ValueError("the batch must have at least one item, got none")
         return world
 
     @staticmethod
@@ -289,7 +292,7 @@ class PairLoss(nn.Module, ABC):
 
 
 def check_floats(**inputs: object) -> None:
-    """Raise TypeError unless every input, by its name, is a tensor of floating point numbers."""
+    """Raise TypeError unless every input is a floating point tensor; the error names the input."""
     for name, values in inputs.items():
         if not isinstance(values, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
@@ -352,7 +355,7 @@ class SigLipLoss(PairLoss):
         self.bias_offset = nn.Parameter(torch.tensor([start]))
 
     def bias(self, batch: int) -> Float[Tensor, ""]:
-        """Return the bias on the logits of a batch of that size."""
+        """Return the bias on the logits for a batch size of `batch`."""
         prior = -math.log(max(batch - 1, 1)) if self.bias_from_batch else 0.0
         return self.bias_offset.squeeze() + prior
 

@@ -29,7 +29,7 @@ class SequenceLoss(GathersWeights):
         UnknownLossError: there is no loss of that name; the message suggests the nearest.
         TypeError: `similarity` is not a similarity; `kind` is neither a name nor a `PairLoss`; the
             loss has no such option (the message suggests the nearest); an option has the wrong
-            type; options are given beside a `PairLoss`.
+            type; options are given together with a `PairLoss`.
         ValueError: an option is out of its range.
     """
 
@@ -51,7 +51,7 @@ class SequenceLoss(GathersWeights):
     def scores(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> Float[Tensor, "B C"]:
-        """Score every x with every y by `similarity_fn`, also where FSDP2 has sharded this loss."""
+        """Score every x with every y by `similarity_fn`, even if FSDP2 has sharded this loss."""
         return self.similarity_fn(x, y, x_mask, y_mask)
 
     def forward(
@@ -64,9 +64,9 @@ class SequenceLoss(GathersWeights):
     ) -> Float[Tensor, ""]:
         """Return the loss of x (B, T, D) and y (B, L, D), where x[i] belongs to y[i].
 
-        Masks are those of `Similarity`, and groups those of `PairLoss`. Several processes work
-        together as described there: each scores its own x with the y of all, T and L may differ
-        between processes, and what the similarity's `prepare_y` returns is sent.
+        Masks are those of `Similarity`, and groups those of `PairLoss`. Several processes share a
+        batch as `PairLoss` describes: each scores its own x with the y of all, and sends its y as
+        the similarity's `prepare_y` returns them. T and L may differ between processes.
         """
         check_floats(x=x, y=y)
         if len(x) != len(y):

@@ -15,9 +15,9 @@ from clipseq.engine import zeroed
 class Sequences(NamedTuple):
     """A batch of sequences: `values` (B, T, D) and `mask` (B, T), True at a real step.
 
-    The padded steps of `values` are zero; code that builds one has to see to that. It is a named
-    tuple so that torch treats it as a tree of tensors (autograd, compile, export, and the hooks of
-    DDP and FSDP look into it).
+    The padded steps of `values` must be zero; code that constructs `Sequences` directly has to
+    ensure this. It is a named tuple so that torch treats it as a tree of tensors (autograd,
+    compile, export, and the hooks of DDP and FSDP look into it).
     """
 
     values: Float[Tensor, "B T D"]
@@ -25,7 +25,7 @@ class Sequences(NamedTuple):
 
     @classmethod
     def from_tensor(cls, values: Tensor, mask: Tensor | None = None) -> "Sequences":
-        """Wrap `values` and set padded steps to zero; without a mask every step is real."""
+        """Wrap `values` and set padded steps to zero; without a mask, every step is real."""
         if mask is None:
             return cls(values, values.new_ones(values.shape[:2], dtype=torch.bool))
         if mask.dtype != torch.bool:
@@ -39,7 +39,7 @@ class Sequences(NamedTuple):
 
 
 def join(parts: Sequence[Sequences]) -> Sequences:
-    """Return the parts as one batch, in their order, each padded to the longest."""
+    """Concatenate the parts to one batch, each padded to the longest."""
     steps = max(part.mask.shape[1] for part in parts)
     values, masks = [], []
     for part in parts:
@@ -52,12 +52,13 @@ def join(parts: Sequence[Sequences]) -> Sequences:
 
 @attrs.frozen(eq=False)
 class Alignment:
-    """The alignment of n matched pairs, at the caller's own positions.
+    """The alignment of n matched pairs, with steps at the positions that the caller passed.
 
     Attributes:
         score: (n,) similarity of each pair.
-        weights: (n, T, L) how much step t of x answered to step l of y; never negative, and zero
-            wherever either step is padding. Each similarity documents what its weights mean.
+        weights: (n, T, L) strength of the match between step t of x and step l of y; never
+            negative, and zero where either step is padding. Each similarity documents the meaning
+            of its weights.
         mask: (n, T, L) True where both steps are real.
     """
 
@@ -85,7 +86,7 @@ def pack(
         number = torch.arange(steps, device=mask.device)
         steps = int(lengths.max())
         if bool((mask == (number < counts[:, None])).all()):
-            # Already at the front, as nearly always: this saves a sort and a copy.
+            # Real steps are at the front already, as they nearly always are: no sort, no copy.
             if not bool(mask.all()):
                 values = zeroed(values[:, :steps], mask[:, :steps])
             front = number[:steps] < lengths[:, None]
@@ -103,7 +104,7 @@ def pack(
 def unpack_pairs(
     weights: Float[Tensor, "n t l"], x_order: Int[Tensor, "n T"], y_order: Int[Tensor, "n L"]
 ) -> Float[Tensor, "n T L"]:
-    """Put weights over packed steps back at the positions from which `pack` took the steps."""
+    """Move weights over packed steps back to the positions that the steps had before `pack`."""
     steps, others = x_order.shape[1], y_order.shape[1]
     full = weights.new_zeros(len(weights), steps, others)
     full[:, : weights.shape[1], : weights.shape[2]] = weights

@@ -1,4 +1,4 @@
-"""The contract that every similarity keeps, and the code that fulfils most of it for plugins."""
+"""The base class of similarities: their contract, and the code that fulfils most of it."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple, final
@@ -33,29 +33,30 @@ class Similarity(nn.Module, ABC):
     """A similarity of two sequences, in cosine units: (B,T,D) x (C,L,D) -> (B,C).
 
     A plugin writes `score` and `align`, and also `prepare_x` and `prepare_y` if it compares
-    anything but L2-normalised steps. It never meets padding before a real step, an empty sequence,
-    NaN from padding, or half precision: `forward` has dealt with all of these.
+    anything other than L2-normalised steps. These methods never get padding before a real step, an
+    empty sequence, NaN from padding, or half precision: `forward` has dealt with all of these.
 
     `forward` promises the following, and `clipseq.testing.check_similarity` checks it: scores lie
     in [-1, 1]; ``S[i, j]`` depends only on ``x[i]`` and ``y[j]``; neither the content nor the
     number nor the position of padded steps changes scores or gradients; a sequence without a real
     step scores -1 with every other and gets zero gradient; memory grows with the sequences and the
-    scores, not with B·C·T·L, as work goes on in tiles of at least one pair.
+    scores, not with B·C·T·L, because pairs are scored in tiles (of at least one pair).
 
     Give every parameter at least one dimension (``nn.Parameter(torch.tensor([0.0]))`` for a single
     number): FSDP2 (`fully_shard`) does not shard parameters without one.
 
     Args:
-        embed_dim: D, to put a learned D x D projection, which starts as the identity, before
-            each side. None (the default) compares the steps unchanged.
+        embed_dim: D, to apply a learned D x D projection to each side; it starts as the identity.
+            None (the default) compares the steps unchanged.
 
     Attributes:
         default_weight: starting weight in ``combined``, unless its user chooses another.
-        composite: True for a similarity made of others; ``combined`` leaves those out.
+        composite: True for a similarity made of others; ``combined`` leaves it out.
         operators: operators of `clipseq.engine` that compute the scores, if there are any;
-            ``clipseq doctor`` lists them, and the devices on which their kernels compute.
-        tile_elements: largest number of cells (b·c·T·L) in one tile of `score_all`. Memory grows
-            with it. A similarity with a `score_all` of its own sizes its tiles itself.
+            ``clipseq doctor`` lists them, and the devices on which their kernels run.
+        tile_elements: largest number of cells (b·c·T·L, the pairs of steps) in one tile of
+            `score_all`. Memory grows with it. It has no effect if a similarity overrides
+            `score_all`.
     """
 
     default_weight: ClassVar[float] = 0.1
@@ -78,30 +79,30 @@ class Similarity(nn.Module, ABC):
         return self._made_with
 
     def project_x(self, x: Sequences) -> Sequences:
-        """Return x behind the learned projection, or x itself without `embed_dim`.
+        """Apply the learned projection to x, or return x itself without `embed_dim`.
 
-        `forward` calls it.
+        `forward` calls this method.
         """
         return _projected(x, self.x_projection)
 
     def project_y(self, y: Sequences) -> Sequences:
-        """Return y behind its learned projection, or y itself without `embed_dim`."""
+        """Apply the learned projection to y, or return y itself without `embed_dim`."""
         return _projected(y, self.y_projection)
 
     def prepare_x(self, x: Sequences) -> Tree:
-        """Compute once per sequence what `score` needs: a tree of tensors, each batch first.
+        """Return a tree of tensors (batch first) that `score` needs, computed once per sequence.
 
-        By default, every step is L2-normalised. `x` may be the caller's own tensor: do not write
-        to it.
+        By default, every step is L2-normalised. `x` may be the tensor that the user passed: do not
+        write to it.
         """
         return Sequences(unit(x.values), x.mask)
 
     def prepare_y(self, y: Sequences) -> Tree:
-        """Compute the same for y. By default, this is `prepare_x`."""
+        """Return the same for y. By default, this is `prepare_x`."""
         return self.prepare_x(y)
 
     def prepare_align_x(self, x: Sequences) -> Tree:
-        """Compute once per sequence what `align` needs. By default, this is `prepare_x`.
+        """Return the tree that `align` needs, computed once per sequence; by default `prepare_x`.
 
         Override it if an alignment needs more than the scores do: the result of `prepare_x`
         travels between processes, so it should stay small.
@@ -109,7 +110,7 @@ class Similarity(nn.Module, ABC):
         return self.prepare_x(x)
 
     def prepare_align_y(self, y: Sequences) -> Tree:
-        """Compute the same for y. By default, this is `prepare_y`."""
+        """Return the same for y. By default, this is `prepare_y`."""
         return self.prepare_y(y)
 
     @abstractmethod
@@ -118,16 +119,16 @@ class Similarity(nn.Module, ABC):
 
     @abstractmethod
     def align(self, x: Tree, y: Tree) -> Float[Tensor, "n t l"]:
-        """Return how much each step of x answered to each step of y, for matched pairs.
+        """Return how strongly each step of x matches each step of y, for matched pairs.
 
         Weights are never negative. The arguments are the results of `prepare_align_x` and
         `prepare_align_y`.
         """
 
     def score_all(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
-        """Score every pair of two prepared batches, tile by tile, recomputing tiles in backward.
+        """Score every pair of two prepared batches, tile by tile, and recompute tiles in backward.
 
-        A plugin with kernels of its own may replace this; results must not change.
+        A plugin with its own kernels may override this; the results must stay the same.
 
         Args:
             x: result of `prepare_x`.
@@ -264,7 +265,7 @@ class Similarity(nn.Module, ABC):
     def explain(
         self, x: Tensor, y: Tensor, x_mask: Tensor | None = None, y_mask: Tensor | None = None
     ) -> Alignment:
-        """Align the pairs (x[0], y[0]), (x[1], y[1]), ..., at the caller's positions.
+        """Align the pairs (x[0], y[0]), (x[1], y[1]), ..., with steps at the positions passed.
 
         Arguments and errors are those of `forward`, and x and y must have the same batch size n.
         A pair with an empty sequence scores -1, and its weights are zero. Cost: n pairs.
@@ -381,7 +382,7 @@ def _check_matched(count: int, others: int, who: str) -> None:
 
 
 def _identity_projection(features: int) -> nn.Linear:
-    # Draws no random numbers: adding a similarity must not change those that are drawn later.
+    # skip_init draws no random numbers: adding a similarity must not change later draws.
     linear = nn.utils.skip_init(nn.Linear, features, features, bias=False)
     nn.init.eye_(linear.weight)
     return linear
@@ -400,7 +401,7 @@ def _mask_or_all(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _within_bounds(scores: Tensor) -> Tensor:
-    # Rounding may pass ±1 by an ulp; the gradient must not be clamped for that.
+    # Rounding may exceed ±1 by an ulp; clamp the value, but not the gradient.
     return scores + (scores.clamp(-1.0, 1.0) - scores).detach()
 
 

@@ -1,1 +1,1 @@
-"""The command line: commands in `app`, and one module for the work of each larger command."""
+"""The command line: the commands are in `app`; each larger one has a module for its work."""

@@ -1,6 +1,6 @@
-"""The commands of ``clipseq``: each is one function below, and each of its options one argument.
+"""The commands of ``clipseq``: each is one function below, and each option is an argument.
 
-A command reads its arguments, hands over to the module that does the work, and prints the result.
+A command reads its arguments, calls the module that does the work, and prints the result.
 `exit_status` turns errors into one line and an exit status.
 """
 
@@ -44,7 +44,7 @@ def main(
         bool, typer.Option("--debug", help="Print the traceback of an error.")
     ] = False,
 ) -> None:
-    """Accept the options that stand before the command; `exit_status` looks for ``--debug``."""
+    """Accept the options before the command; `exit_status` looks for ``--debug`` itself."""
 
 
 @app.command()
@@ -110,7 +110,7 @@ def train(
     if not trained:
         print(
             "nothing to train: the run was finished already; to train on, raise "
-            f"training.max_steps or training.epochs in {folder.config}"
+            f"training.max_steps or training.epochs in {folder.config} and resume the run"
         )
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
     print(f"evaluate it with: {command_line('evaluate', folder.root)}")
@@ -185,8 +185,8 @@ def demo(
 ) -> None:
     """Train plain CLIP and CLIP with `combined` on simulated radar, and compare them.
 
-    This takes about five minutes on two cores. The results of a finished demo
-    in OUT are shown again.
+    This takes about five minutes on two cores. If OUT holds a finished demo,
+    its results are shown again.
     """
     from clipseq.cli.progress import ProgressBar
     from clipseq.demo import run_demo
@@ -247,7 +247,7 @@ def bench(
     others: Annotated[int, typer.Option(help="Steps of each y, L.", min=1)] = 20,
     features: Annotated[int, typer.Option(help="Features of each step, D.", min=1)] = 256,
     threads: Annotated[
-        int | None, typer.Option(help="Threads that torch uses; by default its own choice.", min=1)
+        int | None, typer.Option(help="Number of torch's threads; by default torch's own.", min=1)
     ] = None,
     device: Annotated[str, typer.Option(help="Device to compute on.")] = "cpu",
     dtype: Annotated[
@@ -258,8 +258,8 @@ def bench(
 ) -> None:
     """Time a similarity, and compare it with the matrix products of all cosines.
 
-    The products include those for the gradients. Every similarity that looks
-    at each pair of steps needs at least their time.
+    The products include those for the gradients. Every similarity that compares
+    each pair of steps takes at least that long.
     """
     from clipseq.cli.bench import bench as measure
 

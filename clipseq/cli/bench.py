@@ -33,7 +33,8 @@ class Benchmark:
         floor_seconds: median time of the floor: three matrix products of 2·B·C·T·L·D operations,
             for the cosines and their gradients to both sides.
         added_bytes: largest amount of memory that the process (on a GPU: torch's allocator) held
-            beyond what it held before, without the inputs and their gradients; None if unknown.
+            in addition to what it held before, which includes the inputs and their gradients;
+            None if unknown.
     """
 
     similarity: str
@@ -95,7 +96,7 @@ def bench(
         steps: steps of each x, T.
         others: steps of each y, L.
         features: features of each step, D.
-        threads: threads for torch meanwhile; None leaves the present number.
+        threads: number of torch's threads during the measurement; None: the current number.
         device: device to compute on.
         dtype: dtype of the sequences: "float32", "bfloat16", "float16" or "float64".
         repeats: number of times that each is timed.
@@ -103,7 +104,7 @@ def bench(
     Raises:
         UnknownSimilarityError: no similarity has this name.
         ValueError: a size, `threads` or `repeats` is below 1; torch does not know the device or
-            cannot compute on it; the dtype is another one.
+            cannot compute on it; the dtype is not one of these.
     """
     sizes = {
         "batch": batch,
@@ -164,7 +165,7 @@ def _measure(
         x = torch.randn(batch, steps, features, generator=generator).to(device, _DTYPES[dtype])
         y = torch.randn(batch, others, features, generator=generator).to(device, _DTYPES[dtype])
         for side in (x, y):
-            # The gradients of the inputs belong to the caller, like the inputs themselves.
+            # The gradients of the inputs, like the inputs themselves, are not measured.
             side.grad = torch.zeros_like(side)
         return x.requires_grad_(), y.requires_grad_()
 
@@ -231,7 +232,7 @@ def seconds(
     device: str = "cpu",
     timer: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the time that `work` takes by the timer, until the device has finished."""
+    """Return the time that `work` takes, until the device has finished."""
     _synchronize(device)
     start = timer()
     work()
@@ -245,12 +246,12 @@ def _synchronize(device: str) -> None:
 
 
 def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
-    """Return by how much the memory of the process grew at most while `work` ran, in bytes.
+    """Return the peak growth of the process's memory while `work` runs, in bytes.
 
-    On a GPU, this is the memory of torch's allocator. Returns None where the system does not
-    report it (outside Linux, or without the permission). Where the C library cannot give freed
-    memory back to the system (glibc can), `work` may use it again unseen: the result is then exact
-    in a fresh process, and a lower bound elsewhere.
+    On a GPU, this is the memory of torch's allocator. The result is None if the system does not
+    report it (outside Linux, or without permission). If the C library cannot return freed memory to
+    the system (glibc can), `work` may reuse that memory, which is not counted: the result is then
+    exact in a fresh process, and a lower bound elsewhere.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -260,7 +261,7 @@ def added_bytes(work: Callable[[], object], device: str = "cpu") -> int | None:
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        # Resets the peak, which may be an old one, to the memory that is resident now.
+        # Reset the peak to the memory that is resident now.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         work()

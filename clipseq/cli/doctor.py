@@ -1,4 +1,4 @@
-"""A diagnosis of the installation, for bug reports: versions, plugins, engines and failures."""
+"""Diagnosis of an installation, for bug reports: versions, plugins, engines and failures."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import torch
 
 import clipseq
 from clipseq.engine import Operator, obstacle
-from clipseq.errors import nearest
+from clipseq.errors import suggest
 from clipseq.registry import FailedPlugin, LoadedPlugin, SimilarityInfo, report
 from clipseq.registry.discovery import describe
 from clipseq.registry.lookup import make_similarity
@@ -26,10 +26,10 @@ class Engine:
 
     Attributes:
         similarity: name of the similarity.
-        pairs: code that goes through the pairs: "clipseq's tiles", "its parts'", or "its own".
+        pairs: code that loops over the pairs: "clipseq's tiles", "its parts'", or "its own".
         operators: custom operators that the class declares in its attribute `operators`.
-        triton: devices on which Triton kernels of these operators compute; None if no operator
-            declares kernels.
+        triton: devices on which Triton kernels of these operators run; None if no operator has
+            kernels.
     """
 
     similarity: str
@@ -46,14 +46,14 @@ class Diagnosis:
         versions: versions of clipseq, python and torch, and the platform.
         plugins: plugins that were loaded.
         failed: plugins that could not be loaded.
-        disabled: names left out by ``CLIPSEQ_DISABLE``.
+        disabled: names of the plugins that ``CLIPSEQ_DISABLE`` disables.
         unmatched: entries of ``CLIPSEQ_DISABLE`` that match no plugin.
-        unmade: similarity -> why it cannot be made with its default options. Empty if there is a
-            problem.
-        problem: why similarities are not available, or None.
+        unmade: similarity -> reason why it cannot be created with its default options. Empty if
+            there is a problem.
+        problem: reason why similarities are not available, or None.
         engines: the code that computes each similarity.
         devices: devices on which torch can compute, the CPU first.
-        triton: device -> why Triton kernels do not compute there, None if they do.
+        triton: device -> reason why Triton kernels do not run there, None if they do.
         threads: number of threads that torch uses for one operation.
         extras: extra -> its packages -> their versions, None for one that is not installed.
     """
@@ -81,12 +81,12 @@ class Diagnosis:
         return {"healthy": self.healthy, **attrs.asdict(self)}
 
     def as_text(self) -> str:
-        """Return the diagnosis as a text for people."""
+        """Return the diagnosis as human-readable text."""
         return "\n".join(_lines(self)) + "\n"
 
 
 def diagnose() -> Diagnosis:
-    """Examine this process's Python, torch and plugins; errors go into the result."""
+    """Examine this process's Python, torch and plugins; errors become part of the result."""
     found = report()
     devices = dict(_devices())
     triton = {name: obstacle(torch.device(name)) for name in devices}
@@ -119,7 +119,7 @@ def _unmade(infos: Mapping[str, SimilarityInfo]) -> Iterator[tuple[str, str]]:
                 make_similarity(info)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # the doctor goes on, whatever a plugin raises
+        except BaseException as error:  # the doctor must survive whatever a plugin raises
             yield name, describe(error)
 
 
@@ -131,7 +131,7 @@ def _engine(info: SimilarityInfo, triton: Mapping[str, str | None]) -> Engine:
     else:
         pairs = "its own"
     declared = info.cls.operators
-    if not isinstance(declared, tuple):  # the doctor goes on, whatever a plugin declares
+    if not isinstance(declared, tuple):  # the doctor must survive whatever a plugin declares
         declared = ()
     operators = [operator for operator in declared if isinstance(operator, Operator)]
     devices = tuple(name for name, why_not in triton.items() if why_not is None)
@@ -210,7 +210,7 @@ def _lines(found: Diagnosis) -> Iterator[str]:
     yield from (f"left out by CLIPSEQ_DISABLE: {name}" for name in found.disabled)
     plugins = {p.name for p in found.plugins} | {p.name for p in found.failed}
     yield from (
-        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is not a plugin{nearest(entry, plugins)}"
+        f"warning: CLIPSEQ_DISABLE names {entry!r}, which is not a plugin{suggest(entry, plugins)}"
         for entry in found.unmatched
     )
     yield from (

@@ -3,10 +3,10 @@
 ====== ==========================================================================================
 status meaning
 ====== ==========================================================================================
-0      The command did what it was asked to do.
-1      The command failed on the way.
+0      The command succeeded.
+1      The command failed while it ran.
 2      The request is wrong: arguments, configuration, data, or a folder that is in use already.
-130    Ctrl-C.
+130    The command was interrupted with Ctrl-C.
 ====== ==========================================================================================
 """
 
@@ -26,7 +26,7 @@ from clipseq.errors import (
     DataError,
     UnknownLossError,
     UnknownSimilarityError,
-    origin,
+    get_origin,
 )
 
 FAILED, WRONG_REQUEST = 1, 2
@@ -63,7 +63,7 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
 def _exit(error: BaseException, status: int) -> typer.Exit:
     if "--debug" in sys.argv[1:]:
         traceback.print_exc()
-    place = origin(error)
+    place = get_origin(error)
     if place is None or place.here:  # otherwise another process reports it
         rank = f"rank {place.rank}: " if place is not None and place.rank else ""
         # A single write, because several processes may report at the same time.
@@ -74,7 +74,7 @@ def _exit(error: BaseException, status: int) -> typer.Exit:
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Print every warning as one line, without the place in the code that raised it."""
+    """Print every warning as one line, without its location in the code."""
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         yield

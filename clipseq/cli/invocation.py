@@ -1,4 +1,4 @@
-"""Command lines to print, for messages that name the command to run next."""
+"""Command lines for messages that name the command to run next."""
 
 import os
 import shlex
@@ -10,8 +10,8 @@ from pathlib import Path
 def command_line(*arguments: object) -> str:
     """Return a clipseq command line with these arguments, which works when it is copied.
 
-    It starts with the program that is running now: ``clipseq`` where the PATH leads to it,
-    otherwise its path (``.venv/bin/clipseq``), or ``python -m clipseq``.
+    It starts with the program that is running now: ``clipseq`` if that is on the PATH, otherwise
+    its path (``.venv/bin/clipseq``), or ``python -m clipseq``.
     """
     return shlex.join([*_program(), *map(str, arguments)])
 
@@ -26,7 +26,7 @@ def _program() -> list[str]:
 
 
 def _callable_name(program: str) -> str:
-    """Return the bare name if the PATH leads to this program, otherwise its shortest path."""
+    """Return the name of a program if the PATH leads to it, otherwise its shortest path."""
     path = Path(program)
     if len(path.parts) == 1:  # the shell found it on the PATH
         return program

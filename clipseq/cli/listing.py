@@ -20,13 +20,13 @@ from clipseq.registry import (
 
 @attrs.frozen
 class Listing:
-    """Everything of one kind that is registered, and the plugins that could not be loaded.
+    """All registered similarities or losses, and the plugins that could not be loaded.
 
     Attributes:
         kind: "similarities" or "losses".
         entries: one mapping per registered name: name, distribution, version, summary and options.
         failed: one mapping per plugin that could not be loaded: name, distribution, version, cause.
-        disabled: names of the plugins that CLIPSEQ_DISABLE leaves out.
+        disabled: names of the plugins that CLIPSEQ_DISABLE disables.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Progress of a long command: a bar on a terminal, a line at every tenth in a file."""
+"""Progress of a long command: a bar on a terminal, or a line in a file for every tenth."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ from typing import Any
 class ProgressBar:
     """A display of steps, losses and the time left; use it as a context manager.
 
-    On a terminal, one line is redrawn. Elsewhere (a file, CI), a plain line is written at the
-    start, at every tenth of the run, and at the end.
+    On a terminal, one line is redrawn. Otherwise (in a file or in CI), a line is written at the
+    start, after every tenth of the steps, and at the end.
 
     Args:
         label: text in front of the bar.

@@ -30,7 +30,7 @@ def new_plugin(name: str, directory: str | os.PathLike[str] = ".") -> Path:
     working example (the best match of every step), tests that run `clipseq.testing`, and a README
     that explains what to change. Underscores in `name` become dashes in the distribution's name.
 
-    The folder appears whole or not at all, and existing files stay unchanged.
+    After an error, no folder is left; existing files are never changed.
 
     Args:
         name: name of the similarity.
@@ -95,7 +95,7 @@ def _check_name(name: str) -> None:
     if keyword.iskeyword(name):
         raise ValueError(f"name must not be a keyword of Python, got {name!r}; choose another")
     with warnings.catch_warnings():
-        # Other plugins may be broken; their names are taken all the same.
+        # Other plugins may be broken, but their names are taken nevertheless.
         warnings.simplefilter("ignore")
         try:
             infos = available_similarities()

@@ -1,4 +1,4 @@
-"""Clips of signals with captions: simulated, recorded, read from disk, and batched."""
+"""Clips of signals with captions: simulate, splice, read, write and batch them."""
 
 from clipseq.data.batches import collate
 from clipseq.data.clip import SPLITS, Clip

@@ -14,7 +14,7 @@ _CORRUPT = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.er
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return all arrays of an .npz; raise DataError with the file's name if one cannot be read."""
     try:
-        # np.load takes anything else for a pickle.
+        # np.load treats any other file as a pickle.
         if not zipfile.is_zipfile(path):
             raise ValueError("not an .npz archive" if path.exists() else "no such file")
         with np.load(path, allow_pickle=False) as archive:

@@ -24,12 +24,13 @@ def collate(
 
     Returns:
         ``{modality: {view: float32 (B, F, T)}, modality + "_lengths": int64 (B,), "text": B
-        captions, "ids": B ids}`` and the same two keys for the second signal. T is that of the
-        longest clip, and frames after the end of a clip are zero. Without captions there is no
-        "text".
+        captions, "ids": B ids}``, with the first two keys also for the second signal. T is that of
+        the longest clip, and frames after the end of a clip are zero. Without captions, there is no
+        key "text".
 
     Raises:
-        ValueError: there is no clip, or a second signal without a name for it (or the reverse).
+        ValueError: there is no clip, or the clips have a second signal but `paired_modality` is
+            None (or the reverse).
     """
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")

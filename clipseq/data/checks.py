@@ -1,4 +1,4 @@
-"""Checks that clips make a data set, run when it is opened, made or written."""
+"""Checks that clips form a valid data set, run whenever one is opened, created or written."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 from clipseq.data.clip import SPLITS, TEXT, Clip, frame_count
 from clipseq.data.header import Header
-from clipseq.errors import DataError, nearest
+from clipseq.errors import DataError, suggest
 
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
 _BATCH_KEYS = (TEXT, "ids")
@@ -16,7 +16,7 @@ _BATCH_SUFFIXES = ("_lengths", "_mask")
 
 
 def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
-    """Raise DataError if clips do not make a data set; its message begins with `where`."""
+    """Raise DataError if clips do not form a valid data set; its message begins with `where`."""
     if not clips:
         raise DataError(f"{where}: a data set must hold at least one clip, got no clips")
     first = clips[0]
@@ -47,12 +47,12 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
         if clip.split not in SPLITS:
             raise DataError(
                 f"{at}: split must be one of {', '.join(SPLITS)}, "
-                f"got {clip.split!r}{nearest(clip.split, SPLITS)}"
+                f"got {clip.split!r}{suggest(clip.split, SPLITS)}"
             )
         if clip.label is not None and clip.label not in header.class_captions:
             raise DataError(
                 f"{at}: label must have a class caption, got {clip.label!r}"
-                f"{nearest(clip.label, header.class_captions)}"
+                f"{suggest(clip.label, header.class_captions)}"
             )
         _check_sources(clip, owners, at)
 

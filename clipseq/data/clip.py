@@ -17,7 +17,7 @@ Maps = dict[str, Num[np.ndarray, "_ _"]]
 
 @attrs.frozen(eq=False, kw_only=True)
 class Clip:
-    """One signal with a caption, or with a second signal that was recorded with it.
+    """One signal with a caption, with a second signal that was recorded with it, or with both.
 
     A signal is a map (F, T) for each of its views: a view is one way to look at the same recording
     (range over time, Doppler over time, ...), F its bins or channels, and T its frames.
@@ -25,14 +25,14 @@ class Clip:
     Attributes:
         id: name of the clip, unique in its data set.
         signal: maps by name of the view, each (F, T) and all with the same T.
-        caption: what happens, described in order; may be empty in a clip with a second signal.
-        paired: maps of the second signal, with views and a T of their own; `{}` without one.
+        caption: description of the actions in order; may be empty in a clip with a second signal.
+        paired: maps of the second signal, with its own views and T; `{}` without one.
         actions: names of the actions in order, `()` if unknown.
         spans: (start, stop) frame of each action in `signal`, stop excluded, `()` if unknown.
-        permuted: the caption in its own wording with its actions in every other order, `()` if
+        permuted: the caption in the same wording with its actions in every other order, `()` if
             unknown.
         sources: the recordings (subjects, simulated persons, ...) that the clip was made from. A
-            source lies in one of train, val and test only.
+            source belongs to only one of train, val and test.
         split: one of `SPLITS`.
         label: class name of a one-action clip, a key of the data set's `class_captions`, else None.
     """

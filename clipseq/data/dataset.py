@@ -15,7 +15,7 @@ from clipseq.data.clip import SPLITS, TEXT, Clip, Maps
 from clipseq.data.folder_format import read_folder
 from clipseq.data.header import Header
 from clipseq.data.single_file_format import read_single_file
-from clipseq.errors import DataError, nearest
+from clipseq.errors import DataError, suggest
 
 
 class MapDataset(Dataset[Clip]):
@@ -25,7 +25,7 @@ class MapDataset(Dataset[Clip]):
     ``dataset[i]`` is a `Clip` with float32 maps that belong to the caller: changing them in place
     leaves the data set unchanged. All maps are held in memory, in the float type they have on disk
     (float16 costs two bytes per cell of a map). The whole data set is checked when it is opened,
-    so that a missing or corrupt file is an error at once and not hours into a training run.
+    so that a missing or corrupt file is found at once and not hours into a training run.
 
     Args:
         path: the folder or the file.
@@ -67,10 +67,10 @@ class MapDataset(Dataset[Clip]):
         paired_frame_rate: float | None = None,
         class_captions: Mapping[str, str] | None = None,
     ) -> "MapDataset":
-        """Make a data set of clips in memory, checked like one that is read.
+        """Create a data set from clips in memory, with the checks of one that is read.
 
         Raises:
-            DataError: the clips do not make a data set.
+            DataError: the clips do not form a valid data set.
         """
         dataset = cls.__new__(cls)
         header = Header(
@@ -116,7 +116,7 @@ class MapDataset(Dataset[Clip]):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names of all that a clip holds: its signal, its second signal, and "text"."""
+        """Names of the signal, the second signal, and "text", as far as the clips have them."""
         names = (self.modality, self.paired_modality, TEXT if self._clips[0].caption else None)
         return tuple(name for name in names if name is not None)
 
@@ -145,7 +145,7 @@ class MapDataset(Dataset[Clip]):
         if split not in self.splits:
             raise DataError(
                 f"split must be one of {self.splits}, the splits of this data set, "
-                f"got {split!r}{nearest(split, self.splits)}"
+                f"got {split!r}{suggest(split, self.splits)}"
             )
         subset = copy.copy(self)
         subset._clips = tuple(clip for clip in self._clips if clip.split == split)
@@ -153,5 +153,5 @@ class MapDataset(Dataset[Clip]):
 
 
 def _copied(maps: Maps) -> Maps:
-    # Copied even if it is float32 already: torch warns of an array that is read-only.
+    # Copied even if it is float32 already: torch warns about read-only arrays.
     return {view: np.array(values, np.float32) for view, values in maps.items()}

@@ -11,7 +11,7 @@
                        {"id": "a7", "file": "maps/00000.npz",
                         "caption": "a person sits, then waves"}
                       and the optional keys
-                       "start": 0, "frames": 160    place of the clip in its file, by default all
+                       "start": 0, "frames": 160    its frames in the file, by default all
                        "split": "train"             train, val, test or zeroshot
                        "actions": ["sit", "wave"], "spans": [[0, 70], [70, 160]]
                        "permuted": ["a person waves, then sits"]
@@ -23,7 +23,7 @@
     paired/00000.npz  the same for the second signal
 
 No file is read with pickle. Standardise the maps to about zero mean and unit scale per view, by a
-rule that is fixed before you see the data.
+rule that does not depend on the data.
 """
 
 import json
@@ -42,7 +42,7 @@ from clipseq.data.arrays import load_arrays
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import Clip, Maps, frame_count
 from clipseq.data.header import Header
-from clipseq.errors import DataError, nearest
+from clipseq.errors import DataError, suggest
 
 FORMAT, VERSION = "clipseq maps", 1
 
@@ -50,7 +50,7 @@ CLIPS_PER_FILE = 64
 """Number of clips in each file of maps that `write_dataset` writes."""
 
 UNFINISHED = "unfinished.json"
-"""Name of the file that marks a simulation as begun and not finished."""
+"""Name of the file that marks a simulation as unfinished."""
 
 
 def write_dataset(
@@ -63,21 +63,21 @@ def write_dataset(
     paired_frame_rate: float | None = None,
     class_captions: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write clips as a data set folder, all or nothing, and return its path.
+    """Write clips as a data set folder and return its path; after an error, no folder is left.
 
     Maps keep their float type: float16 takes half the space and is enough for standardised maps.
 
     Args:
         path: the folder, which must not exist yet.
         clips: the clips.
-        modality: name of the signal: `Clip.signal`.
+        modality: name of the signal, `Clip.signal`.
         paired_modality: name of the second signal, `Clip.paired`; None without one.
         frame_rate: frames per second of the signal.
         paired_frame_rate: frames per second of the second signal.
         class_captions: caption of each class that a clip's `label` may name.
 
     Raises:
-        DataError: `path` exists, or the clips do not make a data set.
+        DataError: `path` exists, or the clips do not form a valid data set.
     """
     path = Path(path)
     clips = tuple(clips)
@@ -114,7 +114,7 @@ def maps_file(number: int, folder: str = "maps") -> str:
 
 
 def write_maps(folder: Path, start: int, clips: Sequence[Clip]) -> None:
-    """Write the maps of up to `CLIPS_PER_FILE` clips, `start` and after, each file whole or not."""
+    """Write the maps of up to `CLIPS_PER_FILE` clips from number `start` on; files are atomic."""
     _write_archive(folder / maps_file(start), [clip.signal for clip in clips])
     if clips[0].paired:
         _write_archive(folder / maps_file(start, "paired"), [clip.paired for clip in clips])
@@ -123,7 +123,7 @@ def write_maps(folder: Path, start: int, clips: Sequence[Clip]) -> None:
 def _write_archive(target: Path, signals: Sequence[Maps]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".part")
-    # np.savez refuses a view named like one of its own parameters, such as "file".
+    # np.savez rejects a view named like one of its own parameters, such as "file".
     with zipfile.ZipFile(partial, "w") as archive:
         for view in signals[0]:
             joined = np.concatenate([maps[view] for maps in signals], axis=1)
@@ -188,10 +188,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
-    """Return the clips of a data set folder, not checked yet, and its header.
+    """Return the clips of a data set folder, still unchecked, and its header.
 
     Raises:
-        DataError: a file is missing, corrupt or not of this format; the error names it.
+        DataError: a file is missing, corrupt or of another format; the error names it.
     """
     at = folder / "dataset.json"
     head = read_head(folder)
@@ -234,7 +234,7 @@ def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
 
 
 def read_head(folder: Path) -> dict[str, Any]:
-    """Return what dataset.json holds; raise DataError if it is missing or not a JSON object."""
+    """Return the content of dataset.json; raise DataError unless it is a JSON object."""
     path = folder / "dataset.json"
     if not path.exists() and (folder / UNFINISHED).exists():
         raise DataError(
@@ -286,7 +286,7 @@ _FIELDS: dict[str, type] = {
 
 
 def _record(line: str, at: str, *, paired: bool) -> dict[str, Any]:
-    """Return one line of clips.jsonl, its keys and types checked."""
+    """Parse one line of clips.jsonl and check its keys and types."""
     try:
         record: Any = json.loads(line, object_pairs_hook=_each_key_once)
     except ValueError as error:
@@ -322,7 +322,7 @@ def _check_fields(
     for key, value in record.items():
         if key not in fields:
             raise DataError(
-                f"{at}: a key must be one of {', '.join(fields)}, got {key!r}{nearest(key, fields)}"
+                f"{at}: a key must be one of {', '.join(fields)}, got {key!r}{suggest(key, fields)}"
             )
         kind: Any = fields[key]
         if type(value) is not kind:
@@ -330,7 +330,7 @@ def _check_fields(
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json keeps the last of several equal keys without a word.
+    # json silently keeps the last of several equal keys.
     record: dict[str, Any] = {}
     for key, value in pairs:
         if key in record:

@@ -1,4 +1,4 @@
-"""Header: what a data set says once about all of its clips."""
+"""Header: the names and rates that all clips of a data set share."""
 
 import attrs
 

@@ -17,11 +17,13 @@ from clipseq.data.simulation.captions import class_caption, describe_in_order
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")
-"""The views that are used: those without static returns, as static clutter reveals the session."""
+"""The views used: those without static returns, because static clutter reveals the session."""
 
 RECORDED_FRAMES = 2
-"""Number of recorded frames in one frame of a clip, joined by their maximum because a point cloud
-is sparse: 30 frames per second become 15."""
+"""Number of recorded frames that one frame of a clip combines: 30 frames per second become 15.
+
+They are combined by their maximum, because a point cloud is sparse.
+"""
 
 DECIBELS: dict[str, tuple[float, float]] = {
     "range_moving": (0.36, 3.1),
@@ -37,7 +39,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "squats": ("does squats", "squats down repeatedly", "does knee bends"),
     "walk": ("is walking", "walks around", "walks back and forth"),
 }
-"""Wordings of each activity after "a person"; the first of each is that of the file."""
+"""Phrases for each activity, which follow "a person"; the first one is the phrase of the file."""
 
 _KEYS = (*VIEWS, "length", "label", "class_names", "block", "split", "name", "fps")
 
@@ -51,14 +53,14 @@ def radhar_dataset(
 ) -> MapDataset:
     """Splice the recordings of `radhar_maps.npz` into ordered sequences of two to four activities.
 
-    A clip takes windows of different activities from different recordings of one block and of
+    A clip joins windows of different activities from different recordings of one block and of
     one split of the file (test = block 3). The split zeroshot holds every test recording, cut into
     four windows of one activity each. A byte v of the file is v/6 dB; a map holds
     (v/6 - mean) / scale with the constants in `DECIBELS`.
 
     Args:
         path: the file.
-        seed: random seed for everything that is drawn.
+        seed: random seed for the choice of recordings, windows and phrases.
         clips: number of clips of each split, by default train 1200, val 150, test 300.
         window_seconds: shortest and longest window cut from a recording.
 
@@ -66,8 +68,8 @@ def radhar_dataset(
         A data set of modality "radar".
 
     Raises:
-        DataError: the file is missing, corrupt or of another form.
-        ValueError: a split is unknown, or a window may be longer than a recording.
+        DataError: the file is missing, corrupt or of another format.
+        ValueError: a split is unknown, or the longest window is longer than a recording.
     """
     path = Path(path)
     arrays = load_arrays(path)

@@ -1,6 +1,6 @@
 """Single-file format: a small data set as one .npz.
 
-    <view>            one array (N, F, T) per view: every array of three axes is a view
+    <view>            one array (N, F, T) per view: every array with three axes is a view
     captions          N strings
     lengths           N numbers of frames, optional; later frames are padding
     ids, splits, sources, labels      N strings each, optional ("" for none)
@@ -14,7 +14,7 @@ With a second signal there are also
     paired_modality   one string
     paired_lengths    N numbers of frames, optional
     paired_frame_rate optional
-    captions          are optional then
+    captions          optional
 
 Strings are of NumPy's dtype U, or S in UTF-8. The file is read without pickle.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import Clip, Maps
 from clipseq.data.header import Header
-from clipseq.errors import DataError, nearest
+from clipseq.errors import DataError, suggest
 
 PAIRED = "paired/"
 """Prefix of the views of the second signal."""
@@ -40,10 +40,10 @@ _STRINGS = ("captions", "ids", "splits", "sources", "labels", *_PER_CLASS)
 
 
 def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
-    """Return the clips of a single .npz, not checked yet, and its header.
+    """Return the clips of a single .npz, still unchecked, and its header.
 
     Raises:
-        DataError: the file is missing, corrupt or not of this format.
+        DataError: the file is missing, corrupt or of another format.
     """
     arrays = load_arrays(path)
     maps = {name: values for name, values in arrays.items() if values.ndim == 3}
@@ -69,7 +69,7 @@ def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
         elif name not in _PER_CLASS + _SINGLE:
             raise DataError(
                 f"{path}: an array must be a view (N, F, T) or have a known name, got {name!r} "
-                f"{values.shape}{nearest(name, _COLUMNS + _PER_CLASS + _SINGLE)}"
+                f"{values.shape}{suggest(name, _COLUMNS + _PER_CLASS + _SINGLE)}"
             )
     for name in _STRINGS:
         if name in rest:
@@ -173,7 +173,7 @@ def _string(arrays: Mapping[str, np.ndarray], name: str, path: Path) -> str | No
 
 
 def _strings(values: np.ndarray, at: str) -> np.ndarray:
-    """Return an array of strings, decoded from UTF-8 if need be; never convert numbers to text."""
+    """Return an array of strings, decoded from UTF-8 if necessary; numbers are an error."""
     if values.ndim != 1:
         raise DataError(f"{at} must have one axis, got {values.shape}")
     if values.dtype.kind == "S":

@@ -1,7 +1,7 @@
 """The demo: plain CLIP and CLIP with `combined` on the same simulated radar and captions.
 
-Read `run` first: it goes from the simulated data to the report. `configs` holds the two training
-runs, `alignment` and `figures` the analysis, `report` the results, and `folder` their places.
+Read `run` first: it leads from the simulated data to the report. `configs` holds the two training
+runs, `alignment` and `figures` the analysis, `report` the results, and `folder` the paths.
 """
 
 from clipseq.demo.configs import COMBINED, FULL, PLAIN, SMALL, demo_configs

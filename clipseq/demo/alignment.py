@@ -1,8 +1,8 @@
-"""Alignment of a caption's words with the radar, and how often it agrees with the true actions.
+"""Alignment of a caption's words with the radar, and its agreement with the true actions.
 
-The `temporal` part of a model with `combined` explains a clip and its caption: how much each step
-of the radar answered to each word. The simulator knows when each action happened, and which words
-of the caption describe it, so the explanation can be held to the truth.
+The `temporal` part of a model with `combined` explains a clip and its caption: how strongly each
+step of the radar matches each word. The simulator knows when each action happened and which words
+of the caption describe it, so the explanation can be compared with the truth.
 """
 
 import re
@@ -29,13 +29,13 @@ class ClipAlignment:
     Attributes:
         clip: the clip.
         words: words of the caption, without punctuation.
-        weights: (steps, words), how much each step of the radar answered to each word.
+        weights: (steps, words), how strongly each step of the radar matches each word.
         actions: start and stop of each action in seconds, and the words that describe it.
         duration: seconds that the steps cover.
-        right: share of the time within an action at which that action's words have more of the
-            weight than any other action's.
-        straight: the same share for an alignment in which every step looks alike, which knows the
-            order of the words but not the radar.
+        right: share of the time within actions at which the words of the current action have more
+            weight than those of any other action.
+        straight: the same share for an alignment of steps that are all equal, which knows the order
+            of the words but not the radar.
     """
 
     clip: Clip
@@ -120,7 +120,7 @@ def right_share(
     spans: Sequence[tuple[float, float]],
     seconds: float,
 ) -> float:
-    """Return the share of the time within actions at which the action's own words weigh most.
+    """Return the share of the time within actions at which the current action's words weigh most.
 
     Args:
         weights: (steps, words).
@@ -140,7 +140,7 @@ def right_share(
 
 
 def find_action_words(words: Sequence[str], actions: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the words of a simulator's caption that describe each of its actions.
+    """Find the words of a simulated caption that describe each of its actions.
 
     Raises:
         ClipseqError: the caption does not contain a known wording of an action.
@@ -175,6 +175,6 @@ def mean_agreement(alignments: Sequence[ClipAlignment]) -> dict[str, Estimate]:
 
 
 def choose_typical(alignments: Sequence[ClipAlignment]) -> ClipAlignment:
-    """Return the clip to show: the median by `right` of those with three actions, not the best."""
+    """Return the clip to show: the median, by `right`, of those with three actions."""
     three = [a for a in alignments if len(a.actions) == 3] or list(alignments)
     return sorted(three, key=lambda a: a.right)[len(three) // 2]

@@ -11,7 +11,7 @@ from clipseq.training import RunConfig
 PLAIN = "plain CLIP"
 """Name of the model that compares pooled features only."""
 COMBINED = "CLIP + combined"
-"""Name of the model that compares sequences with `combined`, too."""
+"""Name of the model that also compares sequences, with `combined`."""
 
 
 @attrs.frozen
@@ -32,16 +32,16 @@ class Size:
 
 
 FULL = Size(clips=3000, steps=320, batch_size=64, width=96)
-"""The size whose results say something about the two models."""
+"""The size whose results are meaningful for the two models."""
 
 SMALL = Size(clips=160, steps=20, batch_size=16, width=32)
-"""The size for a quick look; its results say nothing about the models."""
+"""The size for a quick look; its results are meaningless for the models."""
 
 
 def demo_configs(out: Path, size: Size, *, seed: int = 0) -> dict[str, RunConfig]:
     """Return the configurations of the two runs, by name.
 
-    They differ in their run folder and in `use_sequence_similarity`, and in nothing else.
+    They differ only in their run folder and in `use_sequence_similarity`.
     """
     model = {
         "transformer_width": size.width,
@@ -51,10 +51,11 @@ def demo_configs(out: Path, size: Size, *, seed: int = 0) -> dict[str, RunConfig
         "encoder_cfg": {"patch_frames": 5},
         "use_sequence_similarity": True,
         "sequence_similarity_type": "combined",
-        # The sequences are what the demo compares; a tenth keeps the pooled features useful.
+        # The demo is about sequences; a tenth is enough to keep the pooled features useful.
         "sequence_similarity_weight": 0.9,
-        # An action lasts two to four seconds, which are 6 to 13 patches, and takes a few words to
-        # describe. The order of the actions is half of a caption's content, so `temporal` leads.
+        # An action lasts two to four seconds, which are 6 to 13 patches, and is described by a few
+        # words. The order of the actions is half of a caption's content, so `temporal` has the
+        # largest weight.
         "sequence_similarity_options": {
             "parts": {
                 "global": {},

@@ -1,7 +1,7 @@
-"""Figures: functions from arrays to a matplotlib Figure (extra `plot`).
+"""Figures: functions that draw arrays as a matplotlib Figure (extra `plot`).
 
-They do not touch pyplot, its global list of figures or the display: every figure is a `Figure` on
-an Agg canvas of its own, for `save` to write.
+They do not use pyplot, its global list of figures or the display: every figure is a `Figure` with
+its own Agg canvas, which `save` writes to a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -176,7 +176,7 @@ def alignment(
     actions: Sequence[Action],
     title: str = "",
 ) -> "Figure":
-    """Draw one clip's maps over time, and when each word of its caption was answered to.
+    """Draw one clip's maps over time, and the times that match each word of its caption.
 
     Args:
         maps: view name -> time-frequency map with frames along the second axis; only the bins in
@@ -184,7 +184,7 @@ def alignment(
         duration: length of the clip in seconds, which the maps' frames and the rows of `weights`
             divide evenly.
         words: words of the caption in order.
-        weights: how much time step s answers to word l; each word is drawn relative to its own
+        weights: how strongly time step s matches word l; each word is drawn relative to its own
             maximum.
         actions: the true actions, and the words that describe them.
         title: title of the figure.
@@ -255,9 +255,9 @@ def alignment(
 
 
 def busy_rows(values: Float[Array, "F T"], *, margin: float = 0.15) -> slice:
-    """Return the bins to draw: those that ever stand out from the map's floor, and a margin.
+    """Return the bins to draw: those that stand out from the map's floor at any time, and a margin.
 
-    A bin stands out when it reaches a third of the way from the floor to the peaks. A person fills
+    A bin stands out if it reaches a third of the way from the floor to the peaks. A person fills
     few of a radar's bins, so a whole map would be mostly black.
     """
     low, high = np.percentile(values, [20, 99.5])

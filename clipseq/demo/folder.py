@@ -1,4 +1,4 @@
-"""Layout of a demo's folder, and the question whether a demo in it is finished."""
+"""The layout of a demo's folder, and the settings of a finished demo in it."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ class DemoFolder:
 
     @property
     def metrics(self) -> Path:
-        """All numbers as JSON, with the size and the seed of the demo."""
+        """The JSON file with all numbers and the size and seed of the demo."""
         return self.root / "metrics.json"
 
     @property

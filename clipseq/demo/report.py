@@ -1,4 +1,4 @@
-"""The results of a demo: figures, numbers and report, from the evaluations of both models."""
+"""The results of a demo: figures, numbers and a report, from the evaluations of both models."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results) -> N
             weights=shown.weights,
             actions=shown.actions,
             title=(
-                "When the words of the caption answer to the radar (part 'temporal')\n"
+                "When the words of the caption match the radar (part 'temporal')\n"
                 f"the right action's words lead {shown.right:.0%} of the time; over all test clips "
                 f"{agreement['model'].value:.0%}, {agreement['straight'].value:.0%} without looking"
             ),
@@ -78,7 +78,7 @@ def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results) -> N
 
 
 def own_scores(evaluation: Evaluation) -> np.ndarray:
-    """Return the model's own score matrix: by sequences if it uses them, otherwise pooled."""
+    """Return the score matrix that the model uses: by sequences if it compares them, or pooled."""
     return next(iter(evaluation.scores.values())).numpy()
 
 
@@ -110,7 +110,7 @@ def metrics_to_json(results: Results, combined: CLIP) -> dict[str, Any]:
 
 
 def format_report(folder: DemoFolder, results: Results, seconds: float) -> str:
-    """Return the report: a table of the metrics, and where everything else is.
+    """Return the report: a table of the metrics, and the paths of the other results.
 
     Args:
         folder: the folder of the demo.

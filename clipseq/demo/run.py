@@ -1,7 +1,7 @@
 """The demo from beginning to end: simulate, train both models, evaluate, draw, report.
 
 Both models see the same clips in the same order for the same number of steps, from the same seed,
-with the same towers and the same optimizer. The one difference is `use_sequence_similarity`.
+with the same towers and the same optimizer. The only difference is `use_sequence_similarity`.
 """
 
 import json
@@ -22,7 +22,7 @@ from clipseq.errors import ConfigError
 from clipseq.evaluation import evaluate
 from clipseq.model import CLIP
 from clipseq.training import RunConfig, RunFolder, TrainingInterrupted, read_config, train
-from clipseq.training.models import pinned
+from clipseq.training.models import pin_options
 from clipseq.training.threads import cpu_threads
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -50,20 +50,20 @@ def run_demo(
     progress: Callable[[str], AbstractContextManager[Progress]] = show_nothing,
     command_line: Callable[..., str] = write_command,
 ) -> str:
-    """Run the demo and return its report; return the report in `out` if it is there already.
+    """Run the demo and return its report, or return the report of a finished demo in `out`.
 
-    The folder then holds data/, plain/ and combined/ (each a run folder, as `clipseq train` leaves
-    it), metrics.json, report.txt and figures/.
+    The folder then holds data/, the run folders plain/ and combined/ (see `clipseq train`),
+    metrics.json, report.txt and figures/.
 
     Args:
         out: folder of the demo.
-        small: use the size for a quick look, whose results say nothing about the models.
+        small: use the size for a quick look, whose results are meaningless for the models.
         resume: keep the finished parts of an interrupted demo in `out`: simulated clips, finished
             runs, and the checkpoint of an unfinished one.
         seed: random seed for the data and both training runs.
         say: called with a line of text as each part begins.
-        progress: opens the display of a part's progress; called with the part's name.
-        command_line: returns a command line of clipseq, for messages that name one.
+        progress: called with the name of a part; returns a context manager with its `Progress`.
+        command_line: called with arguments; returns a clipseq command line for messages.
 
     Raises:
         ConfigError: `out` holds an unfinished demo and `resume` is not set, or it holds a demo of
@@ -153,7 +153,7 @@ def _train(config: RunConfig, dataset: MapDataset, *, resume: bool, progress: Pr
     """Train a model; with `resume`, continue its run, or load the model of a finished one."""
     folder = RunFolder(config.training.out)
     begun = resume and folder.config.exists()
-    if begun and pinned(read_config(folder.config)) != pinned(config):
+    if begun and pin_options(read_config(folder.config)) != pin_options(config):
         raise ConfigError(
             f"{folder.root} was begun with another configuration (another size or seed?); "
             "choose another folder with --out"
@@ -172,7 +172,7 @@ def _name_command_on_interrupt(command: str) -> Iterator[None]:
 
 
 class _Clock:
-    """A clock that announces the parts of the demo and keeps how long each took."""
+    """A clock that announces the parts of the demo and records the duration of each."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say

@@ -1,4 +1,4 @@
-"""Blocks: the y of one rank, as the similarity prepared it, packed into one buffer."""
+"""Blocks: the y of one rank, as prepared by the similarity, packed into one buffer."""
 
 import hashlib
 import math
@@ -47,7 +47,7 @@ class Layout:
         return views
 
     def for_gradients(self) -> "Layout":
-        """Return the layout of the gradients, which only floating point tensors have."""
+        """Return the layout of the gradients; only floating point tensors have one."""
         kept = [k for k, dtype in enumerate(self.dtypes) if dtype.is_floating_point]
         return Layout(tuple(self.shapes[k] for k in kept), tuple(self.dtypes[k] for k in kept))
 
@@ -56,10 +56,10 @@ class Layout:
 class Blocks:
     """The block of this rank, and the layouts of the blocks of all ranks.
 
-    A tensor that occurs in the tree several times (parts of ``combined`` share steps) is sent once.
+    A tensor that occurs several times in the tree is sent once: parts of ``combined`` share steps.
 
     Attributes:
-        tensors: the tensors of this rank's tree, each once.
+        tensors: the distinct tensors of this rank's tree.
         layouts: the layout of every rank's block.
         steps: L of every rank, before `prepare_y`.
         wanted: True if any rank needs gradients of y.

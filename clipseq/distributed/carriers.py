@@ -1,4 +1,4 @@
-"""Carriers: they bring the blocks of y to every rank, and the gradients back to the owners."""
+"""Carriers, which bring the blocks of y to every rank, and their gradients back to the owners."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -25,18 +25,19 @@ class Carrier(Protocol):
         """Call `work` with every block."""
 
     def collect(self, work: Differentiate) -> list[Tensor]:
-        """Call `work` with every block again; return the gradients of this rank's own block.
+        """Call `work` with every block again, and return the gradients of this rank's block.
 
-        They are the sum of the parts that all ranks return for it.
+        They are the sum of the parts that the `work` of all ranks returns for that block.
         """
 
 
 class Ring:
-    """A ring: each rank sends its present block to the next rank while it works on it.
+    """A ring: each rank works on a block while it sends that block to the next rank.
 
-    At step s, a rank holds the block of the rank s places before it and the one that is arriving,
-    never more. A block takes W - 1 hops. Its gradients start at the first rank after the owner and
-    follow it. Each rank adds its part, and the last of W - 1 hops leads to the owner.
+    At step s, a rank holds the block of the rank s places before it and the block that is arriving,
+    never more. A block takes W - 1 hops among W ranks. Its gradients start at the first rank after
+    the owner and follow the block. Each rank adds its part, and the last of their W - 1 hops leads
+    back to the owner.
     """
 
     def __init__(self, world: World, blocks: Blocks) -> None:
@@ -93,10 +94,10 @@ class Ring:
             for message in pending:
                 message.wait()
             if incoming is not None:
-                # The parts of the ranks that had this block before.
+                # Add the parts of the ranks that worked on this block before.
                 gradients = _add(gradients, layouts[owner].unpack(incoming))
             outgoing = layouts[owner].pack(gradients)
-            # The gradients of the preceding block arrive next; after the last step, of our own.
+            # The gradients of the preceding block arrive next; after the last step, our own.
             coming = (owner - 1) % world.size
             incoming, pending = self._pass_on(outgoing, layouts[coming].offsets[-1], tag=1)
             traffic.add(gradients=len(outgoing))
@@ -110,7 +111,7 @@ class Ring:
 
 
 class AllGather:
-    """An all-gather: every rank gets all blocks at once, and keeps them until backward is done."""
+    """An all-gather: every rank gets all blocks at once and keeps them until backward is done."""
 
     def __init__(self, world: World, blocks: Blocks) -> None:
         self._world = world
@@ -136,7 +137,7 @@ class AllGather:
             work(owner, tensors)
 
     def collect(self, work: Differentiate) -> list[Tensor]:
-        # Cloned: the sums are made in place, and two leaves may share one gradient tensor.
+        # Clone: dist.reduce adds in place, and two leaves may share one gradient tensor.
         gradients = {
             owner: [part.clone() for part in work(owner, tensors)] for owner, tensors in self._all()
         }

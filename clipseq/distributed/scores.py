@@ -38,14 +38,14 @@ def score_rows(
 ) -> Float[Tensor, "B N"]:
     """Compare this rank's x with the y of every rank, in the order of the batch.
 
-    Every rank must call it. Forward keeps this rank's x and y. In backward the blocks arrive
-    again, the pairs are compared again, and the gradients of y are sent to their owners. (With
-    "all", the blocks are kept instead.)
+    Every rank must call it. Forward keeps only this rank's x and y. In backward, the blocks arrive
+    again (with "all", they have been kept), the pairs are compared again, and the gradients of y
+    are sent to their owners.
 
     Args:
         compare: scores every pair of a block, from trees of tensors with the batch first.
         x: the tree of this rank's x.
-        y: the tree of this rank's y; of the same structure on every rank, and of any size.
+        y: the tree of this rank's y, with the same structure on every rank; sizes may differ.
         world: the ranks that take part.
         steps: L of this rank's y, for `compare`.
         gather: "ring" or "all".
@@ -135,7 +135,7 @@ class _Scores(torch.autograd.Function):
             ]
 
         y_gradients: list[Tensor] = []
-        # Blocks arrive in the order of forward, so dropout draws the same numbers as there.
+        # Blocks arrive in the same order as in forward, so dropout draws the same numbers.
         with _random_state_of(ctx.random, grad.device):
             if job.blocks.wanted:
                 y_gradients = job.carrier.collect(differentiate)

@@ -1,6 +1,7 @@
 """Support for models under FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-FSDP2 takes a second to import, so this module does not import it: whoever sharded a model did.
+FSDP2 takes a second to import, so this module does not import it before it is needed. Code that
+has sharded a model has imported it already.
 """
 
 import sys
@@ -17,25 +18,25 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Return True if `fully_shard` was called with this very module."""
+    """Return True if `fully_shard` was called on this module itself."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 class GathersWeights(nn.Module):
-    """A module of which other methods than `forward` need the weights (see `gathers_weights`)."""
+    """A module whose methods other than `forward` need the weights too (see `gathers_weights`)."""
 
     def _with_weights(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # This is the only method that is registered with FSDP2. FSDP2 wraps registered methods in
-        # the instance, where a wrapped `training_step` would hide the one of a subclass.
+        # This is the only method that is registered with FSDP2, because FSDP2 stores the wrapped
+        # method on the instance, where it would hide, say, the `training_step` of a subclass.
         return method(*args, **kwargs)
 
 
 def gathers_weights(method: Method) -> Method:
     """Wrap a method of a `GathersWeights`, so that FSDP2 gathers the weights for it.
 
-    FSDP2 does so for `forward` alone, unless ``register_fsdp_forward_method`` is called; this
-    decorator calls it, so that users only call `fully_shard(model)`.
+    FSDP2 gathers them only for `forward`, unless ``register_fsdp_forward_method`` is called. This
+    decorator calls it, so that users only need `fully_shard(model)`.
     """
 
     @wraps(method)
@@ -57,10 +58,10 @@ def unsharded_class(module: nn.Module) -> type[nn.Module]:
     return cast(type[nn.Module], kind.__bases__[-1]) if is_sharded(module) else kind
 
 
-def whole_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+def gather_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
     """Return ``model.state_dict()`` with whole weights, and True if any of them was sharded.
 
-    If so, every process must call this function, and only rank 0 gets the weights, on the CPU.
+    If any was, every process must call this function, and only rank 0 gets the weights, on the CPU.
     """
     state = model.state_dict()
     tensors = sys.modules.get("torch.distributed.tensor")
@@ -72,11 +73,11 @@ def whole_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
     return cast(dict[str, Tensor], get_model_state_dict(model, options=options)), True
 
 
-def by_the_first_process(work: Callable[[], None]) -> None:
-    """Do `work` in the process of rank 0, while the others wait for it.
+def run_in_first_process(work: Callable[[], None]) -> None:
+    """Call `work` in the process of rank 0, while the others wait for it.
 
     Raises:
-        ClipseqError: `work` raised in the process of rank 0; raised in all the others.
+        ClipseqError: in the other processes, if `work` failed in the process of rank 0.
     """
     failure: list[str | None] = [None]
     if dist.get_rank() == 0:

@@ -30,7 +30,7 @@ _counting: list[Traffic] = []
 
 @contextmanager
 def count_traffic() -> Iterator[Traffic]:
-    """Count the bytes that this process's losses send, and the pairs they score, in a `with` block.
+    """Count the bytes that this process's losses send and the pairs they score in a `with` block.
 
     Small reductions (sizes, log-sum-exps of columns, the loss) are not counted.
     """

@@ -17,7 +17,7 @@ def count_processes() -> int:
 
 
 class World(NamedTuple):
-    """The ranks whose items make up the batch: rank by rank, each rank's in its own order.
+    """The ranks whose items make up the batch, which is ordered by rank.
 
     Attributes:
         sizes: number of items of each rank.
@@ -80,7 +80,7 @@ class World(NamedTuple):
     def logsumexp(self, logits: Float[Tensor, "B N"]) -> Float[Tensor, "N"]:
         """Return the log-sum-exp of each column, over the rows of all processes.
 
-        Its gradient is the sum over processes of the gradients of their uses of it.
+        Every process may use the result; its gradient is summed over the processes.
         """
         if self.size == 1:
             return torch.logsumexp(logits, dim=0)
@@ -89,14 +89,14 @@ class World(NamedTuple):
     def sum(self, value: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Sum a loss over processes; every process gets the same value.
 
-        The gradient is multiplied by the number of processes: averaged over them, as DDP and FSDP
-        do, gradients are then those of a single process with the whole batch.
+        The gradient is multiplied by the number of processes. Once DDP or FSDP has averaged them,
+        gradients are those of a single process with the whole batch.
         """
         return value if self.size == 1 else _Sum.apply(value, self.size)
 
 
 def share(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Exchange integers, equally many from each rank; return those of every rank."""
+    """Exchange the same number of integers from each rank; return those of every rank."""
     mine = torch.tensor(numbers, dtype=torch.int64, device=device)
     rows = [torch.empty_like(mine) for _ in range(count_processes())]
     dist.all_gather(rows, mine)

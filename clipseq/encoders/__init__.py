@@ -1,4 +1,4 @@
-"""The towers: maps or captions in, one pooled vector and a sequence of tokens per item out."""
+"""The towers, which encode maps or captions as one pooled vector and a sequence per item."""
 
 from clipseq.encoders.config import SignalConfig, TextConfig
 from clipseq.encoders.hugging_face import HuggingFaceTextTower

@@ -1,4 +1,4 @@
-"""The configs of the towers. Widths and depths are the model's: both towers share them."""
+"""The configs of the towers. Width and depth are options of the model: both towers share them."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import attrs
 from attrs import field, frozen
 
 from clipseq.config import structure, unstructure
-from clipseq.errors import ConfigError, nearest
+from clipseq.errors import ConfigError, suggest
 
 Fusion = Literal["concat", "add", "attention"]
 
@@ -31,7 +31,7 @@ def _flag(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> No
 def _fusion(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     choices = get_args(Fusion)
     if value not in choices:
-        hint = nearest(value, choices) if isinstance(value, str) else ""
+        hint = suggest(value, choices) if isinstance(value, str) else ""
         raise ConfigError(f"fusion must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 
@@ -40,7 +40,7 @@ def _views(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> N
         raise ConfigError(f"views must map each view's name to its number of bins, got {value!r}")
     for name, bins in value.items():
         if not isinstance(name, str) or not name:
-            raise ConfigError(f"a view's name must be a string that is not empty, got {name!r}")
+            raise ConfigError(f"a view's name must be a non-empty string, got {name!r}")
         if type(bins) is not int or bins < 1:
             raise ConfigError(
                 f"the number of bins of {name!r} in views must be a whole number of at least 1, "
@@ -62,7 +62,7 @@ def _name(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> No
 
 
 def _own_dict(value: Any) -> Any:
-    # A copy: a frozen config must not change with the caller's dictionary.
+    # Copy: a frozen config must not change when the caller changes the dictionary.
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -75,13 +75,14 @@ class SignalConfig:
     """A tower over one or more time-frequency maps.
 
     Attributes:
-        name: the signal's name, such as "audio". Batches have it as a key (and ``<name>_lengths``
-            or ``<name>_mask``), metrics and error texts use it.
-        views: name of each map -> F, its number of bins: of frequency, range or angle, or channels.
+        name: the signal's name, such as "audio". It is a key of batches (as are ``<name>_lengths``
+            and ``<name>_mask``) and appears in metrics and error texts.
+        views: name of each map -> F, its number of bins (of frequency, range or angle) or channels.
         patch_frames: frames per token (a patch); the last patch of a clip may be partly empty.
-        fusion: how the views of a patch become one token. "concat": side by side, then one linear
-            layer; an absent view leaves zeros. "add": the mean of the views present. "attention":
-            the same, plus what a learned query attends to among the views present.
+        fusion: how the views of a patch become one token. "concat": a linear layer on the views
+            side by side; an absent view is zero. "add": the mean of the views present.
+            "attention": that mean plus the output of a learned query that attends to the views
+            present.
         dropout: dropout probability in the transformer, in training only.
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
@@ -100,14 +101,14 @@ class TextConfig:
 
     Attributes:
         name: the text's name, such as "caption"; see `SignalConfig`.
-        pretrained: a local Hugging Face model directory to use as the tower; None: a transformer
-            of our own, trained from scratch.
+        pretrained: a local Hugging Face model directory to use as the tower; None: clipseq's own
+            transformer, trained from scratch.
         freeze: keep the pretrained model's weights (and its dropout off), and train only the
             projection to the model's width. Needs `pretrained`.
         causal: True: a word attends only to earlier words, as in CLIP; False: to all. Ignored by a
             pretrained model.
-        vocab_size: size of the vocabulary if token ids come from a tokenizer that the model does
-            not hold. None: the tokenizer's.
+        vocab_size: size of the vocabulary, if token ids come from a tokenizer that the model does
+            not hold. None: that of the model's tokenizer.
         dropout: dropout probability in the transformer, in training only. Ignored by a pretrained
             model, which has its own.
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
@@ -136,7 +137,7 @@ KINDS: Mapping[str, type[SignalConfig] | type[TextConfig]] = {
     "signal": SignalConfig,
     "text": TextConfig,
 }
-"""The configs by the kind of tower that the key `tower` of a table names."""
+"""The config class of each kind of tower, by its value of the key `tower` in a table."""
 
 
 def tower_config(given: object, *, kind: str, where: str) -> TowerConfig:
@@ -144,11 +145,11 @@ def tower_config(given: object, *, kind: str, where: str) -> TowerConfig:
 
     Args:
         given: a config, a table of its fields, or None for the defaults.
-        kind: the kind of tower, "signal" or "text", of a table without the key `tower`.
+        kind: the kind of tower, "signal" or "text", if the table has no key `tower`.
         where: the dotted path of the table, for error texts.
 
     Raises:
-        ConfigError: another kind; an unknown or ill-typed key; a value out of its range.
+        ConfigError: an unknown kind; an unknown or ill-typed key; a value out of its range.
     """
     if isinstance(given, TowerConfig):
         return given
@@ -156,7 +157,7 @@ def tower_config(given: object, *, kind: str, where: str) -> TowerConfig:
     if isinstance(table, Mapping) and "tower" in table:
         kind = table["tower"]
         if kind not in KINDS:
-            hint = nearest(kind, KINDS) if isinstance(kind, str) else ""
+            hint = suggest(kind, KINDS) if isinstance(kind, str) else ""
             raise ConfigError(f"{where}.tower must be 'signal' or 'text', got {kind!r}{hint}")
         table = {key: value for key, value in table.items() if key != "tower"}
     return structure(KINDS[kind], table, where=where)

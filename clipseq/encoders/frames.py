@@ -1,4 +1,4 @@
-"""Checks of the frames of a batch of maps: which are real, and are those finite."""
+"""Checks of the frames of a batch of maps: the mask of real frames, and finite values in them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def frame_mask(
 ) -> Bool[Tensor, "B T"]:
     """Return the checked mask of real frames, from lengths or a mask; all True without either.
 
-    Lengths and masks are checked where they lie, so on the CPU that costs no synchronisation.
+    Lengths and masks are checked on their own device, so on the CPU without a synchronisation.
 
     Args:
         maps: the maps (B, ..., T) that the frames belong to.

@@ -1,4 +1,4 @@
-"""Fusions, which make one token of the embeddings of the views of a patch."""
+"""Fusions, which combine the embeddings of the views of a patch into one token."""
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,10 @@ from clipseq.encoders.config import Fusion
 
 
 class Concat(nn.Module):
-    """The views side by side, then a linear layer.
+    """A linear layer on the views side by side.
 
-    An absent view's slot is zero, which is the mean of a normed embedding but never one itself.
+    The slot of an absent view is zero. Zero is the mean of normalised embeddings, but no embedding
+    is zero.
     """
 
     def __init__(self, views: int, width: int, heads: int):
@@ -30,7 +31,7 @@ class Concat(nn.Module):
 
 
 class Add(nn.Module):
-    """The mean of the views present: a sum whose scale does not depend on how many there are."""
+    """The mean of the views present, whose scale does not depend on their number."""
 
     def __init__(self, views: int, width: int, heads: int):
         super().__init__()
@@ -43,13 +44,13 @@ class Add(nn.Module):
 
 
 class Attention(nn.Module):
-    """In every patch, a learned query attends over the views present, added to their mean."""
+    """The mean of the views present, plus the output of a learned query that attends to them."""
 
     def __init__(self, views: int, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.query = nn.Parameter(width**-0.5 * torch.randn(width))
-        # One vector per view, so that the query can tell the views apart whatever they show.
+        # One vector per view, so that the query can distinguish the views whatever they show.
         self.view = nn.Parameter(width**-0.5 * torch.randn(views, width))
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)

@@ -1,4 +1,4 @@
-"""A Hugging Face model directory as a text tower; nothing is ever downloaded."""
+"""A text tower from a local Hugging Face model directory; nothing is ever downloaded."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ from clipseq.sequences import Sequences
 
 
 class HuggingFaceTokenizer:
-    """The directory's own tokenizer, behind clipseq's interface."""
+    """The tokenizer of the model directory, with clipseq's interface."""
 
     kind: ClassVar[str] = "hugging_face"
 
@@ -60,7 +60,7 @@ class HuggingFaceTokenizer:
 
 
 class HuggingFaceTextTower(Tower):
-    """A pretrained encoder, its last hidden states projected to D.
+    """A pretrained encoder whose last hidden states are projected to D.
 
     The sequence holds the outputs at the words, without special tokens such as [CLS] and [SEP].
     The pooled feature is its mean: unlike the output at one special token, it is meaningful in
@@ -92,14 +92,14 @@ class HuggingFaceTextTower(Tower):
         if config.freeze:
             self.language_model.requires_grad_(False)
         elif config.gradient_checkpointing:
-            # transformers 5 renames it
+            # transformers 5 renames this method.
             new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
             enable = getattr(model, new if hasattr(model, new) else old)
             enable({"use_reentrant": False})
         self.train()
 
     def train(self, mode: bool = True) -> "HuggingFaceTextTower":
-        """Set the mode as every module does; a frozen language model stays in eval mode."""
+        """Set the mode of the tower; a frozen language model stays in eval mode."""
         super().train(mode)
         if self.config.freeze:
             self.language_model.eval()
@@ -111,18 +111,18 @@ class HuggingFaceTextTower(Tower):
         """Tokenize captions, or check token ids.
 
         Args:
-            values: a list of captions, or token ids (B, L) as the directory's tokenizer makes
-                them, special tokens included.
+            values: a list of captions, or token ids (B, L) from the directory's tokenizer, special
+                tokens included.
             lengths: must be None; a mask marks the real tokens.
-            mask: (B, L) bool for token ids, True at a real token, special ones too. None: every
-                id except the pad token's is real. Padded ids need a mask if the tokenizer has no
-                pad token.
+            mask: (B, L) bool for token ids, True at a real token, special tokens included. None:
+                every id except that of the pad token is real. Padded ids need a mask if the
+                tokenizer has no pad token.
 
         Returns:
             the token ids with special ones, real ones first, and the mask of real ones.
 
         Raises:
-            TypeError, ValueError: as `TextTower.read`; and a caption of special tokens alone.
+            TypeError, ValueError: see `TextTower.read`; also for a caption of only special tokens.
         """
         check_no_lengths(lengths, self.name)
         device, pad_id = self.projection.weight.device, self.tokenizer.pad_id
@@ -176,7 +176,7 @@ class HuggingFaceTextTower(Tower):
 
         Args:
             directory: the folder to write into.
-            weights: the language model's weights; this process may not hold all of them.
+            weights: the weights of the language model, of which this process may hold only a part.
         """
         with _no_progress_bar():
             self.language_model.save_pretrained(directory, state_dict=dict(weights))
@@ -194,8 +194,8 @@ def _load(config: TextConfig) -> tuple[Any, Any]:
     if not (directory / "config.json").is_file():
         raise ValueError(
             f"TextConfig.pretrained must be a local Hugging Face model directory with a "
-            f"config.json, got {config.pretrained!r} (a model of the hub: download it first, "
-            f"huggingface_hub.snapshot_download gives its directory)"
+            f"config.json, got {config.pretrained!r}; for a model of the hub, pass the directory "
+            f"that huggingface_hub.snapshot_download returns"
         )
     try:
         with _no_progress_bar():

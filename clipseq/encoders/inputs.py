@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class Inputs(NamedTuple):
-    """A checked input, as `Tower.read` returns it; `Tower.forward` takes it without a second check.
+    """A checked input, as `Tower.read` returns it. `Tower.forward` does not check it again.
 
-    A named tuple, so that it is a tree of tensors to torch (FSDP's hooks look into it).
+    It is a named tuple so that torch treats it as a tree of tensors (FSDP's hooks look into it).
 
     Attributes:
-        values: the maps by view, the token ids, or whatever a module of the user's own takes.
+        values: the maps by view, the token ids, or the input of a user's module.
         mask: (B, T) or (B, L) bool, True at a real frame or token; None: the module decides.
     """
 
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
 
 
 def batch_size(values: Any) -> int | None:
-    """Return the number of items of a tower's input, or None if it cannot be read off."""
+    """Return the number of items of a tower's input, or None if it cannot be determined."""
     if isinstance(values, Inputs):
         return batch_size(values.values)
     if isinstance(values, Mapping):

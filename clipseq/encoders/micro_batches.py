@@ -18,24 +18,24 @@ def encode_in_micro_batches(
 ) -> tuple[Float[Tensor, "B D"], Sequences | None]:
     """Return ``tower(inputs, sequences=sequences)``, with the memory that `size` items need.
 
-    Gradient caching (GradCache, arXiv:2101.06983). Forward keeps only the outputs of each
-    micro-batch; backward encodes it once more, with the same dropout and under the same autocast,
-    and differentiates it before it turns to the next. To autograd the whole is one graph: every
-    parameter's gradient is complete once, after the last micro-batch, so DDP reduces it once.
-    Without gradients the micro-batches are only encoded.
+    This is gradient caching (GradCache, arXiv:2101.06983). Forward keeps only the outputs of each
+    micro-batch; backward encodes it again, with the same dropout and autocast, and differentiates
+    it before the next one. To autograd, all micro-batches are one graph: a parameter's gradient is
+    complete only after the last micro-batch, so DDP reduces it once. Without gradients, the
+    micro-batches are only encoded.
 
     Cost: a second forward of the tower. Memory: the graph of one micro-batch, and the outputs of
-    all. A layer that looks at other items of a batch (batch norm) sees those of the micro-batch.
+    all. A layer that depends on other items (batch norm) sees only those of the micro-batch.
 
     Args:
         tower: the tower; each item must be encoded by itself.
         inputs: the checked batch.
         size: largest number of items in a micro-batch.
-        sequences: whether the tower is to return the sequences too.
+        sequences: whether the tower returns the sequences too.
 
     Raises:
-        ValueError: the input cannot be cut into items; and the errors of a module of the user's
-            own, which counts items from the start of the micro-batch (a note gives that start).
+        ValueError: the input cannot be cut into items. Errors of a user's module number the items
+            from the start of the micro-batch; a note on the error gives that start.
     """
     batch = batch_size(inputs)
     if batch is None:
@@ -45,8 +45,8 @@ def encode_in_micro_batches(
             f"set micro_batch to None"
         )
     device = next((p.device for p in tower.parameters()), torch.device("cpu"))
-    # checkpoint replays the dropout of the devices that it finds among its arguments, and a list
-    # of captions is on none.
+    # checkpoint replays dropout only for the devices of its tensor arguments, and a list of
+    # captions has no device.
     anchor = torch.empty(0, device=device)
 
     def encode(anchor: Tensor, inputs: Inputs) -> tuple[Any, Any]:
@@ -56,12 +56,12 @@ def encode_in_micro_batches(
     tokens: list[Sequences] = []
     for start, untrimmed in _micro_batches(inputs, batch, size):
         some = tower.trim(untrimmed)
-        # With autocast's cache all micro-batches would share one half-precision copy of a weight,
-        # and their gradients would be summed in half precision too.
+        # With autocast's cache, all micro-batches would share one half-precision copy of a weight,
+        # and their gradients would be summed in half precision.
         torch.clear_autocast_cache()
         try:
             if torch.is_grad_enabled():
-                # Hooks on modules (FSDP2's, the user's) then see a whole forward in backward too.
+                # Hooks on modules (FSDP2's or the user's) need a whole forward in backward too.
                 with set_checkpoint_early_stop(False):
                     output = checkpoint(encode, anchor, some, use_reentrant=False)
             else:
@@ -82,7 +82,7 @@ def _micro_batches(inputs: Inputs, batch: int, size: int) -> Iterator[tuple[int,
 
 
 def _items(values: Any, start: int, stop: int, batch: int) -> Any:
-    """Return the items from `start` to `stop`; anything without items, such as a number, whole."""
+    """Return the items from `start` to `stop`; a value without items, such as a number, is kept."""
     if isinstance(values, Mapping):
         return {name: _items(inner, start, stop, batch) for name, inner in values.items()}
     size = batch_size(values)

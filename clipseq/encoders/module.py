@@ -1,4 +1,4 @@
-"""A module of the user's own as a tower."""
+"""A tower around a user's module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,18 +14,19 @@ from clipseq.sequences import Sequences
 
 
 class ModuleTower(Tower):
-    """Wraps a module that returns `Sequences`; its parameters are trained with the rest.
+    """A tower around a module that returns `Sequences`; its parameters are trained with the rest.
 
-    The module is called with the batch's values unchanged, and with a second argument ``mask=``
-    (B, T) bool if lengths or a mask came with them. It returns `Sequences`, whose masked mean is
-    then the pooled feature; or a pair (pooled (B, D), `Sequences`).
+    The module is called with the unchanged values of the batch, and with ``mask=`` (B, T) bool if
+    the batch has lengths or a mask. It returns `Sequences`, whose masked mean is then the pooled
+    feature, or a pair (pooled (B, D), `Sequences`).
 
     Args:
         module: the user's module.
-        width: the D that it has to return.
+        width: the D that the module must return.
         name: the side's name, for batch keys, metrics and error texts.
-        signal: whether its input is a signal: maps with time last, which may come with lengths and
-            are searched for NaN before training. False: text, which is passed on unseen.
+        signal: True if its input is a signal: maps with time last, which may come with lengths and
+            are checked for NaN before each training step. False: text, which is passed on
+            unchecked.
     """
 
     def __init__(self, module: nn.Module, *, width: int, name: str, signal: bool = True):
@@ -35,7 +36,7 @@ class ModuleTower(Tower):
         self.is_signal = signal
 
     def read(self, values: Any, *, lengths: Any = None, mask: Tensor | None = None) -> Inputs:
-        """Turn lengths into a mask; everything else is for the module to check.
+        """Turn lengths into a mask; the module has to check everything else.
 
         Raises:
             TypeError, ValueError: lengths that do not fit the maps, or come with a batch that is
@@ -51,9 +52,10 @@ class ModuleTower(Tower):
         """Call the module and check its output.
 
         Raises:
-            TypeError: it returned neither `Sequences` nor a pair of a tensor and `Sequences`.
+            TypeError: the module returned neither `Sequences` nor a pair of a tensor and
+                `Sequences`.
             ValueError: shapes that do not fit one another, the batch or D; an item without a
-                real step where the mean is needed.
+                real step whose mean is needed.
         """
         values, mask = inputs
         output = self.module(values) if mask is None else self.module(values, mask=mask)

@@ -1,4 +1,4 @@
-"""The signal tower: time-frequency maps in, one pooled vector and a sequence of tokens out."""
+"""The signal tower, which encodes time-frequency maps as one pooled vector and a sequence."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from clipseq.encoders.fusion import FUSIONS
 from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.tower import Tower
 from clipseq.encoders.transformer import Transformer, insert_eot, sinusoids
-from clipseq.errors import nearest
+from clipseq.errors import suggest
 from clipseq.sequences import Sequences
 
 Signal = Tensor | Mapping[str, Tensor]
@@ -22,12 +22,15 @@ Signal = Tensor | Mapping[str, Tensor]
 
 
 class SignalTower(Tower):
-    """Patches of a few frames, one embedding per view, a fusion, a transformer, an EOT token.
+    """A tower that cuts maps into patches of a few frames, one token each, for a transformer.
+
+    Each view of a patch is embedded, a fusion combines the views into one token, and the output of
+    the transformer at an EOT token is the pooled feature.
 
     Token k covers the frames from k·patch_frames to (k+1)·patch_frames - 1, counted from the start
-    of the tensor; it is real if any of its frames is. Frames that are not real count as zeros
-    inside a real token and are ignored otherwise, whatever they contain, so the amount of padding
-    changes nothing.
+    of the tensor; it is real if any of its frames is. Padded frames count as zeros inside a real
+    token and are ignored elsewhere, whatever they contain, so the amount of padding changes
+    nothing.
 
     Args:
         config: the side's name, its views and how they are fused.
@@ -48,8 +51,8 @@ class SignalTower(Tower):
             dropout=config.dropout,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        # A list in the order of config.views: a view may have any name, a ModuleDict's key may not.
-        # The norm lets a map in dB and a map in metres start with equal weight.
+        # A list in the order of config.views: a view may have any name, but the keys of a
+        # ModuleDict may not. The norm lets a map in dB and one in metres start with equal weight.
         self.patch_embeddings = nn.ModuleList(
             nn.Sequential(nn.Linear(bins * config.patch_frames, width), nn.LayerNorm(width))
             for bins in config.views.values()
@@ -69,8 +72,8 @@ class SignalTower(Tower):
                 of the same B and T; or one tensor, if one view is configured. Floating point, on
                 the tower's device; converted to the tower's dtype.
             lengths: (B,) whole numbers, the real frames of each recording.
-            mask: (B, T) bool, True at a real frame, in any pattern. At most one of the two;
-                neither: every frame is real.
+            mask: (B, T) bool, True at a real frame, in any pattern. Pass at most one of lengths and
+                mask; with neither, every frame is real.
 
         Raises:
             TypeError: not tensors, not floating point, lengths that are not whole numbers, a mask
@@ -87,8 +90,8 @@ class SignalTower(Tower):
         """Encode checked recordings.
 
         Returns:
-            the output at EOT, (B, D), and the outputs at the T / patch_frames (rounded up)
-            patches, zero in padded ones; None for the latter without `sequences`.
+            The output at EOT, (B, D), and the outputs at the T / patch_frames (rounded up)
+            patches, zero in padded ones; None instead of these without `sequences`.
         """
         maps, mask = inputs
         assert mask is not None
@@ -140,7 +143,7 @@ class SignalTower(Tower):
             if view not in known:
                 raise ValueError(
                     f"{self.name} views must be among {listed}, got {view!r}"
-                    f"{nearest(str(view), known)}"
+                    f"{suggest(str(view), known)}"
                 )
             self._check_view(view, values)
         first, *others = signal

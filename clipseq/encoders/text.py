@@ -1,4 +1,4 @@
-"""The text tower: captions or token ids in, one pooled vector and a sequence of word tokens out."""
+"""The text tower, which encodes captions or token ids as one pooled vector and a sequence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Text = Sequence[Any] | Tensor
 
 
 class TextTower(Tower):
-    """Token and position embeddings, a transformer, a learned EOT token that pools.
+    """A transformer over token and position embeddings, pooled at a learned EOT token.
 
     The real tokens are moved to the front first, so padding may be anywhere and changes nothing.
 
@@ -80,10 +80,10 @@ class TextTower(Tower):
             values: a list of captions, or their token ids (B, L), whole numbers without EOT.
             lengths: must be None; a mask marks the real tokens.
             mask: (B, L) bool for token ids, True at a real token, in any pattern. None: every id
-                except the tokenizer's `pad_id` is real, which is 0 in all of ours.
+                is real except the tokenizer's `pad_id` (0 in clipseq's own tokenizers).
 
         Returns:
-            the token ids, real ones first, and the mask of real ones.
+            The token ids, real ones first, and the mask of real ones.
 
         Raises:
             TypeError: neither strings nor a tensor of whole numbers; a mask that is not bool.
@@ -107,8 +107,8 @@ class TextTower(Tower):
         """Encode token ids.
 
         Returns:
-            the output at EOT, (B, D), and the outputs at the tokens, without EOT, zero in padded
-            steps; None for the latter without `sequences`.
+            The output at EOT, (B, D), and the outputs at the tokens, without EOT, zero in padded
+            steps; None instead of these without `sequences`.
         """
         ids, mask = inputs
         assert mask is not None
@@ -142,9 +142,11 @@ def check_no_lengths(lengths: Any, name: str) -> None:
 
 
 def check_captions(text: Any, mask: Tensor | None = None, *, name: str = "text") -> list[str]:
-    """Return the captions, or raise an error that says what they are instead."""
+    """Return the captions as a list; raise TypeError or ValueError if they are not captions."""
     if mask is not None:
-        raise ValueError(f"{name}_mask must be None for captions; it belongs to token ids")
+        raise ValueError(
+            f"{name}_mask must be None for captions, got a mask; it belongs to token ids"
+        )
     if isinstance(text, str):
         raise TypeError(f"{name} must be a list of captions, got one string; write [{text!r}]")
     if not isinstance(text, Sequence):
@@ -162,12 +164,12 @@ def check_captions(text: Any, mask: Tensor | None = None, *, name: str = "text")
 def check_ids(
     ids: Tensor, mask: Tensor | None, vocab_size: int, pad_id: int | None, *, name: str
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Return checked token ids and their mask; padded ids become `filler`, whatever they were."""
+    """Return checked token ids and their mask; padded ids are replaced by `filler`."""
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(f"{name} token ids must be whole numbers, got {ids.dtype}")
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(
-            f"{name} token ids must be (B, L) with neither of them 0, got {tuple(ids.shape)}"
+            f"{name} token ids must be (B, L) with B and L at least 1, got {tuple(ids.shape)}"
         )
     if mask is None:
         mask = torch.ones_like(ids, dtype=torch.bool) if pad_id is None else ids != pad_id
@@ -193,9 +195,9 @@ def check_ids(
 
 
 def check_token_counts(counts: Sequence[int], limit: int, name: str) -> int:
-    """Return the largest count; raise ValueError naming the first caption of 0 or too many tokens.
+    """Return the largest count; raise ValueError if a caption has no token or too many.
 
-    `counts` are Python's own numbers, so looking at them does not wait for a device.
+    `counts` are Python integers, so reading them does not wait for a device.
     """
     for item, count in enumerate(counts):
         if count == 0:
@@ -213,14 +215,14 @@ def check_token_counts(counts: Sequence[int], limit: int, name: str) -> int:
 
 
 def filler(pad_id: int | None) -> int:
-    """Return the id that stands in padded places: they are masked, so any id does for padding."""
+    """Return the id to write in padded places; they are masked, so any valid id works."""
     return 0 if pad_id is None else pad_id
 
 
 def pad(
     rows: list[list[int]], pad_id: int | None
 ) -> tuple[Int[Tensor, "B L"], Bool[Tensor, "B L"]]:
-    """Return rows of different lengths as one tensor, and the mask of what is real in it."""
+    """Pad rows of different lengths to one tensor; return it and the mask of its real ids."""
     lengths = torch.tensor([len(row) for row in rows])
     steps = max(1, int(lengths.max()))
     ids = torch.tensor([row + [filler(pad_id)] * (steps - len(row)) for row in rows])

@@ -1,6 +1,6 @@
-"""Tokenizers, which turn captions into ids: byte by byte, or by a vocabulary trained on captions.
+"""Tokenizers, which turn captions into ids: byte by byte, or with a vocabulary trained on captions.
 
-A tokenizer is anything with the members of `Tokenizer`. Id 0 is padding in all of ours. The EOT
+A tokenizer is any object with the members of `Tokenizer`. In those below, id 0 is padding. The EOT
 token belongs to the text tower, not to the vocabulary.
 """
 
@@ -23,7 +23,7 @@ class Tokenizer(Protocol):
 
     @property
     def pad_id(self) -> int | None:
-        """The id of padding. None: there is no such id, and every id is a real token's."""
+        """The id of padding. None: there is no padding id, and every id stands for a real token."""
 
     @property
     def vocab_size(self) -> int:
@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """One token per byte of the caption's UTF-8: any string works, and nothing is trained."""
+    """A tokenizer with one token per UTF-8 byte: any string works, and nothing is trained."""
 
     kind: ClassVar[str] = "byte"
     pad_id = 0
@@ -56,11 +56,11 @@ class ByteTokenizer:
         return pieces if caption.strip() else []
 
     def save(self, directory: Path) -> None:
-        """Write nothing: there is nothing to load."""
+        """Write nothing: this tokenizer has no state."""
 
 
 class TrainedTokenizer:
-    """A tokenizer of the tokenizers library; made by `train_tokenizer`."""
+    """A tokenizer of the tokenizers library, created by `train_tokenizer`."""
 
     kind: ClassVar[str] = "trained"
     pad_id = 0
@@ -99,18 +99,18 @@ class TrainedTokenizer:
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int = 4096, *, kind: Literal["bpe", "word"] = "bpe"
 ) -> TrainedTokenizer:
-    """Train a vocabulary on captions; it does not distinguish upper and lower case.
+    """Train a tokenizer, which ignores case, on captions.
 
     Args:
         captions: the training captions.
         vocab_size: largest number of ids, padding included. A frequent word becomes one token.
-        kind: "bpe" merges bytes (Sennrich et al., arXiv:1508.07909), at least 257 ids; a word
-            that is new is split into pieces. "word": words and punctuation; a word that is new, or
-            too rare for the vocabulary, becomes the one unknown token.
+        kind: "bpe" merges bytes (Sennrich et al., arXiv:1508.07909), needs at least 257 ids, and
+            splits a new word into pieces. "word" has a token for each word and punctuation mark; a
+            word that is new, or too rare for the vocabulary, becomes the unknown token.
 
     Raises:
         ImportError: the tokenizers library is not installed.
-        ValueError: no caption has a word in it; another kind; too small a vocabulary.
+        ValueError: no caption contains a word; an unknown kind; too small a vocabulary.
     """
     smallest = {"bpe": 257, "word": 3}
     if kind not in smallest:
@@ -126,7 +126,7 @@ def train_tokenizer(
     if kind == "bpe":
         tokenizer = library.Tokenizer(library.models.BPE())
         pieces = library.pre_tokenizers
-        # Captions are split into words as for "word", then words into bytes with one mark in front,
+        # Captions are split into words as for "word", and words into bytes with a marker in front,
         # so that tokens do not depend on the white space before a word or a comma.
         tokenizer.pre_tokenizer = pieces.Sequence(
             [pieces.Whitespace(), pieces.ByteLevel(add_prefix_space=True, use_regex=False)]

@@ -1,4 +1,4 @@
-"""The interface that every tower has: read (check) an input once, then encode it."""
+"""The interface of all towers: read (check) an input once, then encode it."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -11,11 +11,11 @@ from clipseq.sequences import Sequences
 
 
 class Tower(nn.Module, ABC):
-    """One side of a model: a batch in, one pooled vector and a sequence of tokens per item out.
+    """One side of a model, which encodes items as one pooled vector and a sequence of tokens each.
 
     Attributes:
-        name: the side's name, which batch keys, metrics and error texts use.
-        is_signal: whether its input is a signal, which may come with lengths, or else a text.
+        name: the side's name, used in batch keys, metrics and error texts.
+        is_signal: True if its input is a signal, which may come with lengths; False for a text.
         tokenizer: the tokenizer of a text tower; None in every other tower.
     """
 
@@ -28,7 +28,7 @@ class Tower(nn.Module, ABC):
 
     @property
     def optional_keys(self) -> tuple[str, ...]:
-        """The keys of a batch that this side may have besides its name."""
+        """The optional keys of this side in a batch, besides its name."""
         lengths = (f"{self.name}_lengths",) if self.is_signal else ()
         return (*lengths, f"{self.name}_mask")
 
@@ -45,11 +45,11 @@ class Tower(nn.Module, ABC):
         Args:
             values: the batch (see `read`), or the `Inputs` that `read` has returned.
             lengths: (B,) whole numbers, the real frames of each item.
-            mask: bool, True at a real frame or token. At most one of the two.
+            mask: bool, True at a real frame or token. Pass at most one of lengths and mask.
             sequences: whether to return the tokens too.
 
         Returns:
-            pooled features (B, D), and the tokens (None without `sequences`).
+            Pooled features (B, D), and the tokens (None without `sequences`).
         """
         inputs = values
         if not isinstance(inputs, Inputs):
@@ -58,7 +58,7 @@ class Tower(nn.Module, ABC):
 
     @abstractmethod
     def read(self, values: Any, *, lengths: Any = None, mask: Tensor | None = None) -> Inputs:
-        """Check a batch; the one place where a tower looks for mistakes in its input."""
+        """Check a batch; this is the only place where a tower checks its input."""
 
     @abstractmethod
     def encode(
@@ -67,9 +67,9 @@ class Tower(nn.Module, ABC):
         """Encode a checked batch."""
 
     def trim(self, inputs: Inputs) -> Inputs:
-        """Cut off the padding that no item needs; called on each micro-batch of an input."""
+        """Cut off padding that no item needs; called on each micro-batch of an input."""
         return inputs
 
     def maps(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Return the floating-point maps (B, ..., T) in which to look for NaN, by view."""
+        """Return the floating-point maps (B, ..., T) to check for NaN, by view."""
         return {}

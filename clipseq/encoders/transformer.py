@@ -1,6 +1,6 @@
 """The pre-norm transformer that signal and text towers share, and their EOT token.
 
-After nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), with CLIP's
+The code follows nanoGPT (https://github.com/karpathy/nanoGPT/blob/master/model.py), with CLIP's
 initialisation (https://github.com/openai/CLIP/blob/main/clip/model.py, initialize_parameters).
 """
 
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """A pre-norm block: ``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, width: int, heads: int, layers: int, dropout: float):
         super().__init__()
@@ -38,7 +38,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B 1 1 N"] | None
     ) -> Float[Tensor, "B N D"]:
-        """Transform tokens; `allowed` marks the steps to attend to, None means causal attention."""
+        """Transform tokens; `allowed` marks the steps to attend to (None: causal attention)."""
         x = x + self._drop(self._attend(self.attention_norm(x), allowed))
         return x + self._drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 
@@ -60,14 +60,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and a final norm over a batch of sequences; padding changes nothing.
+    """A stack of blocks and a final norm; padding does not change its output at real steps.
 
     Args:
         width: D, a multiple of `heads`.
         layers: number of blocks.
         heads: attention heads.
         dropout: probability, in training only.
-        causal: a step attends only to itself and earlier steps. Padding must then come last.
+        causal: True: a step attends only to itself and earlier steps. Padding must then come last.
         gradient_checkpointing: recompute each block in backward.
     """
 
@@ -114,10 +114,10 @@ def insert_eot(
     """Put the EOT token right after each sequence's last real token; M = N + 1.
 
     Its place then depends on the sequence alone, not on the amount of padding. The tokens of padded
-    steps become zero, whatever they were.
+    steps are set to zero.
 
     Returns:
-        the tokens, the mask (EOT counts as real), and the place of EOT in each sequence.
+        The tokens, the mask (EOT counts as real), and the place of EOT in each sequence.
     """
     steps = torch.arange(mask.shape[1] + 1, device=mask.device)
     place = (mask * steps[1:]).amax(1)  # 1 + index of the last real token
@@ -127,10 +127,10 @@ def insert_eot(
 
 
 def sinusoids(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps width"]:
-    """Return sine and cosine of each step at `width` / 2 wavelengths, from 2π to 20000π.
+    """Return the sine and cosine of each step at `width` / 2 wavelengths, from 2π to 20000π.
 
-    They need no table, so a recording may have any length (arXiv:1706.03762). They are computed in
-    float32 or better.
+    These position embeddings (arXiv:1706.03762) need no table, so a recording may have any length.
+    They are computed in float32 or better.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     rate = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width

@@ -1,7 +1,7 @@
-"""The engine: what fast similarities are made of, for authors of similarities.
+"""The engine: building blocks of fast similarities, for authors of similarities.
 
 A plain `score` needs none of this. Read "Write a fast similarity" in the docs first, and the
-README beside this file for what may change between releases.
+README in this folder for what may change between releases.
 
 Loops and memory: `loops_pay`, `few_items`, `Room`, `tile_shape`, `score_tiles`, `split_tree`,
 `check_tree`, `Tree`. Lengths: `Group`, `longest_first`, `group_by_length`. Vectors and gradients:
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("jit_for_any", "products"):  # they import Triton
+    if name in ("jit_for_any", "products"):  # their module imports Triton
         from clipseq.engine import triton_tile
 
         return getattr(triton_tile, name)

@@ -1,18 +1,18 @@
-"""When Triton kernels compute instead of torch, and the numbers that they multiply.
+"""The choice between Triton kernels and torch, and the numbers that the kernels multiply.
 
 Products of unit vectors need more digits than one multiplication on tensor cores keeps. Every
-entry v is therefore passed on as two numbers of half precision, ``v = high + low`` to within 2⁻²⁵
+entry v is therefore passed as two half-precision numbers, ``v = high + low`` to within 2⁻²⁵
 (the range of half precision loses nothing where v is at most 1). The product ``⟨x, y⟩`` is then the
-sum of three, in float32: high·high + high·low + low·high. Tensor cores cut off digits where they
-add, so a cosine is off by some 10⁻⁶; apart from that the sum is as near to float64 as float32's own
-product, at the rate of half precision. Triton's ``input_precision="tf32x3"`` splits numbers anew in
-every block and multiplies at half that rate, and ``"ieee"`` leaves the tensor cores idle. Where
-torch may use TF32 (``torch.set_float32_matmul_precision("high")``) only high·high is computed: it
-has the 11 bits of a TF32 product.
+sum of three products, in float32: high·high + high·low + low·high. Tensor cores truncate digits
+when they add, so a cosine is off by about 10⁻⁶; apart from that, the sum is as close to float64 as
+a float32 product, at the rate of half precision. Triton's ``input_precision="tf32x3"`` splits
+numbers again in every block and multiplies at half that rate, and ``"ieee"`` leaves the tensor
+cores idle. If torch may use TF32 (``torch.set_float32_matmul_precision("high")``), only high·high
+is computed: it has the 11 bits of a TF32 product.
 
-Callers in bfloat16 get the same precision: their steps arrive here normalised in float32, and
-rounding unit vectors to bfloat16 again would leave 8 bits of each entry. Only the setting above
-trades digits for speed, whatever the caller's dtype.
+Inputs in bfloat16 get the same precision: their steps arrive here normalised in float32, and
+rounding unit vectors to bfloat16 again would leave 8 bits of each entry. Only the TF32 setting
+trades digits for speed, whatever the dtype of the inputs.
 """
 
 import os
@@ -28,11 +28,11 @@ FEATURES = 32
 
 
 def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Return why Triton kernels do not compute on `device`, or None where they do.
+    """Return the reason why Triton kernels do not run on `device`, or None if they do.
 
-    ``CLIPSEQ_TRITON=0`` leaves everything to torch. With ``CLIPSEQ_TRITON=1`` the kernels compute
-    on the CPU too, through Triton's interpreter, if ``TRITON_INTERPRET=1`` was set before Triton
-    was first imported. The interpreter is slow, and meant for tests.
+    ``CLIPSEQ_TRITON=0`` leaves everything to torch. With ``CLIPSEQ_TRITON=1``, the kernels also run
+    on the CPU, in Triton's interpreter, if ``TRITON_INTERPRET=1`` was set before Triton was first
+    imported. The interpreter is slow and meant for tests.
     """
     wish = os.environ.get("CLIPSEQ_TRITON", "")
     if wish == "0":
@@ -52,7 +52,7 @@ def obstacle(device: torch.device, dtype: torch.dtype = torch.float32) -> str | 
 
 
 def use_kernels(values: Tensor) -> bool:
-    """Return True where Triton kernels compute with `values`, and False where torch does."""
+    """Return True if Triton kernels compute with `values`, and False if torch does."""
     return obstacle(values.device, values.dtype) is None
 
 
@@ -69,7 +69,7 @@ def halves(values: Float[Tensor, "B T D"]) -> tuple[Tensor, Tensor]:
 
 
 def terms() -> int:
-    """Return the number of products that make up ⟨x, y⟩: 3, or 1 where torch may use TF32."""
+    """Return the number of products that make up ⟨x, y⟩: 3, or 1 if torch may use TF32."""
     matmul = torch.backends.cuda.matmul
     # Once the newer setting has been touched, torch refuses to read the older one.
     if hasattr(matmul, "fp32_precision"):

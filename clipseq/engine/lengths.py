@@ -1,4 +1,4 @@
-"""Groups of sequences of similar lengths: a tile of short ones is small, whatever the longest."""
+"""Groups of sequences of similar lengths, so that tiles of short sequences are small."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -39,8 +39,8 @@ def group_by_length(
         lengths: number of steps of each sequence.
         size: called with the length of a group's longest sequence; returns the largest number of
             sequences that the group may have.
-        multiple: if given, the lengths in a group all round up to the same multiple of it, for
-            which `size` is then called. 1 makes groups of equal lengths.
+        multiple: if given, all lengths in a group round up to the same multiple of it, and `size`
+            is called with that multiple. 1 makes groups of equal lengths.
 
     Cost: one synchronisation of the device, for the order and the lengths.
     """

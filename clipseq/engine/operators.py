@@ -1,4 +1,4 @@
-"""Scores and their gradient as one operator, which torch.compile and torch.export take whole."""
+"""Scores and their gradient as one operator, opaque to torch.compile and torch.export."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -13,7 +13,7 @@ from clipseq.engine.kernels import use_kernels
 
 
 class Operator:
-    """A differentiable operator of torch, which Triton kernels compute where they can.
+    """A differentiable torch operator that Triton kernels compute where they can.
 
     .. code-block:: python
 
@@ -23,31 +23,32 @@ class Operator:
         scores = Operator("mine::scores", forward, backward, kernels="clipseq_mine.triton_kernels")
         scores(x, y)
 
-    It registers the custom operators `name` and ``<name>_backward`` with torch, what they return
-    for fake tensors, and the derivative of the first by the second. Backward runs without
-    autocast, whatever its caller has set. There is no second derivative.
+    It registers the custom operators `name` and ``<name>_backward`` with torch, together with their
+    results for fake tensors, and makes the second the derivative of the first. Backward always
+    runs without autocast. There is no second derivative.
 
-    Arguments are matched by their names: `backward` is passed the gradient to the first output,
-    and then the inputs and outputs of `forward` that its signature names. Inputs and outputs that
-    it does not name are not kept between forward and backward.
+    Arguments are matched by name: `backward` gets the gradient to the first output, and then the
+    inputs and outputs of `forward` that its signature names. Other inputs and outputs are not kept
+    between forward and backward.
 
     Args:
         name: ``"<namespace>::<operator>"``.
-        forward: computes the outputs. Annotations say `Tensor`, int, float, bool or a type that
-            `torch.library.infer_schema` knows, as they become the operator's schema.
+        forward: computes the outputs. Its annotations become the operator's schema, so they must be
+            `Tensor`, int, float, bool or another type that `torch.library.infer_schema` knows.
         backward: computes a gradient for each name in `gradients`, in their order.
         gradients: inputs of `forward` that have a gradient.
         outputs: names of what `forward` returns. The first one is differentiable.
         fake: returns empty tensors for the outputs, from the inputs of `forward`. None: there is
             one output, (B, C) for inputs that begin with x (B, ...) and y (C, ...).
-        kernels: the module of the Triton kernels, which is imported when they are first used.
-            Its functions ``forward`` and ``backward`` take and return what those above do, and
-            its ``supported``, if it has one, says whether the kernels take these inputs, which it
-            names as `forward` does. See `use_kernels` for when kernels compute at all.
+        kernels: the module of the Triton kernels, imported when they are first used. Its functions
+            ``forward`` and ``backward`` have the arguments and results of `forward` and
+            `backward`. If it has a function ``supported``, whose arguments have the names that
+            `forward` gives them, kernels are used only where it returns True. See `use_kernels`
+            for the other conditions.
 
     Attributes:
-        name: as above.
-        kernels: as above.
+        name: the argument `name`.
+        kernels: the argument `kernels`.
         module: the module in which `forward` is defined.
 
     Raises:
@@ -121,7 +122,7 @@ class Operator:
     def _differentiate(self, ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         kept = [next(tensors) if other is None else other[0] for other in ctx.others]
-        with torch.autocast(grad.device.type, enabled=False):  # the caller of backward may have it
+        with torch.autocast(grad.device.type, enabled=False):  # backward may run under autocast
             found = self._custom_op_backward(grad, *kept)
         found = (found,) if isinstance(found, Tensor) else found
         by_name = dict(zip(self._gradients, found, strict=True))

@@ -1,4 +1,4 @@
-"""Zeros in padded steps, whatever they contain."""
+"""Zeroing of padded steps, whatever they contain."""
 
 from typing import Any
 
@@ -17,7 +17,10 @@ def zeroed(values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[T
 
 
 class _Zeroed(torch.autograd.Function):
-    """Numbers, read as integers, times 0 or 1: torch fills one element at a time, more slowly."""
+    """Zeroing by an integer product of bit patterns with 0 or 1, faster than torch's masked fill.
+
+    torch fills one element at a time.
+    """
 
     @staticmethod
     def forward(values: Tensor, mask: Tensor) -> Tensor:
@@ -39,4 +42,4 @@ class _Zeroed(torch.autograd.Function):
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer type for each size of a number, in bytes."""
+"""The integer type of each element size in bytes."""

@@ -1,4 +1,4 @@
-"""Pairs of two batches, tile by tile, in bounded memory whatever the sizes of the batches."""
+"""Scores of every pair of two batches, tile by tile, in memory that does not grow with them."""
 
 from collections.abc import Callable, Iterator
 from math import isqrt
@@ -15,7 +15,10 @@ Tree = Any
 
 
 def tile_shape(batch: int, others: int, pairs: int) -> tuple[int, int]:
-    """Return rows and columns of a tile of at most `pairs` pairs (at least one), nearly square."""
+    """Return the rows and columns of a nearly square tile, of at most `pairs` pairs.
+
+    A tile has at least one pair.
+    """
     rows = min(batch, max(1, isqrt(pairs)))
     columns = min(others, max(1, pairs // rows))
     return min(batch, max(1, pairs // columns)), columns
@@ -24,8 +27,8 @@ def tile_shape(batch: int, others: int, pairs: int) -> tuple[int, int]:
 def split_tree(tree: Tree, size: int) -> Iterator[Tree]:
     """Cut every leaf along the batch, `size` sequences at a time.
 
-    Each leaf is cut by one `split`, whose backward is one concatenation. Slicing it tile by tile
-    would write a tensor of zeros of the full size for every tile.
+    Each leaf is cut by one `split`, whose backward is one concatenation. The backward of slicing it
+    tile by tile would write a tensor of zeros of the full size for every tile.
     """
     leaves, spec = tree_flatten(tree)
     for parts in zip(*(leaf.split(size) for leaf in leaves), strict=True):

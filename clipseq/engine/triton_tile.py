@@ -1,6 +1,6 @@
 """Building blocks of Triton kernels: how they are compiled, and a tile of products.
 
-This module imports Triton. `clipseq.engine` offers its names without doing so before they are used.
+This module imports Triton. `clipseq.engine` exports its names, but imports it only on first use.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,15 +11,14 @@ import triton.language as tl
 
 
 def jit_for_any(*, sizes: Sequence[str], strides: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """Return `triton.jit` for a kernel that is not compiled anew for every batch.
+    """Return a `triton.jit` decorator for a kernel that is not recompiled for every batch size.
 
-    By default, Triton compiles a kernel of its own for an integer argument that is 1 and for one
-    that is a multiple of 16. For sizes of batches and lengths, which may differ in every call,
-    that would be many kernels.
+    By default, Triton compiles separate kernels for integer arguments that are 1 or a multiple of
+    16. For batch sizes and lengths, which may differ in every call, that would be many kernels.
 
     Args:
         sizes: arguments that Triton must not specialise on at all.
-        strides: arguments that Triton may specialise on where they are 1.
+        strides: arguments that Triton may specialise on only if they are 1.
     """
     return triton.jit(do_not_specialize=list(sizes), do_not_specialize_on_alignment=list(strides))
 
@@ -43,8 +42,8 @@ def products(
 ):
     """Return the (BLOCK_X, BLOCK_Y) products of the steps `x_steps` and `y_steps` of a pair.
 
-    Pointers lead to the first steps of both sequences, in the format of `clipseq.engine.halves`.
-    Steps that are not real are not read, and count as zero.
+    The pointers lead to the first steps of both sequences, in the format of
+    `clipseq.engine.halves`. Padded steps are not read and count as zero.
     """
     total = tl.zeros((BLOCK_X, BLOCK_Y), tl.float32)
     for first in range(0, features, BLOCK_D):

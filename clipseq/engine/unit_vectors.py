@@ -1,4 +1,4 @@
-"""Unit vectors for any finite vector, also where a plain quotient overflows or vanishes."""
+"""Unit vectors of any finite vectors, even where ``v / ||v||`` would overflow or underflow."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from clipseq.engine.workspace import few_items, loops_pay
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     """Return ``v / ||v||`` along the last axis; a zero vector stays zero.
 
-    Any finite vector gets unit length: where a square would overflow or vanish, the whole vector
-    is divided by its largest magnitude first. A zero vector gets zero gradient, whereas
+    Any finite vector gets unit length: where a square would overflow or underflow, the whole vector
+    is first divided by its largest magnitude. A zero vector gets zero gradient, whereas
     `torch.nn.functional.normalize` gives it one of size 1/eps.
     """
     result, _ = _Unit.apply(values)
@@ -23,7 +23,7 @@ def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
 def cosines(x: Float[Tensor, "B D"], y: Float[Tensor, "C D"]) -> Float[Tensor, "B C"]:
     """Return the cosine of every x with every y, in float32 or better.
 
-    In half precision, cosines that differ would tie.
+    In half precision, different cosines would tie.
     """
     with torch.autocast(x.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
@@ -35,8 +35,8 @@ def to_unit(
 ) -> Float[Tensor, "*batch 1"]:
     """Write `unit` of `values` to `out` and return 1/||v||, which is 0 for a zero vector.
 
-    Both arguments may be the same tensor. There is no gradient. The function reads numbers to find
-    vectors that need care, so use it where that is cheap (see `loops_pay`).
+    Both arguments may be the same tensor. There is no gradient. The function reads values to find
+    the vectors that need special treatment, so use it only where reading is cheap (`loops_pay`).
     """
     limits = torch.finfo(values.dtype)
     norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
@@ -44,12 +44,12 @@ def to_unit(
     if bool(squares_fit.all()):
         torch.div(values, norm, out=out)
         return norm.reciprocal_()
-    # Most of the other vectors are zero: padding. (`values` may be overwritten from here on.)
+    # Most of the other vectors are zero, as padding is. From here on, `values` may be overwritten.
     others = (~squares_fit & (values.abs().amax(-1, keepdim=True) != 0)).squeeze(-1)
     torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
     inverse = norm.reciprocal_().masked_fill_(~squares_fit, 0.0)
     if bool(others.any()):
-        # Their quotient above was by 1.
+        # These vectors were divided by 1 above.
         out[others], inverse[others] = _scaled_first(out[others])
     return inverse
 
@@ -76,7 +76,7 @@ def unit_gradient(
 
 
 class _Unit(torch.autograd.Function):
-    """`unit` differentiated by hand: autograd would pass over all steps four times as often."""
+    """`unit` with a hand-written backward: autograd would read all steps four times as often."""
 
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
-        # The second output, 1/||v||, is kept for this; second derivatives need its gradient.
+        # The second output, 1/||v||, exists for backward; second derivatives need its gradient.
         result, inverse = ctx.saved_tensors
         if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
             return unit_gradient(grad, result, inverse, grad_inverse)
@@ -105,12 +105,12 @@ class _Unit(torch.autograd.Function):
 
 
 def _scaled_first(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `unit` of any vectors, and 1/||v||, which is 0 for a zero vector."""
-    # torch's infinity norm is the same number, but works on one element at a time.
+    """Return `unit` of any vectors and 1/||v||, which is 0 for a zero vector."""
+    # torch's infinity norm gives the same number, but is slower: one element at a time.
     largest = values.abs().amax(-1, keepdim=True)
     zero = largest == 0
     scaled = values / largest.masked_fill(zero, 1.0)
-    # At least 1 where the vector is not zero, as one of its entries is ±1.
+    # At least 1 where the vector is not zero, since one of its entries is ±1.
     norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     scaled = scaled.div_(norm.masked_fill(zero, 1.0))
     # The inverse of a denormal number is out of range.

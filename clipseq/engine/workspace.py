@@ -1,4 +1,4 @@
-"""Loops over the parts of a batch: when they pay, a few items at a time, in the same memory."""
+"""Loops over a batch, a few items at a time: the check that they pay, and memory to reuse."""
 
 import math
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 NUMBERS = 2**18
-"""Most numbers that a part of `few_items` takes from the first side: they fit into the cache."""
+"""Largest number of elements of the first tensor in a part of `few_items`: they fit the cache."""
 
 
 class Room:
-    """Memory that every tile uses again, since touching fresh pages costs more than the work.
+    """Memory that is reused for every tile, since touching fresh pages costs more than the work.
 
     Args:
-        like: a tensor of the dtype, and on the device, of the memory.
+        like: a tensor with the dtype and device that the memory shall have.
     """
 
     def __init__(self, like: Tensor) -> None:
@@ -27,9 +27,9 @@ class Room:
         return sum(map(len, self._held.values()))
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """Return the memory under this name in this shape, with whatever it contains.
+        """Return the memory of this name in this shape, without clearing it.
 
-        It is allocated at the first call, and again when it is too small.
+        It is allocated at the first call, and again if it is too small.
         """
         size = math.prod(shape)
         held = self._held.get(name)
@@ -45,9 +45,9 @@ class Room:
 
 
 def loops_pay(values: Tensor) -> bool:
-    """Return True where a batch is best worked on in parts: on a CPU, outside tracing and vmap.
+    """Return True if a batch is best processed in parts: on a CPU, outside tracing and vmap.
 
-    Only there may code read a number, write a result to given memory, or look at bits.
+    Only then may code read a value, write to preallocated memory, or reinterpret bits.
     """
     return (
         values.device.type == "cpu"
@@ -61,7 +61,7 @@ def loops_pay(values: Tensor) -> bool:
 
 
 def few_items(*sides: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut all tensors along the batch alike, so that intermediate results fit into the cache."""
+    """Cut all tensors alike along the batch, so that intermediate results fit into the cache."""
     first = sides[0]
     count = max(1, NUMBERS * len(first) // max(1, first.numel()))
     if count >= len(first):  # a split costs as much as a small sum

@@ -1,4 +1,4 @@
-"""Encoding of a split: each side of its clips once, and the scores of any of its pairs."""
+"""Encoding of a split, each side of a clip once, and scores of any pairs of the encoded sides."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @attrs.frozen(eq=False)
 class Encoded:
-    """One side of a split: pooled features, and the sequences if the model compares any."""
+    """One side of a split: pooled features, and the sequences if the model compares them."""
 
     pooled: Float[Tensor, "N D"]
     sequences: Sequences | None
@@ -30,7 +30,7 @@ class Encoded:
         return len(self.pooled)
 
     def take(self, index: Tensor | slice) -> "Encoded":
-        """Return the items at `index`, their padding cut to the longest of them."""
+        """Return the items at `index`, padded only to the longest of them."""
         if self.sequences is None:
             return Encoded(self.pooled[index], None)
         values, mask = self.sequences.values[index], self.sequences.mask[index]
@@ -44,8 +44,8 @@ class Side:
 
     Attributes:
         name: name of the side, one of the model's `names`.
-        modality: name of the same thing in the data set, "text" for captions.
-        views: views that the side takes, None for all that there are.
+        modality: name of the side's data in the data set, "text" for captions.
+        views: views that the side takes; None: all.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Side:
         return self.modality == TEXT
 
     def cut(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of a collated batch that this side takes, under its own name."""
+        """Return the part of a collated batch that this side takes, under the side's name."""
         values = batch[self.modality]
         if self.is_text:
             return {self.name: values}
@@ -67,7 +67,7 @@ class Side:
 
 
 def sides(model: "CLIP", dataset: MapDataset) -> tuple[Side, Side]:
-    """Return what the x and the y side of `model` take of `dataset`.
+    """Match the x and the y side of `model` to the modalities of `dataset`.
 
     Raises:
         DataError: a side of the model fits no modality of the data set; the error names both.
@@ -84,7 +84,7 @@ def _side(tower: Any, name: str, model: "CLIP", dataset: MapDataset) -> Side:
     if modality not in dataset.modalities or tower.is_signal != (modality != TEXT):
         kind = f"{name!r}" if tower.is_signal else "captions ('text')"
         raise DataError(
-            f"the modalities of the data set must hold both sides of the model "
+            f"the modalities of the data set must include both sides of the model "
             f"({', '.join(model.names)}), got {', '.join(dataset.modalities)} without {kind}; "
             "give encoder_cfg or text_cfg the name of a modality, or choose another data set"
         )
@@ -113,7 +113,7 @@ def collate_for(model: "CLIP", dataset: MapDataset) -> Callable[[Sequence[Clip]]
 
 
 def encode_side(model: "CLIP", side: Side, clips: MapDataset, *, batch_size: int = 64) -> Encoded:
-    """Encode one side of every clip; `batch_size` clips of a signal at a time."""
+    """Encode one side of every clip, for a signal `batch_size` clips at a time."""
     if side.is_text:
         return encode_captions(model, side.name, clips.captions)
     return encode_signals(model, side, clips, batch_size=batch_size)
@@ -123,7 +123,7 @@ def encode_side(model: "CLIP", side: Side, clips: MapDataset, *, batch_size: int
 def encode_signals(
     model: "CLIP", side: Side, clips: MapDataset, *, batch_size: int = 64
 ) -> Encoded:
-    """Encode the signal of every clip that `side` takes, in batches."""
+    """Encode, in batches, the signal of every clip that `side` takes."""
     device = next(model.parameters()).device
     names: dict[str, Any] = {"modality": clips.modality, "paired_modality": clips.paired_modality}
     parts = []
@@ -140,7 +140,10 @@ def encode_signals(
 def encode_captions(
     model: "CLIP", name: str, captions: Sequence[str], *, batch_size: int = 256
 ) -> Encoded:
-    """Encode captions with the side `name`, in batches; captions of one text to the model once."""
+    """Encode captions with the side `name`, in batches, and equal captions only once.
+
+    Captions are equal if `CLIP.caption_groups` gives them the same integer.
+    """
     groups = model.caption_groups(captions).tolist()
     firsts: dict[int, str] = {}
     for group, caption in zip(groups, captions, strict=True):
@@ -158,7 +161,7 @@ def encode_captions(
 def sequence_scores(
     model: "CLIP", x: Encoded, y: Encoded, *, block: int = 128
 ) -> Float[Tensor, "N M"]:
-    """Score every x with every y by the model's own sequence similarity, block by block."""
+    """Score every x with every y by the model's sequence similarity, block by block."""
     rows = []
     for i in range(0, len(x), block):
         row = [
@@ -179,10 +182,10 @@ def pooled_scores(x: Encoded, y: Encoded) -> Float[Tensor, "N M"]:
 def sequence_pair_scores(
     model: "CLIP", x: Encoded, y: Encoded, owner: Int[Tensor, "P"], *, clips: int = 8
 ) -> Float[Tensor, "P"]:
-    """Score y[p] with x[owner[p]] alone by the sequence similarity; owners in ascending order.
+    """Score y[p] with only x[owner[p]] by the sequence similarity; `owner` must be ascending.
 
-    A few clips at a time are scored with all captions of all of them: the pairs that nobody asked
-    for cost less than one call per clip.
+    A few clips at a time are scored with all of their captions: the pairs that are not needed cost
+    less than one call per clip.
     """
     scores = torch.empty(len(owner))
     for start in range(0, len(x), clips):

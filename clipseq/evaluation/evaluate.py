@@ -52,7 +52,7 @@ class Metric:
     Attributes:
         estimate: the value and its interval.
         section: part of a table that the metric belongs to, such as "radar to text".
-        chance: value that guessing would reach, None if that is not one number.
+        chance: expected value of random guesses; None if that is not a single number.
     """
 
     estimate: Estimate
@@ -70,8 +70,9 @@ class Evaluation:
         similarity: name of the similarity that the model compares sequences with, or "pooled
             cosine".
         metrics: score ("sequence" or "pooled") -> metric name -> value. Names of retrieval metrics
-            begin with the direction: "radar to text R@1". The model's own score comes first.
-        absent: metric -> reason why model and data set do not allow it.
+            begin with the direction: "radar to text R@1". The score that the model uses comes
+            first.
+        absent: metric -> reason why it cannot be computed for this model and data set.
         scores: score -> (clips, clips) matrix: row i is the x side of clip i, column j the y side
             of clip j. Not in the JSON.
     """
@@ -85,7 +86,7 @@ class Evaluation:
 
     @property
     def own(self) -> Mapping[str, Metric]:
-        """Metrics of the model's own score: by sequences if it compares any, else pooled."""
+        """Metrics of the score that the model uses: by sequences if it compares them, or pooled."""
         return next(iter(self.metrics.values()))
 
     def to_json(self) -> dict[str, Any]:
@@ -126,23 +127,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on all clips of one split.
 
-    The x side of every clip is scored with the y side of every clip of the split, not within
-    batches. The two sides of a clip are a hit for each other; so are those of two clips with the
+    The x side of every clip is scored with the y side of every clip of the split, not only within
+    batches. The two sides of a clip are hits for each other; so are those of two clips with the
     same caption, whatever its case and white space. The data set alone decides that: captions that
     differ stay different where the tokenizer makes the same ids of them, and then tie.
-    Zero-shot and order accuracy ask for captions as the y side. Intervals are 95 % percentile
+    Zero-shot and order accuracy require captions as the y side. Intervals are 95 % percentile
     bootstrap intervals over the clips, from the same seeded draws for every metric.
 
     Args:
-        model: a CLIP. It is put into eval mode, and each of its modules back into its own mode.
+        model: a CLIP. It is evaluated in eval mode; then each of its modules is put back into its
+            own mode.
         dataset: the data set with all its splits.
         split: name of the split to evaluate on.
         draws: number of bootstrap resamples.
         seed: random seed of the bootstrap.
-        batch_size: clips that go through a tower together; affects memory only.
+        batch_size: clips that are encoded together; affects memory only.
 
     Raises:
-        DataError: the split has no clip, or the data set lacks what a side of the model takes.
+        DataError: the split has no clip, or the data set lacks the modality of a side of the model.
     """
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
@@ -156,7 +158,7 @@ def evaluate(
 
 @attrs.frozen(eq=False)
 class _Split:
-    """Clips of a split, encoded and scored, and all else that a metric needs."""
+    """A split, encoded and scored, with everything that the metrics need."""
 
     model: "CLIP"
     x: Side
@@ -175,7 +177,7 @@ class _Split:
 
 
 class _Absent(Exception):
-    """Reason why this model and data set do not allow a metric."""
+    """The reason why a metric cannot be computed for this model and data set."""
 
 
 def _measured(given: _Split, split: str) -> Evaluation:
@@ -268,7 +270,7 @@ def _order(given: _Split) -> dict[str, Metric]:
     samples = given.resamples(given.clips)
     results = {}
     for score in given.scores:
-        # Both through the same function, so that a difference in rounding favours neither.
+        # Both go through the same function, so that a difference in rounding favours neither.
         if score == "sequence":
             own = sequence_pair_scores(model, x, own_text, every)
             others = sequence_pair_scores(model, x, text, owner)
@@ -290,7 +292,7 @@ def _all_scores(model: "CLIP", x: Encoded, y: Encoded) -> dict[str, Tensor]:
 
 
 def _chance_recall(hits: list[int], gallery: int) -> dict[str, float]:
-    # A random order has no hit among its first k with the probability C(n - h, k) / C(n, k).
+    # A random order has no hit among its first k with probability C(n - h, k) / C(n, k).
     return {
         f"R@{k}": sum(1 - comb(gallery - h, k) / comb(gallery, k) for h in hits) / len(hits)
         for k in RECALL_AT

@@ -1,8 +1,8 @@
 """Retrieval, zero-shot and order metrics over score matrices, and bootstrap intervals.
 
-Pure functions of tensors: no model, no data set, no randomness except the seeded bootstrap.
-Every tie counts against the model (or, for order accuracy, as one half), so that a model which
-gives everything the same score gains nothing.
+These are pure functions of tensors: no model, no data set, no randomness except the seeded
+bootstrap. Every tie counts against the model (or, for order accuracy, as one half), so that
+constant scores gain nothing.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,7 +19,7 @@ def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
     """Return a matrix that is True at (i, j) if items i and j carry the same caption.
 
     Args:
-        captions: captions, or keys that stand for them.
+        captions: captions, or keys that represent them.
     """
     number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
@@ -33,12 +33,12 @@ def retrieval_ranks(scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"]) -> 
 
     Args:
         scores: score of each query (row) with each gallery item (column).
-        hits: the gallery items that answer each query, at least one per row.
+        hits: the correct gallery items of each query, at least one per row.
 
     Returns:
         One rank per query. Ties count against the model: a wrong item with the score of the best
-        hit comes before it, so constant scores rank last and not first. Hits do not push each
-        other down. Wrong items do, each on its own, even if several carry the same caption.
+        hit comes before it, so with constant scores the hits rank last and not first. Other hits do
+        not lower the rank. Each wrong item does, even if several have the same caption.
 
     Raises:
         ValueError: shapes differ, a query has no hit, or a score is NaN.
@@ -78,7 +78,7 @@ def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) ->
 
 @attrs.frozen(eq=False)
 class OrderCounts:
-    """Permuted captions per clip: `wins` of its own caption against them, and `pairs` in all."""
+    """Comparisons of each clip's caption with its permuted captions: `wins`, and all `pairs`."""
 
     wins: Float[Tensor, "N"]
     pairs: Float[Tensor, "N"]
@@ -91,7 +91,7 @@ def order_counts(
 
     Order accuracy is ``sum(wins) / sum(pairs)``: the share of pairs (clip, permuted caption) in
     which the caption with the actions in their true order scores higher. A tie counts one half,
-    so a score that ignores order gets 1/2, the value of chance.
+    so a score that ignores order gets 1/2, the chance level.
 
     Args:
         own: score of each clip with its own caption.
@@ -118,7 +118,7 @@ def order_counts(
 
 @attrs.frozen
 class Estimate:
-    """Value of a metric with its 95 % bootstrap interval, over `count` clips (or pairs)."""
+    """The value of a metric with its 95 % bootstrap interval, over `count` clips (or pairs)."""
 
     value: float
     low: float
@@ -129,8 +129,8 @@ class Estimate:
 def resamples(count: int, *, draws: int = 1000, seed: int = 0) -> Int[Tensor, "R N"]:
     """Return the indices of `draws` bootstrap samples, each of `count` clips with replacement.
 
-    One set of resamples serves every metric of an evaluation, so that the intervals of two
-    metrics, or of two models on the same clips, come from the same draws.
+    Use one set of resamples for all metrics of an evaluation, so that the intervals of two metrics,
+    or of two models on the same clips, come from the same draws.
     """
     if count < 1 or draws < 1:
         raise ValueError(f"count and draws must be at least 1, got {count} clips and {draws} draws")
@@ -147,9 +147,9 @@ def mean_estimate(
 ) -> Estimate:
     """Return the mean of per-clip values with a percentile bootstrap interval over clips.
 
-    With `pairs` the statistic is the ratio ``sum(values) / sum(pairs)``. Clips are resampled
-    whole, because the pairs of one clip depend on each other. The percentiles leave out resamples
-    without any pair.
+    With `pairs`, the statistic is the ratio ``sum(values) / sum(pairs)``. Whole clips are
+    resampled, because the pairs of one clip depend on each other. Resamples without any pair are
+    left out of the percentiles.
     """
     values = values.double()
     weights = torch.ones_like(values) if pairs is None else pairs.double()
@@ -177,8 +177,8 @@ def median_estimate(
 def retrieval_estimates(ranks: Int[Tensor, "N"], draws: Int[Tensor, "R N"]) -> dict[str, Estimate]:
     """Return R@1, R@5, R@10, median rank and mean reciprocal rank (MRR) of one direction.
 
-    R@k is the share of queries whose best hit is among the first k. Queries are resampled and the
-    gallery is not, so that a rank means the same in every resample.
+    R@k is the share of queries whose best hit is among the first k. Queries are resampled, but the
+    gallery is not, so that ranks are comparable between resamples.
     """
     estimates = {f"R@{k}": mean_estimate((ranks <= k).double(), draws) for k in RECALL_AT}
     estimates["median rank"] = median_estimate(ranks, draws)
@@ -187,7 +187,7 @@ def retrieval_estimates(ranks: Int[Tensor, "N"], draws: Int[Tensor, "R N"]) -> d
 
 
 def _median(values: Float[Tensor, "*R N"]) -> Float[Tensor, "*R"]:
-    # torch.quantile refuses more than 16 million numbers.
+    # torch.quantile rejects more than 16 million numbers.
     count = values.shape[-1]
     ordered = values.sort(dim=-1).values
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2.0

@@ -1,4 +1,4 @@
-"""Tables of evaluations for people."""
+"""Human-readable tables of evaluations."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def metric_table(
     title: str,
     absent: Mapping[str, str] | None = None,
 ) -> "Table":
-    """Return a rich table of metrics, cut into their sections.
+    """Return a rich table of metrics, grouped by section.
 
     Args:
         columns: title of a column -> metric name -> value.

@@ -1,4 +1,4 @@
-"""Training batches: the checks of keys, sizes and values, and which items are positives."""
+"""Training batches: checks of keys, sizes and values, and groups of items that are positives."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from torch import Tensor
 from clipseq.encoders import Inputs, Tower
 from clipseq.encoders.frames import first_not_finite
 from clipseq.encoders.inputs import batch_size
-from clipseq.errors import closest
+from clipseq.errors import find_closest
 
 
 def read_batch(
     batch: Any, batch_idx: int, x: Tower, y: Tower, *, micro_batch: int | None
 ) -> tuple[Inputs, Inputs]:
-    """Check a batch of both sides once, and return what the towers encode.
+    """Check both sides of a batch once, and return the inputs that the towers encode.
 
     Raises:
         TypeError, ValueError: see `CLIP.training_step`.
@@ -57,7 +57,7 @@ def read_batch(
 def _check_finite(tower: Tower, inputs: Inputs, batch_idx: int, micro_batch: int | None) -> None:
     """Raise ValueError naming the first view and item with NaN or infinity in a real frame."""
     maps, mask = tower.maps(inputs), inputs.mask
-    # A few items at a time: the check takes as much memory as the maps it looks at.
+    # A few items at a time: the check takes as much memory as the maps that it checks.
     batch = max((len(values) for values in maps.values()), default=0)
     size = micro_batch or max(batch, 1)
     for start in range(0, batch, size):
@@ -67,20 +67,21 @@ def _check_finite(tower: Tower, inputs: Inputs, batch_idx: int, micro_batch: int
             view, item = found
             raise ValueError(
                 f"batch {batch_idx}: {tower.name} view {view!r} must be finite in real frames, got "
-                f"NaN or infinity in item {start + item}; mend or leave out that recording "
-                f"(padded frames may hold anything)"
+                f"NaN or infinity in item {start + item}; correct or leave out that recording "
+                f"(padded frames may hold any values)"
             )
 
 
 def _check_keys(batch: Mapping[str, Any], batch_idx: int, x: Tower, y: Tower) -> None:
-    # A misspelt key would have padding trained on. Only that is refused: "radar_path" and "text_id"
-    # are the caller's own, and so is "lengths" next to a mask, or next to captions.
+    # With a misspelt key of lengths or a mask, the model would train on padding. Only such a key is
+    # an error: "radar_path" and "text_id" may be in a batch, and so may "lengths" if there is a
+    # mask, or if the text is captions.
     optional = (*x.optional_keys, *y.optional_keys)
     misnamed = _misnamed(x, y)
     for key, value in batch.items():
         if not isinstance(key, str) or key in (*optional, x.name, y.name):
             continue
-        meant = misnamed.get(key) or closest(key, optional, cutoff=0.88)
+        meant = misnamed.get(key) or find_closest(key, optional, cutoff=0.88)
         if meant is None or not _may_be(meant, value):
             continue
         tower = x if meant in x.optional_keys else y
@@ -95,7 +96,7 @@ def _check_keys(batch: Mapping[str, Any], batch_idx: int, x: Tower, y: Tower) ->
 
 
 def _misnamed(x: Tower, y: Tower) -> dict[str, str]:
-    """Return likely wrong names of the optional keys: those of the first signal, of the text."""
+    """Return likely wrong names of the optional keys of the first signal and of the text."""
     meant: dict[str, str] = {}
     signal = next((tower for tower in (x, y) if tower.is_signal), None)
     if signal is not None:
@@ -109,7 +110,7 @@ def _misnamed(x: Tower, y: Tower) -> dict[str, str]:
 
 
 def _may_be(key: str, value: object) -> bool:
-    """Return whether lengths, or a mask, could look like this."""
+    """Return True if `value` could be lengths or a mask, whichever `key` stands for."""
     if isinstance(value, Tensor):
         dimensions = 1 if key.endswith("_lengths") else 2
         return value.ndim == dimensions and not value.is_floating_point()
@@ -119,7 +120,7 @@ def _may_be(key: str, value: object) -> bool:
 def caption_groups(text: Any, mask: Tensor | None = None) -> Int[Tensor, "B"] | None:
     """Return one integer for each item, equal where the captions (or real token ids) are equal.
 
-    They are 64-bit hashes, so they mean the same in every process of a distributed run.
+    They are 64-bit hashes, so they can be compared between the processes of a distributed run.
 
     Args:
         text: captions, or token ids (B, L).

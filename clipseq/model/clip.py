@@ -1,4 +1,4 @@
-"""CLIP over two towers that keeps, and compares, their two sequences."""
+"""CLIP with two towers, which keeps their two sequences and compares them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from clipseq.encoders.inputs import batch_size
 from clipseq.encoders.micro_batches import encode_in_micro_batches
 from clipseq.encoders.text import check_captions
 from clipseq.engine.unit_vectors import cosines
-from clipseq.errors import nearest
+from clipseq.errors import suggest
 from clipseq.model.batches import caption_groups, read_batch
 from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
@@ -37,30 +37,30 @@ class CLIP(LoadsPretrained):
 
     ``loss_total = (1 - w)·loss_clip + w·loss_seq`` with w = `sequence_similarity_weight`. With
     w = 0 it is plain CLIP: nothing is computed from the sequences, and loss_seq is not reported.
-    With w = 1 loss_clip is reported and trains nothing.
+    With w = 1, loss_clip is reported but has no effect on training.
 
-    The model has two sides, x and y. Either is a signal, a text, or a module of the user's own;
-    by default x is a signal named "radar" and y a text named "text". The names are the keys of a
-    batch and appear in metrics and error texts.
+    The model has two sides, x and y. Each is a signal, a text, or a user's module; by default, x is
+    a signal named "radar" and y a text named "text". The names are the keys of a batch and appear
+    in metrics and error texts.
 
     Args:
-        encoder_cfg: the tower of x: a `SignalConfig`, a `TextConfig`, a dictionary of the fields of
-            one (with ``tower="text"`` for the latter), or a module that returns `Sequences` (see
-            `ModuleTower`), whose attribute `name`, if it has one, is the side's name.
-        text_cfg: the tower of y, likewise; a dictionary means a `TextConfig` here, unless it has
-            ``tower="signal"``.
+        encoder_cfg: the tower of x: a `SignalConfig`, a `TextConfig`, or a dictionary of the fields
+            of either (with ``tower="text"`` for a text); or a module that returns `Sequences` (see
+            `ModuleTower`). If the module has an attribute `name`, that is the side's name.
+        text_cfg: the tower of y, likewise, except that a dictionary means a `TextConfig`, unless it
+            has ``tower="signal"``.
         context_length: largest number of tokens of a caption.
         transformer_width: D of all features, pooled and in sequence.
         transformer_layers: number of blocks of each tower.
         transformer_heads: number of attention heads of each block.
         temperature: sets the initial value of the learnable scales, 1 / temperature; finite, at
-            least 0.01. A loss with a starting scale of its own, such as SigLIP's 10, ignores it.
+            least 0.01. A loss with its own initial scale, such as SigLIP's 10, ignores it.
         use_siglip: shorthand for ``loss="siglip"``.
         loss: any registered loss, for pooled features and for sequences: "clip" (InfoNCE),
             "siglip", or one that a plugin offers.
         loss_options: options of that loss.
-        use_sequence_similarity: False: plain CLIP, without any further parameter, and with the
-            same weights from the same seed.
+        use_sequence_similarity: False: plain CLIP, without the parameters of a similarity; the same
+            seed gives the towers the same initial weights.
         sequence_similarity_type: any registered similarity.
         sequence_similarity_weight: w, in [0, 1]; may be changed while training.
         sequence_similarity_options: options of that similarity.
@@ -71,21 +71,21 @@ class CLIP(LoadsPretrained):
         x_encoder: the tower of x.
         y_encoder: the tower of y.
         metrics: after each `training_step`, name -> detached scalar: loss_clip, loss_seq,
-            loss_total, scale, seq_scale, with SigLIP bias and seq_bias, weight/<part> of
-            ``combined``, and feature norms (norm/...) if `_log_norm_stats` is set.
+            loss_total, scale and seq_scale; bias and seq_bias with SigLIP; weight/<part> with
+            ``combined``; and feature norms (norm/...) if `_log_norm_stats` is set.
         sequence_loss_fn: the `SequenceLoss`, whose `similarity_fn` is the similarity; or None.
-        micro_batch: None, or the largest number of items of a batch that `training_step` encodes
-            at a time, for batches larger than memory: gradient caching (arXiv:2101.06983). The loss
-            is that of the whole batch, and it and the gradients are unchanged up to rounding and
-            up to the draws of dropout. Memory is that of a micro-batch, of the towers' outputs for
-            the whole batch, and of the loss; time is one more forward of the towers. May be
-            changed at any time; a positive whole number, else a ValueError.
+        micro_batch: None, or the largest number of items that `training_step` encodes at a time,
+            for batches larger than memory: gradient caching (arXiv:2101.06983). The loss is still
+            that of the whole batch; it and the gradients are the same except for rounding and the
+            draws of dropout. Memory: one micro-batch, the towers' outputs for the whole batch, and
+            the loss. Time: one more forward of the towers. It may be changed at any time; a value
+            that is not a positive whole number raises ValueError.
 
     Raises:
         ConfigError: an unknown or ill-typed key in a dictionary; an option that does not have its
             annotated type (numpy's numbers, and an int for a float, are fine); two equal names.
-        UnknownSimilarityError, UnknownLossError, TypeError, ValueError: a similarity, a loss or an
-            option of one that does not exist; a value out of its range.
+        UnknownSimilarityError, UnknownLossError, TypeError, ValueError: a similarity, a loss or one
+            of their options does not exist; a value is out of its range.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class CLIP(LoadsPretrained):
         sequence_similarity_options: Mapping[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
     ):
-        arguments = locals()  # each option is spelled in the signature and in ModelConfig only
+        arguments = locals()  # options are listed only in the signature and in ModelConfig
         super().__init__()
         names = [field.name for field in attrs.fields(ModelConfig)]
         self.config = ModelConfig(**{name: arguments[name] for name in names})
@@ -117,8 +117,8 @@ class CLIP(LoadsPretrained):
 
         self.x_encoder, self.y_encoder = make_towers(self.config)
         self.clip_loss_fn = make_pair_loss(self.config)
-        # Last, and with the random state put back: the towers' weights, and all that is drawn
-        # later, are the same with and without it.
+        # Built last, and with the random state restored, so that the towers' weights and all later
+        # draws are the same with and without it.
         self.sequence_loss_fn: SequenceLoss | None = None
         if self.config.use_sequence_similarity:
             with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ class CLIP(LoadsPretrained):
 
     @property
     def text_tower(self) -> Tower | None:
-        """The tower of captions: that of y if it reads a text, else that of x, or None."""
+        """The tower that reads text: that of y, else that of x, or None."""
         towers = (self.y_encoder, self.x_encoder)
         return next((tower for tower in towers if not tower.is_signal), None)
 
@@ -172,16 +172,16 @@ class CLIP(LoadsPretrained):
 
     @gathers_weights
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
-        """Return the loss of one batch, for ``loss.backward()``; its parts are left in `metrics`.
+        """Return the loss of one batch, for ``loss.backward()``, and set `metrics` to its parts.
 
-        Every input is checked here once, and the towers encode what has been checked.
+        Every input is checked here, once.
 
         Args:
             batch: x and y under their `names`, where x[i] belongs to y[i], and optionally
-                ``<name>_lengths`` (signals) and ``<name>_mask``; see `forward`. Other keys are left
-                alone, unless they look like one of these that is missing. Items whose captions are
-                one text to the tokenizer (or are equal, in a text tower without one) are positives
-                of one another.
+                ``<name>_lengths`` (signals) and ``<name>_mask``; see `forward`. Other keys are
+                ignored, unless one looks like a misspelling of these. Items whose captions have the
+                same token ids (or are equal, if the text tower has no tokenizer) are positives of
+                one another.
             batch_idx: number of the batch, for error texts.
 
         Returns:
@@ -189,9 +189,9 @@ class CLIP(LoadsPretrained):
 
         Raises:
             ValueError: a side is missing, or a key is misspelt; an empty batch; sides of different
-                sizes; NaN or infinity in a real frame (it names view, item and batch); and the
-                errors of `forward`.
-            TypeError: the batch is not a mapping; and the errors of `forward`.
+                sizes; NaN or infinity in a real frame (the error names view, item and batch); see
+                also `forward`.
+            TypeError: the batch is not a mapping; see also `forward`.
         """
         x, y = read_batch(batch, batch_idx, *self.towers, micro_batch=self.micro_batch)
         x_pooled, x_seq = self._encode(self.x_encoder, x)
@@ -234,11 +234,12 @@ class CLIP(LoadsPretrained):
                 default names: radar_lengths, radar_mask, text_mask.
 
         Returns:
-            (B, D), (C, D), not normalised; then (B, T', D), (C, L', D), whose padded steps are
-            zero. `encode_sequences(..., return_masks=True)` returns the masks.
+            (B, D) and (C, D), not normalised; with `return_sequences` also (B, T', D) and
+            (C, L', D), whose padded steps are zero. For their masks, use
+            `encode_sequences(..., return_masks=True)`.
 
         Raises:
-            TypeError: another keyword; and the errors of the towers.
+            TypeError: an unknown keyword; see also the towers.
             ValueError: see the towers.
         """
         (x_pooled, x_seq), (y_pooled, y_seq) = self._both(x, y, extra, sequences=return_sequences)
@@ -265,7 +266,7 @@ class CLIP(LoadsPretrained):
     def encode_batch(
         self, name: str, values: Any, *, lengths: Any = None, mask: Tensor | None = None
     ) -> Encoded:
-        """Return one side's pooled features (B, D), and its sequences if the model compares any.
+        """Return one side's pooled features (B, D), and its sequences if the model compares them.
 
         Args:
             name: one of `names`.
@@ -274,13 +275,13 @@ class CLIP(LoadsPretrained):
             mask: bool, True at a real frame or token id.
 
         Raises:
-            ValueError: another name; and the errors of the tower.
+            ValueError: an unknown name; see also the towers.
             TypeError: see the towers.
         """
         if name not in self.names:
             known = ", ".join(self.names)
             raise ValueError(
-                f"name must be one of {known}, got {name!r}{nearest(name, self.names)}"
+                f"name must be one of {known}, got {name!r}{suggest(name, self.names)}"
             )
         tower = self.towers[self.names.index(name)]
         return tower(values, lengths=lengths, mask=mask, sequences=self.compares_sequences)
@@ -289,9 +290,9 @@ class CLIP(LoadsPretrained):
     def similarity(self, x: Any, y: Any, /, **extra: Any) -> Float[Tensor, "B C"]:
         """Return the similarity of every x with every y, in [-1, 1]; arguments as in `forward`.
 
-        It is the sequence similarity with masks honoured, or the cosine of the pooled features in
-        a model that compares no sequences (see `compares_sequences`). It is computed in float32 or
-        better, also under autocast and in a model of half precision.
+        It is the sequence similarity, with masks applied, or the cosine of the pooled features if
+        the model does not compare sequences (see `compares_sequences`). It is computed in float32
+        or better, even under autocast and in a model in half precision.
         """
         sequences = self.compares_sequences
         (x_pooled, x_seq), (y_pooled, y_seq) = self._both(x, y, extra, sequences=sequences)
@@ -300,10 +301,10 @@ class CLIP(LoadsPretrained):
         return self.sequence_loss_fn.scores(x_seq.values, y_seq.values, x_seq.mask, y_seq.mask)
 
     def caption_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
-        """Return one integer for each caption, equal where they are one text to the model.
+        """Return one integer for each caption, equal where the model reads the same text.
 
-        Captions are one text if the tokenizer makes the same ids of them, whatever case and white
-        space it folds; in a text tower without a tokenizer, if they are equal.
+        It reads the same text if the tokenizer returns the same ids, for example because it ignores
+        case and white space; in a text tower without a tokenizer, if the captions are equal.
 
         Raises:
             TypeError, ValueError: the model has no text tower; see also `TextTower.read`.
@@ -334,7 +335,7 @@ class CLIP(LoadsPretrained):
             if key not in known:
                 raise TypeError(
                     f"keyword arguments must be among {', '.join(known)}, got {key!r}"
-                    f"{nearest(key, known)}"
+                    f"{suggest(key, known)}"
                 )
         return [
             tower(

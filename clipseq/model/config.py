@@ -7,14 +7,14 @@ from typing import Any
 import attrs
 from torch import nn
 
-from clipseq.config import of_type, structure
+from clipseq.config import require_type, structure
 from clipseq.encoders import SignalConfig, TextConfig, Tokenizer
 from clipseq.encoders.config import check_name, tower_config, tower_table
 from clipseq.errors import ConfigError
 from clipseq.registry import available_losses
 
 TowerOption = SignalConfig | TextConfig | Mapping[str, Any] | nn.Module | None
-"""The description of a tower: a config, a table of its fields, or the tower itself."""
+"""The description of a tower: a config, a table of its fields, or a module to use as the tower."""
 
 
 @attrs.frozen
@@ -24,8 +24,8 @@ class Side:
     Attributes:
         argument: the option that describes its tower.
         tower: the attribute of the model that holds its tower.
-        kind: the kind of its tower, unless the option says otherwise.
-        name: its name, unless the option says otherwise.
+        kind: the kind of its tower, by default.
+        name: its name, by default.
     """
 
     argument: str
@@ -45,8 +45,8 @@ SIDES = (
 class ModelConfig:
     """The options of a `CLIP`, with the names, defaults and meanings of its arguments.
 
-    Values are checked and converted: tables become tower configs, missing options an empty
-    dictionary, lists in options tuples, numpy's numbers Python's own.
+    Values are checked and converted: tables become tower configs, options of None an empty
+    dictionary, lists in options tuples, and numpy's numbers Python numbers.
 
     Raises:
         ConfigError: an option of the wrong type, an unknown or ill-typed key of a tower's table,
@@ -73,12 +73,12 @@ class ModelConfig:
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(ModelConfig):
             value = getattr(self, field.name)
-            # A value that merely resembles its type, as 1 resembles True, would train and then
-            # fail to load.
+            # A model with a value of a similar type, such as 1 for True, would train but then fail
+            # to load.
             if field.type in (int, float, bool, str):
-                self._set(field.name, of_type(field.type, value, where=field.name))
+                self._set(field.name, require_type(field.type, value, where=field.name))
             elif field.name.endswith("_options"):
-                options = of_type(dict, {} if value is None else value, where=field.name)
+                options = require_type(dict, {} if value is None else value, where=field.name)
                 self._set(field.name, lists_to_tuples(options))
         for side in SIDES:
             given = getattr(self, side.argument)
@@ -90,7 +90,7 @@ class ModelConfig:
             if self.loss not in ("clip", "siglip"):
                 raise ValueError(
                     f"loss must be 'siglip' if use_siglip is True, got {self.loss!r}; "
-                    f"leave out one of the two"
+                    f"pass only one of them"
                 )
             self._set("loss", "siglip")
         self._check_temperature()
@@ -132,7 +132,7 @@ class ModelConfig:
     def table(self) -> dict[str, Any]:
         """Return the table that `from_table` turns back into this config.
 
-        A tower that is a module leaves only its name; the tokenizer is left out.
+        A tower that is a module is represented only by its name; the tokenizer is left out.
         """
         options = attrs.asdict(self, recurse=False)
         del options["tokenizer"]
@@ -178,7 +178,7 @@ class ModelConfig:
                 )
 
     def _check_temperature(self) -> None:
-        # A loss that starts at the temperature must not start above its largest scale, 100.
+        # A loss that starts at 1 / temperature must not start above its largest scale, 100.
         info = available_losses([self.loss]).get(self.loss)
         starts = info is not None and info.starts_at_temperature
         bounded = starts and not {"init_scale", "max_scale"} & set(self.loss_options or ())
@@ -189,7 +189,7 @@ class ModelConfig:
 
 
 def lists_to_tuples(value: Any) -> Any:
-    """Return `value` with its lists as tuples, which TOML and JSON cannot hold."""
+    """Return `value` with lists replaced by tuples, which TOML and JSON cannot represent."""
     if isinstance(value, Mapping):
         return {key: lists_to_tuples(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -32,7 +32,7 @@ def make_towers(config: ModelConfig) -> tuple[Tower, Tower]:
 
 
 def make_pair_loss(config: ModelConfig) -> PairLoss:
-    """Build the loss; a loss that starts at the temperature gets it as its initial scale.
+    """Build the loss, with `init_scale` = 1 / temperature if it starts at the temperature.
 
     Raises:
         UnknownLossError, TypeError, ValueError: see `get_loss`, and the loss.
@@ -59,8 +59,8 @@ def _make_tower(tower: object, side: Side, name: str, config: ModelConfig) -> To
     width = config.transformer_width
     layers, heads = config.transformer_layers, config.transformer_heads
     if isinstance(tower, nn.Module):
-        # A module without a name of its own is what its side is by default; one with a name is
-        # taken for a signal.
+        # A module without its own name is of the default kind of its side; one with a name is
+        # taken to be a signal.
         signal = side.kind == "signal" or name != side.name
         return ModuleTower(tower, width=width, name=name, signal=signal)
     if isinstance(tower, SignalConfig):

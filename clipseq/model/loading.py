@@ -44,21 +44,21 @@ class LoadsPretrained(SavesPretrained):
         encoder_cfg: nn.Module | None = None,
         text_cfg: nn.Module | None = None,
     ) -> Model:
-        """Load the model that `save_pretrained` wrote: in eval mode, on the CPU, in its own dtypes.
+        """Load the model that `save_pretrained` wrote, in eval mode, on the CPU, in saved dtypes.
 
-        To load a model of the hub:
+        To load a model from the hub, call
         ``CLIP.from_pretrained(huggingface_hub.snapshot_download("owner/name"))``.
 
         Args:
             directory: the folder that it was saved into.
-            encoder_cfg: the tower of x, if that was a module of the user's own; the saved weights
-                are loaded into it.
+            encoder_cfg: the tower of x, if that was a user's module; the saved weights are loaded
+                into it.
             text_cfg: the tower of y, likewise.
 
         Raises:
             CheckpointError: a file is missing, corrupt or unreadable; a similarity or a loss is not
-                installed (it names plugin, distribution and version); weights do not fit (it lists
-                the keys); a tower was a module and is not given.
+                installed (the error names plugin, distribution and version); weights do not fit
+                (the error lists the keys); a tower was a module, which is not given.
             ValueError: a module is given for a tower that was not a module.
         """
         directory = Path(directory)
@@ -78,7 +78,7 @@ class LoadsPretrained(SavesPretrained):
         if saved.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(saved.tokenizer, directory)
         try:
-            # The initial weights are drawn only to be replaced.
+            # The initial weights are replaced below, so their draws must not change later ones.
             with torch.random.fork_rng(devices=[]):
                 model = cls(**options)
         except (TypeError, ValueError) as error:
@@ -204,7 +204,7 @@ def _load_weights(model: SavesPretrained, directory: Path) -> None:
     if any(problems.values()):
         lines = [f"{problem}: {', '.join(keys)}" for problem, keys in problems.items() if keys]
         raise CheckpointError(f"the weights in {path} do not fit the model; " + "; ".join(lines))
-    # Each weight in the dtype it was saved in: a float64 model comes back bit by bit.
+    # Each weight keeps the dtype that it was saved in: a float64 model is restored exactly.
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

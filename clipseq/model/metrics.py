@@ -1,4 +1,4 @@
-"""Values that `CLIP.training_step` reports besides its losses."""
+"""Values that `CLIP.training_step` reports in addition to its losses."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
 """The files of a saved model: config.json, model.safetensors, the tokenizer; never pickle.
 
-config.json          the options the model was built with, and the similarities and losses that are
-                     needed to build it again: each with its distribution and version
+config.json          the options that the model was built with, and the similarities and losses that
+                     are needed to build it again, each with its distribution and version
 model.safetensors    every weight (only the projection of a Hugging Face text tower)
 tokenizer.json       a trained tokenizer
 y_encoder/           a Hugging Face text tower: config, weights (safetensors) and tokenizer; in
@@ -22,7 +22,7 @@ from clipseq.sequence_loss import SequenceLoss
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FILES = (WEIGHTS, FILE_NAME, *(side.tower for side in SIDES), CONFIG)
-"""The files and folders that a save may write, in the order of their move into place."""
+"""The files and folders that a save may write, in the order in which they are moved into place."""
 
 
 @attrs.frozen
@@ -44,9 +44,9 @@ class SavedModel:
 
     Attributes:
         clipseq_version: the version that wrote it.
-        model: the options of the model, those of its similarity and loss in full.
-        modules: class of each tower that was a module of the user's own, by its argument.
-        tokenizer: kind of the tokenizer; None if no tower has one that is ours.
+        model: the options of the model, with all options of its similarity and loss.
+        modules: class of each tower that was a user's module, by its argument.
+        tokenizer: kind of the tokenizer; None if no tower has one of clipseq's tokenizers.
         similarities: the similarities in it, with their origins.
         losses: the losses in it, with their origins.
     """

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipseq import __version__
-from clipseq.config import plain, unstructure
-from clipseq.distributed.sharding import by_the_first_process, unsharded_class, whole_state
+from clipseq.config import to_plain, unstructure
+from clipseq.distributed.sharding import gather_state, run_in_first_process, unsharded_class
 from clipseq.encoders import HuggingFaceTextTower, ModuleTower, SignalTower, TextTower
 from clipseq.model.config import SIDES, ModelConfig
 from clipseq.model.saved import (
@@ -32,7 +32,7 @@ from clipseq.registry import available_losses, available_similarities
 from clipseq.similarity import Similarity
 
 PREVIOUS = "previous"
-"""The folder, inside a save's own, that holds the files which the save replaces."""
+"""The folder, inside the temporary folder of a save, for the files that the save replaces."""
 
 
 class SavesPretrained(TwoTowers):
@@ -44,20 +44,21 @@ class SavesPretrained(TwoTowers):
         Everything is written to a folder inside `directory` first and then moved into place, so
         an interrupted save leaves the previous files. Other files in `directory` are left alone.
 
-        The options of similarity and loss are recorded in full: "combined" with the parts it has
-        now, so that a plugin that is installed later does not change the model.
+        All options of similarity and loss are recorded: "combined" with the parts that it has now,
+        so that a plugin that is installed later does not change the model.
 
-        A model that FSDP2 has sharded is saved whole: every process must call this, as its weights
-        are gathered from all of them; the first process writes, and all return when it is done.
+        A model that FSDP2 has sharded is saved whole. Every process must call this method, because
+        weights are gathered from all of them; the first process writes, and all return when it is
+        done.
 
         Raises:
             ValueError: a value that JSON cannot hold, most likely an option of the similarity.
             OSError: the directory cannot be written.
             ClipseqError: in the other processes, if the first could not write.
         """
-        state, sharded = whole_state(self)
+        state, sharded = gather_state(self)
         if sharded:
-            by_the_first_process(lambda: _save(self, state, Path(directory)))
+            run_in_first_process(lambda: _save(self, state, Path(directory)))
         else:
             _save(self, state, Path(directory))
 
@@ -70,7 +71,7 @@ class SavesPretrained(TwoTowers):
                 private, token, branch, create_pr, ...
 
         Returns:
-            the address of the commit.
+            The address of the commit.
 
         Raises:
             ImportError: huggingface_hub is not installed.
@@ -104,7 +105,7 @@ def resolve_options(
             for part, inner in parts.items()
         }
         if "weights" in info.options:
-            # The initial weights; the present ones are in the weights file.
+            # These are the initial weights; the current ones are in the weights file.
             start = options.get("weights") or {}
             resolved["weights"] = {
                 part: start.get(part, inner.default_weight) for part, inner in parts.items()
@@ -119,7 +120,7 @@ def _save(model: TwoTowers, state: dict[str, Tensor], directory: Path) -> None:
         _write(model, state, staging)
         _move_into_place(staging, directory)
     except BaseException:
-        # A second interrupt may have stopped the restoring; then the old files are only here.
+        # A second interrupt may have stopped the restoration; then the old files are only here.
         if not any((staging / PREVIOUS).glob("*")):
             shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -128,7 +129,7 @@ def _save(model: TwoTowers, state: dict[str, Tensor], directory: Path) -> None:
 
 def _write(model: TwoTowers, state: Mapping[str, Tensor], directory: Path) -> None:
     (directory / CONFIG).write_text(_as_json(_describe(model)) + "\n", encoding="utf-8")
-    # Cloned: safetensors refuses tensors that share memory, as tied weights do.
+    # Cloned, because safetensors rejects tensors that share memory, as tied weights do.
     own = own_weights(model, state)
     weights = {name: value.clone().contiguous() for name, value in own.items()}
     save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
@@ -142,7 +143,7 @@ def _write(model: TwoTowers, state: Mapping[str, Tensor], directory: Path) -> No
     for tower in (model.x_encoder, model.y_encoder):
         if isinstance(tower, TextTower):
             tower.tokenizer.save(directory)
-    # safetensors makes files that only the owner may read, whatever the umask.
+    # safetensors creates files that only the owner may read, whatever the umask.
     for path in directory.rglob("*.safetensors"):
         shutil.copymode(directory / CONFIG, path)
 
@@ -184,7 +185,7 @@ def _describe(model: TwoTowers) -> SavedModel:
 
 
 def _loss_options(config: ModelConfig) -> dict[str, Any]:
-    """Return all options of the loss; the scale that it started at is in the weights file."""
+    """Return all options of the loss, without an initial scale that comes from the temperature."""
     info = available_losses([config.loss])[config.loss]
     options = {**info.options, **(config.loss_options or {})}
     if info.starts_at_temperature and "init_scale" not in (config.loss_options or {}):
@@ -195,18 +196,18 @@ def _loss_options(config: ModelConfig) -> dict[str, Any]:
 def _as_json(saved: SavedModel) -> str:
     table = attrs.asdict(saved, recurse=False) | {"model": saved.model.table()}
     try:
-        return json.dumps(plain(unstructure(table)), indent=2, allow_nan=False)
+        return json.dumps(to_plain(unstructure(table)), indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         path, value, cause = _not_json("", table["model"], error)
         raise ValueError(
-            f"{path} must be something that JSON can hold, got {value!r} "
+            f"{path} must be a value that JSON can represent, got {value!r} "
             f"({type(value).__name__}): {cause}; use plain, finite numbers, strings, lists and "
             f"dictionaries"
         ) from None
 
 
 def _not_json(path: str, value: Any, cause: Exception) -> tuple[str, Any, Exception]:
-    """Return the innermost value that JSON cannot hold: its dotted path, itself, and the cause."""
+    """Find the innermost value that JSON cannot represent; return its path, it and the cause."""
     items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, Mapping):
         items = value.items()
@@ -214,14 +215,14 @@ def _not_json(path: str, value: Any, cause: Exception) -> tuple[str, Any, Except
         items = enumerate(value)
     for key, item in items:
         try:
-            json.dumps(plain(unstructure({str(key): item})), allow_nan=False)
+            json.dumps(to_plain(unstructure({str(key): item})), allow_nan=False)
         except (TypeError, ValueError) as error:
             return _not_json(f"{path}.{key}" if path else str(key), item, error)
     return path, value, cause
 
 
 def _move_into_place(staging: Path, directory: Path) -> None:
-    """Replace all files or none: the old ones are set aside, and put back if anything fails."""
+    """Replace all files or none: old files are set aside, and restored if a move fails."""
     previous = staging / PREVIOUS
     previous.mkdir()
     placed: list[str] = []

@@ -1,7 +1,7 @@
-"""The registry of similarities and losses that plugins offer through the entry points `clipseq`.
+"""The registry of similarities and losses that plugins offer through entry points `clipseq`.
 
-`discovery` finds and loads plugins, `validation` holds the rules for what they offer, `lookup`
-answers by name, and `hookspecs` defines the hooks.
+`discovery` finds and loads plugins, `validation` checks the classes that they offer, `lookup` lists
+and creates by name, and `hookspecs` defines the hooks.
 """
 
 from clipseq.registry.discovery import FailedPlugin, LoadedPlugin

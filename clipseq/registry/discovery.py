@@ -1,4 +1,4 @@
-"""The plugins that are installed: found through entry points, each loaded on its own."""
+"""Discovery of installed plugins through entry points; each is loaded independently."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ import attrs
 import pluggy
 
 from clipseq import losses
-from clipseq.errors import PluginError, PluginWarning, nearest
+from clipseq.errors import PluginError, PluginWarning, suggest
 from clipseq.registry import hookspecs
 from clipseq.registry.validation import (
     Info,
@@ -42,8 +42,8 @@ class LoadedPlugin:
         version: that distribution's version.
         similarities: the names of the similarities that it offers.
         losses: the names of the losses that it offers.
-        seconds: the time that its import and its hooks took in this process. Modules that were
-            imported before, by another plugin or by anyone else, do not count again.
+        seconds: the time that its import and its hooks took in this process, without modules that
+            had been imported before.
     """
 
     name: str
@@ -65,14 +65,14 @@ class FailedPlugin:
 
 
 class _Offer(NamedTuple):
-    """One offer of a name, and the entry of ``CLIPSEQ_DISABLE`` that leaves its plugin out."""
+    """One offer of a name, and the entry of ``CLIPSEQ_DISABLE`` that disables its plugin."""
 
     info: Info
     switch: str
 
 
 class Catalogue(Generic[AnyInfo]):
-    """Everything of one kind that is offered by name: the similarities, or the losses.
+    """All similarities, or all losses, that are offered by name.
 
     Attributes:
         noun: the kind, for error texts.
@@ -107,7 +107,7 @@ class Catalogue(Generic[AnyInfo]):
         return sorted({*self.infos, *self._offers})
 
     def is_built_in(self, name: str) -> bool:
-        """Return True for a name that clipseq keeps for itself, so that no plugin can offer it."""
+        """Return True for the name of a built-in, which no plugin can offer."""
         return name in self._built_in
 
     def validate_offer(self, name: Any, cls: Any, distribution: str, version: str) -> AnyInfo:
@@ -122,7 +122,7 @@ class Catalogue(Generic[AnyInfo]):
         return info
 
     def add(self, info: AnyInfo, switch: str) -> None:
-        """Add a plugin's offer. When a name is offered twice, neither offer counts."""
+        """Add a plugin's offer. If a name is offered twice, neither offer is available."""
         offers = self._offers.setdefault(info.name, [])
         offers.append(_Offer(info, switch))
         if len(offers) == 1:
@@ -131,10 +131,10 @@ class Catalogue(Generic[AnyInfo]):
             self.infos.pop(info.name, None)
 
     def register(self, name: str, cls: type) -> None:
-        """Add a class of this process, by the rules of plugins."""
+        """Add a class of this process; the rules are those for plugins."""
         info = self._validate(name, cls, IN_PROCESS, "")
         other = self.infos.get(name)
-        # A notebook cell that is run again defines the same class anew: this is not a clash.
+        # A notebook cell that is run again redefines the same class: this is not a clash.
         again = other is not None and (
             other.distribution == IN_PROCESS and other.path == path_of(cls)
         )
@@ -155,7 +155,7 @@ class Catalogue(Generic[AnyInfo]):
     def _taken(self, name: str, cls: type) -> str:
         other = self.infos[name]
         return (
-            f"the {self.noun} {name!r} is registered already: by {other.origin} ({other.path}); "
+            f"the {self.noun} {name!r} is registered already by {other.origin} ({other.path}); "
             f"choose another name for {path_of(cls)}"
         )
 
@@ -168,8 +168,8 @@ class Catalogue(Generic[AnyInfo]):
             value = shlex.quote(",".join([*_disabled(), *others]))
             choices.append(f"CLIPSEQ_DISABLE={value} keeps that of {kept.distribution}")
         return (
-            f"the {self.noun} {name!r} is offered {count}: {by}; uninstall all but one, or leave "
-            f"the plugins of the others out: {', '.join(choices)}"
+            f"the {self.noun} {name!r} is offered {count}: {by}; uninstall or disable all but one "
+            f"of these plugins: {', '.join(choices)}"
         )
 
 
@@ -181,7 +181,7 @@ class Registry:
         losses: the losses by name.
         loaded: the plugins that were loaded.
         failed: the plugins that could not be loaded.
-        disabled: the entry points that ``CLIPSEQ_DISABLE`` leaves out.
+        disabled: the entry points that ``CLIPSEQ_DISABLE`` disables.
         unmatched: the entries of ``CLIPSEQ_DISABLE`` that match no plugin.
     """
 
@@ -208,7 +208,7 @@ class Registry:
         self.unmatched: list[str] = []
 
     def find(self) -> None:
-        """Load every plugin, once."""
+        """Load every plugin, unless this has been done before."""
         with self._lock:
             # The lock keeps other threads out, but not the thread that is loading.
             if self._finding:
@@ -283,7 +283,7 @@ class Registry:
     def _read_offers(
         self, entry_point: EntryPoint, distribution: str, version: str
     ) -> tuple[list[SimilarityInfo], list[LossInfo]]:
-        """Import a plugin and call its hooks; all of its offers count, or none."""
+        """Import a plugin and call its hooks; if one of its offers fails, none is added."""
         plugin = entry_point.load()
         self._manager.register(plugin, f"{distribution}:{entry_point.name}")
         try:
@@ -334,7 +334,7 @@ def _matches(entry: str, entry_point: EntryPoint) -> bool:
 
 
 def _normalise(distribution: str) -> str:
-    # As package indexes do it: clipseq-foo and Clipseq_Foo are one distribution.
+    # As on package indexes, clipseq-foo and Clipseq_Foo are the same distribution.
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
@@ -359,7 +359,7 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: object) -> None:
     callers = manager.get_hookcallers(plugin) or []
     implemented = {caller.name for caller in callers}
     for name in sorted(implemented.difference(known)):
-        raise PluginError(f"there is no hook {name!r}{nearest(name, known)}")
+        raise PluginError(f"there is no hook {name!r}{suggest(name, known)}")
     if not implemented:
         raise PluginError(
             f"it implements no hook: decorate {' or '.join(f'{name}()' for name in known)} with "

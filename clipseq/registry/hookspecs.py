@@ -1,4 +1,4 @@
-"""The hooks by which a distribution offers similarities and losses. It implements one or both."""
+"""The hooks through which a distribution offers similarities and losses; it implements either."""
 
 from collections.abc import Mapping
 
@@ -16,15 +16,16 @@ hookimpl = pluggy.HookimplMarker("clipseq")
 def clipseq_similarities() -> Mapping[str, type[Similarity]]:  # type: ignore[empty-body]
     """Return the similarities that this plugin offers: name -> class.
 
-    Called once per process, at the first look-up. A name matches ``[a-z][a-z0-9_]*``; a class is
-    a concrete subclass of `Similarity` whose options are keyword arguments with defaults.
+    It is called once per process, at the first look-up. A name must match ``[a-z][a-z0-9_]*``; a
+    class must be a concrete subclass of `Similarity` whose options are keyword arguments with
+    defaults.
 
     Result: every name becomes available to `get_similarity`, and to ``combined`` unless the class
     is composite.
 
-    Failure: an exception, a bad name or a bad class leaves out this plugin alone, with one
-    `PluginWarning` that names its distribution and the cause. A name that two plugins offer is a
-    `PluginError` at every look-up, until one of them is uninstalled or disabled.
+    Failure: after an exception, a bad name or a bad class, only this plugin is unavailable, and one
+    `PluginWarning` names its distribution and the cause. If two plugins offer a name, every
+    look-up of it raises `PluginError` until one of them is uninstalled or disabled.
     """
 
 
@@ -32,12 +33,12 @@ def clipseq_similarities() -> Mapping[str, type[Similarity]]:  # type: ignore[em
 def clipseq_losses() -> Mapping[str, type[PairLoss]]:  # type: ignore[empty-body]
     """Return the losses that this plugin offers: name -> class.
 
-    Called once per process, at the first look-up. A name matches ``[a-z][a-z0-9_]*`` and is
-    neither "clip" nor "siglip"; a class is a concrete subclass of `PairLoss` whose options are
-    keyword arguments with defaults.
+    It is called once per process, at the first look-up. A name must match ``[a-z][a-z0-9_]*`` and
+    be neither "clip" nor "siglip"; a class must be a concrete subclass of `PairLoss` whose options
+    are keyword arguments with defaults.
 
     Result: every name becomes available to `get_loss`, and as ``kind`` of `SequenceLoss`.
 
-    Failure: as with `clipseq_similarities`. A plugin that implements both hooks is left out as a
-    whole.
+    Failure: as with `clipseq_similarities`. If a plugin implements both hooks and one fails, both
+    are unavailable.
     """

@@ -11,7 +11,7 @@ from clipseq.errors import (
     PluginError,
     UnknownLossError,
     UnknownSimilarityError,
-    nearest,
+    suggest,
 )
 from clipseq.losses import PairLoss
 from clipseq.registry.discovery import Catalogue, FailedPlugin, LoadedPlugin, Registry
@@ -29,8 +29,8 @@ def available_similarities(names: Iterable[str] | None = None) -> Mapping[str, S
     The first call loads the plugins; each plugin that fails gives one `PluginWarning`.
 
     Args:
-        names: list these only, as far as they are registered. A clash of other names is then not
-            an error.
+        names: if given, list only those of these names that are registered. A clash of other names
+            is then not an error.
 
     Raises:
         PluginError: a name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
@@ -93,9 +93,9 @@ def get_loss(name: str, /, **options: Any) -> PairLoss:
 
 
 def register_similarity(name: str, cls: type[Similarity]) -> None:
-    """Register a class in this process, for a notebook or a test, by the rules of plugins.
+    """Register a class in this process, for a notebook or a test; the rules are those for plugins.
 
-    A class of the same module and qualified name replaces the one that an earlier call
+    A class with the same module and qualified name replaces the one that an earlier call
     registered, so that a notebook cell can be run again.
 
     Raises:
@@ -120,7 +120,7 @@ def failed_plugins() -> tuple[FailedPlugin, ...]:
 
 
 def disabled_plugins() -> tuple[str, ...]:
-    """List the plugins that ``CLIPSEQ_DISABLE`` leaves out, by the names of their entry points."""
+    """List the plugins that ``CLIPSEQ_DISABLE`` disables, by the names of their entry points."""
     _registry.find()
     return tuple(_registry.disabled)
 
@@ -132,11 +132,11 @@ class Report:
     Attributes:
         loaded: the plugins that were loaded.
         failed: the plugins that could not be loaded.
-        disabled: the entry points that ``CLIPSEQ_DISABLE`` leaves out.
+        disabled: the entry points that ``CLIPSEQ_DISABLE`` disables.
         unmatched: the entries of ``CLIPSEQ_DISABLE`` that match no plugin.
         infos: the similarities by name, without those that are offered twice.
         losses: the losses by name, without those that are offered twice.
-        problem: the reason why nothing is available, or a name is not; or None.
+        problem: the reason why some or all names are unavailable, or None.
     """
 
     loaded: tuple[LoadedPlugin, ...]
@@ -149,7 +149,7 @@ class Report:
 
 
 def report() -> Report:
-    """Describe the registry. Nothing is raised or warned about: it is in the result."""
+    """Describe the registry. Errors and warnings are part of the result instead of being raised."""
     problems = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -191,7 +191,7 @@ def make_similarity(info: SimilarityInfo, /, **options: Any) -> Similarity:
         PluginError: its ``__init__`` does not call that of `Similarity`.
     """
     similarity = info.cls(**options)
-    # Otherwise it would fail at its first use, deep in torch and without its name.
+    # Without this check it would fail at its first use, deep in torch and without its name.
     if not all(hasattr(similarity, name) for name in ("embed_dim", "x_projection")):
         raise PluginError(_incomplete(info, "super().__init__(embed_dim=embed_dim)"))
     given = {**info.options, **options}.items()
@@ -218,7 +218,7 @@ def _check_options(
         elif option == "temperature" and "init_scale" in info.options:
             hint = ": init_scale is 1 / temperature"
         else:
-            hint = nearest(option, info.options)
+            hint = suggest(option, info.options)
         known = ", ".join(info.options) or "none"
         raise TypeError(
             f"the {catalogue.noun} {info.name!r} has no option {option!r}{hint}; options: {known}"
@@ -246,7 +246,7 @@ def _unknown(catalogue: Catalogue[Any], name: str) -> str:
             "tree on the path has no entry points); install it with `pip install -e .` or "
             "`pip install clipseq`"
         )
-    guess = nearest(name, names) or ";"
+    guess = suggest(name, names) or ";"
     disabled = ", ".join(_registry.disabled)
     left_out = f" (left out by CLIPSEQ_DISABLE: {disabled})" if disabled else ""
     return f"{message}{guess} registered: {', '.join(names) or 'none'}{left_out}"

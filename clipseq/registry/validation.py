@@ -1,4 +1,4 @@
-"""The rules that a name and a class must keep, and the record of a class that keeps them."""
+"""The rules for registered names and classes, and the record of a registered class."""
 
 import inspect
 import re

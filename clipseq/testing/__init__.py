@@ -1,7 +1,7 @@
-"""Checks for authors: does a similarity keep the promises of the contract?
+"""Checks for authors of similarities: does a similarity keep the promises of the contract?
 
 >>> from clipseq.testing import check_similarity
->>> check_similarity("local")  # a registered name, a class, or a function that makes one
+>>> check_similarity("local")  # a registered name, a class, or a function that creates one
 
 Each check in `CHECKS` is a plain function with a name and a promise. `check_similarity` runs them
 all, `parametrize_with_checks` turns each into a pytest test, and ``pytest --clipseq-check NAME``

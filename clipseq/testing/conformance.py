@@ -1,4 +1,4 @@
-"""A check of one promise, the similarity under test, and the message of a broken promise."""
+"""A check of one promise, the similarity under test, and the error for a broken promise."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ Make = str | type[Similarity] | Callable[[], Similarity]
 
 
 class ConformanceError(AssertionError):
-    """A broken promise: the message names it, the smallest example, and where to look."""
+    """A broken promise; the message names it, the smallest example, and the places to look at."""
 
 
 class Broken(Exception):
@@ -29,7 +29,7 @@ class Broken(Exception):
 
 
 class Subject:
-    """The similarity under test, as a check sees it.
+    """The similarity under test, which is passed to a check.
 
     Attributes:
         label: its name in messages.
@@ -52,16 +52,16 @@ class Subject:
         self.features: int = features or embed_dim or 4
 
     def make(self) -> Similarity:
-        """Return a fresh similarity, in the state in which its author creates it.
+        """Return a fresh similarity.
 
         Raises:
             Broken: if it cannot be created.
-            TypeError: if something else is created.
+            TypeError: if the source creates something other than a similarity.
         """
         try:
             made = get_similarity(self._make) if isinstance(self._make, str) else self._make()
         except ClipseqError:
-            raise  # no similarity has that name, which its author cannot change in the class
+            raise  # the name is not registered, which is not a defect of the class
         except Exception as error:
             raise _raised(error, "creating one") from error
         if not isinstance(made, Similarity):
@@ -71,13 +71,13 @@ class Subject:
         return made
 
     def evaluated(self, dtype: torch.dtype = torch.float64) -> Similarity:
-        """Return a fresh similarity in eval mode and in that dtype."""
+        """Return a fresh similarity in eval mode and in `dtype`."""
         return self.make().eval().to(dtype)
 
     def trained(self, dtype: torch.dtype = torch.float64) -> Similarity:
-        """Return the same as `evaluated`, with parameters moved a little from their start.
+        """Return the same as `evaluated`, with parameters moved a little from their initial values.
 
-        A promise holds whatever the parameters are, and identities and zeros hide mistakes.
+        A promise must hold for any parameters, and initial identities and zeros can hide mistakes.
         """
         similarity = self.evaluated(dtype)
         generator = torch.Generator().manual_seed(0)
@@ -150,8 +150,8 @@ class Check:
         promise: the promise, in one line.
         function: function of a `Subject` that raises if the promise is broken.
         look_at: the places where an author should look first.
-        after: the check without which this one says little; the message of a similarity that
-            breaks both points to it. None for the first check.
+        after: the check to fix first; if a similarity breaks both, the message points to it. None
+            for the first check.
     """
 
     name: str
@@ -228,15 +228,15 @@ def check_examples(max_examples: int) -> None:
         raise ValueError(f"max_examples must be at least 1, got {max_examples}")
 
 
-def same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str) -> None:
-    """Raise `Broken` where two tensors differ by more than `tolerance`, relative above 1."""
+def check_same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str) -> None:
+    """Raise `Broken` if two tensors differ by more than `tolerance`, which is relative above 1."""
     if found.shape != wanted.shape:
         raise Broken(
             f"{what} must have the shape {tuple(wanted.shape)}, as {where}, "
             f"got {tuple(found.shape)}"
         )
     found, wanted = found.detach().double(), wanted.detach().double()
-    finite(found, what)
+    check_finite(found, what)
     apart = (found - wanted).abs() / wanted.abs().clamp(min=1)
     if apart.numel() and not bool((apart <= tolerance).all()):
         index = _worst(apart)
@@ -245,8 +245,8 @@ def same(found: Tensor, wanted: Tensor, tolerance: float, what: str, where: str)
         )
 
 
-def finite(values: Tensor, what: str, limit: float = float("inf")) -> None:
-    """Raise `Broken` at a value that is not finite, or larger than `limit`."""
+def check_finite(values: Tensor, what: str, limit: float = float("inf")) -> None:
+    """Raise `Broken` if a value is not finite or larger than `limit` in magnitude."""
     size = values.detach().double().abs()
     bad = ~(size <= limit) | ~size.isfinite()
     if bool(bad.any()):
@@ -255,8 +255,8 @@ def finite(values: Tensor, what: str, limit: float = float("inf")) -> None:
         raise Broken(f"{what}{list(index)} must be {bound}, got {values[index]:.6g}")
 
 
-def only(value: Tensor, where: Tensor, wanted: float, what: str) -> None:
-    """Raise `Broken` unless `value` is exactly `wanted` wherever `where` holds."""
+def check_only(value: Tensor, where: Tensor, wanted: float, what: str) -> None:
+    """Raise `Broken` unless `value` is exactly `wanted` wherever `where` is True."""
     bad = where & ~(value.detach() == wanted)
     if bool(bad.any()):
         index = _worst(bad.double())
@@ -277,7 +277,7 @@ def _raised(error: Exception, what: str = "it") -> Broken:
 
 @contextlib.contextmanager
 def tiles_of(similarity: Similarity, elements: int) -> Iterator[None]:
-    """Make a similarity and its parts score in tiles of at most that many cells."""
+    """Make a similarity and its parts score in tiles of at most `elements` cells."""
     members = [module for module in similarity.modules() if isinstance(module, Similarity)]
     before = [member.tile_elements for member in members]
     try:

@@ -1,16 +1,15 @@
 """Checks of Triton kernels, which need no GPU.
 
 Triton decides at its first import whether to interpret kernels or to compile them, and torch may
-have imported it already. So everything here runs in a process of its own, whatever this process has
-imported.
+have imported it already. So everything here runs in a separate process.
 
 - `run_kernels` computes an operator of `clipseq.engine` with its kernels: on a GPU if there is one,
-  and through Triton's interpreter otherwise. `check_kernels` compares that with the operator's own
-  path in torch.
-- `compile_kernels` compiles kernels down to machine code for a GPU that is not there, and measures
-  what the interpreter does not know: shared memory, registers, use of tensor cores.
-- `peak_of_kernels` measures how much memory the launchers allocate at a size for which there need
-  not be a device.
+  and through Triton's interpreter otherwise. `check_kernels` compares the results with those of the
+  operator's code in torch.
+- `compile_kernels` compiles kernels to machine code for a GPU that need not be present, and
+  measures what the interpreter cannot: shared memory, registers, use of tensor cores.
+- `peak_of_kernels` measures how much memory the launchers allocate, at a size that no device needs
+  to hold.
 - `check_similarity_with_kernels` runs the contract's checks through the kernels.
 
 Functions and operators that are passed here must be defined at the top of a file, since the other
@@ -40,7 +39,7 @@ SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227}
 """Largest shared memory of one program, in KiB, by compute capability (times ten)."""
 
 _REGISTERS = 2**16
-"""Registers of a multiprocessor."""
+"""Number of registers of a multiprocessor."""
 
 
 @attrs.frozen(eq=False)
@@ -50,9 +49,9 @@ class KernelCase:
     Attributes:
         operator: the operator, defined at the top of a module.
         inputs: its inputs. Floating-point tensors are float32.
-        weights: gradient to the scores; of the same shape.
-        settings: name -> value of module constants of the kernels, such as a small workspace, which
-            replace the module's own for this case.
+        weights: gradient to the scores, of the same shape.
+        settings: name -> value of constants of the kernels' module, such as a small workspace; they
+            replace the module's own values for this case.
         precision: "ieee" or "tf32", torch's precision of products in float32.
     """
 
@@ -69,12 +68,12 @@ class CompiledKernel:
 
     Attributes:
         name: its module and its name.
-        threads: threads of a program.
-        shared: bytes of shared memory of a program.
-        registers: registers of a thread.
-        stack: bytes of a thread that did not fit into its registers.
-        products: instructions for tensor cores.
-        barriers: barriers of all threads of a program.
+        threads: number of threads per program.
+        shared: bytes of shared memory per program.
+        registers: number of registers per thread.
+        stack: bytes per thread that did not fit into registers.
+        products: number of instructions for tensor cores.
+        barriers: number of barriers for all threads of a program.
     """
 
     name: str
@@ -96,8 +95,9 @@ def run_kernels(
 ) -> dict[str, tuple[Tensor, ...]]:
     """Compute each case with kernels.
 
-    Returns, by name, the scores and the gradients of ``(scores * weights).sum()``, one for each
-    floating-point tensor among the inputs, all on the CPU.
+    Returns:
+        For each name, the scores and the gradients of ``(scores * weights).sum()``, one for each
+        floating-point tensor among the inputs, all on the CPU.
 
     Raises:
         AssertionError: kernels did not compute a case, or failed.
@@ -120,7 +120,7 @@ def check_kernels(
     gradients_within: float = 5e-6,
     timeout: int = 600,
 ) -> None:
-    """Compare the kernels with the operator's own path in torch, in float64.
+    """Compare the kernels with the operator's code in torch, in float64.
 
     Args:
         cases: the cases, by name.
@@ -152,11 +152,11 @@ def compile_kernels(
     capability: int,
     timeout: int = 600,
 ) -> list[list[CompiledKernel]]:
-    """Compile the kernels that calls of `launch` would start on a GPU, and start none.
+    """Compile the kernels that calls of `launch` would start on a GPU, without starting them.
 
     Args:
-        launch: a function at the top of a file; it calls launchers with tensors on the CPU, whose
-            content does not matter.
+        launch: a function at the top of a file; it calls launchers with tensors on the CPU, with
+            any content.
         arguments: arguments of each call.
         capability: compute capability (times ten) of the GPU, such as 90.
         timeout: seconds until all kernels must be compiled.
@@ -177,10 +177,10 @@ def peak_of_kernels(
     """Return the peak of allocated bytes in ``launch(*arguments)``, and the kernels it starts.
 
     It runs with "meta" as the default device: tensors have sizes but no data, kernels are not
-    started, and reading a number is an error, as it would stall a GPU.
+    started, and reading a value is an error, because it would stall a GPU.
 
     Args:
-        launch: a function at the top of a file, which makes its tensors itself.
+        launch: a function at the top of a file, which creates its own tensors.
         arguments: its arguments.
         timeout: seconds until it must be done.
 
@@ -199,12 +199,12 @@ def check_similarity_with_kernels(
     max_examples: int = 2,
     timeout: int = 600,
 ) -> None:
-    """Run `check_similarity` on a registered similarity, whose kernels are interpreted.
+    """Run `check_similarity` on a registered similarity with interpreted kernels.
 
     Args:
         name: the similarity.
-        skip: name of a check -> why to leave it out. Interpreted, some take minutes.
-        max_examples: number of examples of checks that draw them.
+        skip: name of a check -> reason to leave it out. Some take minutes with the interpreter.
+        max_examples: largest number of examples that each search tries.
         timeout: seconds until all checks must be done.
 
     Raises:
@@ -290,7 +290,7 @@ def _answer(task: str, folder: str) -> None:
 
 
 def _module(name: str, file: str) -> ModuleType:
-    """Import a module, by its name if that leads to this file, and else from the file."""
+    """Import a module by its name if that leads to this file, otherwise from the file."""
     try:
         found = import_module(name)
         if Path(found.__file__ or "").resolve() == Path(file):

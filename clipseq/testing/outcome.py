@@ -1,4 +1,4 @@
-"""Scores and gradients of a batch, computed at once or pair by pair."""
+"""Scores and gradients of a batch, computed together or pair by pair."""
 
 import attrs
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
-from clipseq.testing.conformance import same
+from clipseq.testing.conformance import check_same
 
 
 @attrs.frozen(eq=False)
@@ -31,13 +31,13 @@ def outcome(
     """Score a batch, and compute the gradients of a weighted sum of its scores.
 
     Args:
-        weights: weights (B, C) of the sum. None: no two alike, see `weights_for`.
-        gradients: False leaves the gradients zero, and saves the time of computing them.
+        weights: weights (B, C) of the sum. None: all different, see `weights_for`.
+        gradients: if False, gradients are zero, which saves the time to compute them.
         autocast: whether to score under bfloat16 autocast.
     """
     similarity.zero_grad()
     xs, ys = (side.values.detach().clone().requires_grad_() for side in (x, y))
-    # torch asks for backward outside of autocast.
+    # torch requires that backward runs outside of autocast.
     with (
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
         torch.set_grad_enabled(gradients),
@@ -78,21 +78,21 @@ def alone(similarity: Similarity, x: Sequences, y: Sequences, *, gradients: bool
     return Outcome(scores, x_grad, y_grad, totals)
 
 
-def agree(
+def check_agreement(
     found: Outcome, wanted: Outcome, where: str, *, gradients: bool, tolerance: float = 1e-8
 ) -> None:
     """Raise `Broken` unless both outcomes are equal up to rounding."""
-    same(found.scores, wanted.scores, tolerance, "score", where)
+    check_same(found.scores, wanted.scores, tolerance, "score", where)
     if gradients:
-        same(found.x, wanted.x, 10 * tolerance, "the gradient of x", where)
-        same(found.y, wanted.y, 10 * tolerance, "the gradient of y", where)
+        check_same(found.x, wanted.x, 10 * tolerance, "the gradient of x", where)
+        check_same(found.y, wanted.y, 10 * tolerance, "the gradient of y", where)
         for name, gradient in wanted.parameters.items():
             what = f"the gradient of the parameter {name}"
-            same(found.parameters[name], gradient, 10 * tolerance, what, where)
+            check_same(found.parameters[name], gradient, 10 * tolerance, what, where)
 
 
 def weights_for(scores: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return one weight for each score, no two alike, so that errors do not cancel."""
+    """Return a different weight for each score, so that errors do not cancel."""
     if weights is not None:
         return weights
     rows, columns = scores.shape
@@ -101,16 +101,16 @@ def weights_for(scores: Tensor, weights: Tensor | None = None) -> Tensor:
     return 1.5 + torch.cos(1 + 2.3 * i + 0.7 * j)
 
 
-def stacked(*batches: Sequences) -> Sequences:
-    """Return one batch with the sequences of several batches, padded to the longest."""
+def stack_batches(*batches: Sequences) -> Sequences:
+    """Concatenate the sequences of several batches, padded to the longest."""
     steps = max(batch.values.shape[1] for batch in batches)
-    padded = [longer(batch, steps) for batch in batches]
+    padded = [pad_to(batch, steps) for batch in batches]
     return Sequences(
         torch.cat([batch.values for batch in padded]), torch.cat([batch.mask for batch in padded])
     )
 
 
-def longer(sequences: Sequences, steps: int) -> Sequences:
+def pad_to(sequences: Sequences, steps: int) -> Sequences:
     """Pad the sequences at the end, to `steps` steps."""
     extra = steps - sequences.values.shape[1]
     return Sequences(

@@ -14,7 +14,7 @@ from clipseq.testing.run import reasons_for_skipping
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Run the checks and nothing else if the command line has no paths."""
+    """Run only the checks if the command line has no paths."""
     if config.getoption("clipseq_check") and config.args_source is not config.ArgsSource.ARGS:
         config.args[:] = []
 
@@ -68,7 +68,7 @@ class CheckedSimilarity(pytest.Collector):
         return []
 
     def checks(self, name: str, skip: Mapping[str, str], examples: int) -> list[pytest.Item]:
-        """Make one item for each check."""
+        """Create one item for each check."""
         items: list[pytest.Item] = []
         for check in CHECKS.values():
             item = CheckItem.from_parent(

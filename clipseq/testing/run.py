@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clipseq.errors import nearest
+from clipseq.errors import suggest
 from clipseq.testing.checks import CHECKS
 from clipseq.testing.conformance import ConformanceError, Make, label_of
 
@@ -16,8 +16,8 @@ def check_similarity(
 ) -> None:
     """Check that a similarity keeps every promise in `CHECKS`.
 
-    All checks run, even after a failure, unless `forward_and_backward` fails, without which the
-    others say little. The searches are the same in every run, and draw nothing from the global
+    All checks run, even after a failure, unless `forward_and_backward` fails, which makes the
+    others meaningless. The searches are the same in every run, and do not use the global random
     generators.
 
     Args:
@@ -29,7 +29,8 @@ def check_similarity(
             longer and find more.
 
     Raises:
-        ConformanceError: if promises are broken; the message has all of them, or the first alone.
+        ConformanceError: if promises are broken; the message lists all of them, or only that of
+            `forward_and_backward`.
         TypeError: if `make` is something else, such as a similarity, or if `skip` is not a mapping.
         ValueError: if `skip` names an unknown check or gives an empty reason, or if
             `max_examples` is below 1.
@@ -67,7 +68,7 @@ def reasons_for_skipping(skip: Mapping[str, str] | None) -> dict[str, str]:
     reasons = dict(skip or {})
     for name, reason in reasons.items():
         if name not in CHECKS:
-            guess = nearest(name, CHECKS) or f"; checks: {', '.join(CHECKS)}"
+            guess = suggest(name, CHECKS) or f"; checks: {', '.join(CHECKS)}"
             raise ValueError(f"skip must name checks, got {name!r}{guess}")
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError(f"skip[{name!r}] must be a reason, got {reason!r}")

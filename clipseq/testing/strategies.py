@@ -10,7 +10,7 @@ from torch import Tensor
 from clipseq.sequences import Sequences
 
 Size = int | tuple[int, int]
-"""A number, or its least and greatest value."""
+"""A number, or the smallest and largest number to draw."""
 Kind = Literal["dense", "basis", "zero", "repeat", "opposite"]
 
 DENSE: tuple[Kind, ...] = ("dense",)
@@ -18,8 +18,8 @@ DENSE: tuple[Kind, ...] = ("dense",)
 TAME: tuple[Kind, ...] = ("dense", "basis", "zero", "repeat")
 """Kinds of steps whose sums do not cancel.
 
-Their scores are the same up to rounding in whatever order steps are added. If steps cancel, a
-pooled vector is rounding noise, and so is its cosine.
+Their scores do not depend on the order in which steps are added, except for rounding. If steps
+cancel, a pooled vector is rounding noise, and so is its cosine.
 """
 WILD: tuple[Kind, ...] = (*TAME, "opposite")
 """All kinds of steps, for promises that hold whatever the values are."""
@@ -42,9 +42,9 @@ def sequences(
         batch: B.
         steps: T.
         features: D.
-        kinds: the kinds of steps to draw: "dense" (random numbers, no two steps alike), "basis" (a
-            unit vector along an axis), "zero", "repeat" (the step before it once more), "opposite"
-            (the negative of the step before it). Except for the opposite ones, all steps of a
+        kinds: the kinds of steps to draw: "dense" (random numbers, all steps different), "basis" (a
+            unit vector along an axis), "zero", "repeat" (a copy of the previous step), "opposite"
+            (the negative of the previous step). Except for the opposite ones, all steps of a
             sequence lie on the same side of a plane; half of the sequences lie on the other side.
         masks: "any" for padding anywhere, "prefix" for padding at the end only, "full" for no
             padding.
@@ -146,7 +146,7 @@ def _mask(draw: Any, steps: int, masks: str, empty: bool) -> Tensor:
     if masks == "prefix":
         padded = draw(st.integers(0, steps if empty else steps - 1))
         return torch.arange(steps) < steps - padded
-    # "Padding" is what is drawn, so that an example shrinks to one without padding.
+    # True is drawn for padding, so that an example shrinks to one without padding.
     row = ~torch.tensor(draw(st.lists(st.booleans(), min_size=steps, max_size=steps)))
     if not empty and not bool(row.any()):
         row[0] = True

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to continue as if it had not been interrupted.
+"""Checkpoints: everything that a run needs to resume as if it had not been interrupted.
 
 A checkpoint is a dictionary of tensors and numbers that ``torch.load(path)`` reads:
 
@@ -8,7 +8,7 @@ optimizer      the state of AdamW
 scaler         the state of the loss scaler of "16-mixed"; empty for other precisions
 global_step    finished optimizer steps, on which learning rate and dropout depend
 best           the lowest validation loss so far
-seconds        time that was spent on these steps
+seconds        the time spent on these steps
 =============  =====================================================================
 """
 
@@ -28,15 +28,15 @@ KEYS = {"model", "optimizer", "scaler", "global_step", "best", "seconds"}
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write beside `path` and rename: a kill in the middle leaves the previous file whole."""
+    """Write a temporary file and rename it to `path`, so that a kill leaves the previous file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(checkpoint, partial)
     os.replace(partial, path)
 
 
-def last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:
-    """Read the run's last checkpoint; None if it has not left one yet.
+def read_last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:
+    """Read the run's last checkpoint; return None if there is none yet.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights are not those of `model`; the
@@ -66,7 +66,6 @@ def last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:
         lines = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
         raise CheckpointError(
             f"the checkpoint {folder.last} does not fit the model that {folder.config} describes; "
-            f"{'; '.join(lines)}. Undo what was changed since, in [model] or in the installed "
-            "plugins"
+            f"{'; '.join(lines)}. Undo later changes to [model] or to the installed plugins"
         )
     return checkpoint

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import attrs
 
-from clipseq.config import plain, structure, unstructure
+from clipseq.config import structure, to_plain, unstructure
 from clipseq.errors import ConfigError
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -16,7 +16,7 @@ Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 def _at_least(low: int) -> Any:
     def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is not None and not value >= low:  # NaN is neither
+        if value is not None and not value >= low:  # also true of NaN
             raise ConfigError(f"{attribute.name} must be at least {low}, got {value!r}")
 
     return check
@@ -34,7 +34,7 @@ class SimulatedData:
     Attributes:
         clips: number of clips.
         seed: random seed; the same seed gives the same clips.
-        motion: recorded motion (.npz) that drives the body; None: the simulator's own.
+        motion: recorded motion (.npz) that moves the body; None: the simulator's own motions.
     """
 
     clips: int = attrs.field(default=600, validator=_at_least(2))
@@ -47,10 +47,10 @@ class DataConfig:
     """The source of the clips: exactly one of `path`, `simulated` and `radhar`.
 
     Attributes:
-        path: a data set on disk (a folder or an .npz), as `clipseq simulate` writes it.
+        path: a data set on disk: a folder, as `clipseq simulate` writes it, or an .npz.
         simulated: options of the simulator.
         radhar: an .npz of real radar maps, which are spliced into ordered sequences.
-        seed: random seed of the splicing of `radhar`.
+        seed: random seed for splicing `radhar`.
     """
 
     path: Path | None = None
@@ -72,8 +72,8 @@ class TokenizerConfig:
     """The tokenizer, which is trained on the training captions and saved with the model.
 
     Attributes:
-        kind: "bpe" (pieces of words, reads any text), "word" (a token for each word), or "byte"
-            (a token for each byte, not trained).
+        kind: "bpe" (tokens are pieces of words; reads any text), "word" (a token for each word), or
+            "byte" (a token for each byte; not trained).
         vocab_size: largest number of token ids.
     """
 
@@ -87,39 +87,39 @@ class TrainingConfig:
 
     Attributes:
         out: the run folder; it must not exist yet.
-        epochs: passes over the training clips; give either `epochs` or `max_steps`.
+        epochs: passes over the training clips; set either `epochs` or `max_steps`.
         max_steps: number of optimizer steps.
         batch_size: number of clips that are compared with each other, over all processes
-            together: each takes its share of them. With `accumulate` > 1 the gradients of several
-            such batches are averaged; the negatives stay those of one batch. A training split
-            with fewer clips is one batch.
+            together; each process takes its share. With `accumulate` > 1, the gradients of several
+            such batches are averaged, but a clip's negatives are still those of one batch. A
+            training split with fewer clips is one batch.
         accumulate: batches per optimizer step.
         micro_batch: clips of a batch that are encoded at a time, for batches larger than memory;
-            None: all of them. Loss and gradients stay those of the whole batch; a step takes one
-            more forward of the towers. See `CLIP.micro_batch`.
-        learning_rate: peak of the learning rate, which is reached after `warmup_steps` and then
-            falls to zero along half a cosine.
+            None: all of them. Loss and gradients are still those of the whole batch; a step takes
+            one more forward of the towers. See `CLIP.micro_batch`.
+        learning_rate: peak learning rate, which is reached after `warmup_steps` and then falls to
+            zero along half a cosine.
         weight_decay: weight decay of matrices; norms, biases, scales and mixing weights never
             decay.
         warmup_steps: optimizer steps of linear warm-up.
         gradient_clip: largest gradient norm; 0 turns clipping off.
         precision: "32-true", or autocast with "bf16-mixed" or "16-mixed" (with loss scaling).
         accelerator: the device to train on: "auto", "cpu", "gpu" or "mps".
-        devices: processes on each machine, each with its own GPU, or sharing the CPU. Their
-            number changes the speed and, except for rounding and the draws of dropout, nothing
-            else; a run may be resumed with another. Under torchrun its --nproc-per-node counts.
-        nodes: number of machines. The same command is started on each, with MASTER_ADDR,
-            MASTER_PORT and NODE_RANK in the environment or by SLURM; the run folder is on a disk
-            that all share. Under torchrun its --nnodes counts.
-        timeout: seconds after which a process stops waiting for another. A connection that
-            breaks, as when a process ends, is noticed at once.
-        checkpoint_every: optimizer steps from one validation to the next. A checkpoint follows
-            each validation; the last step always has both.
-        threads: CPU threads; None: torch's choice. One is best for small models.
+        devices: processes on each machine, each with its own GPU, or sharing the CPU. Except for
+            rounding and the draws of dropout, their number changes only the speed; a run may be
+            resumed with another number. Under torchrun, its --nproc-per-node is used instead.
+        nodes: number of machines. Start the same command on each, with MASTER_ADDR, MASTER_PORT and
+            NODE_RANK in the environment, or with SLURM; the run folder must be on a shared disk.
+            Under torchrun, its --nnodes is used instead.
+        timeout: seconds after which a process stops waiting for another. A broken connection, for
+            example because a process has ended, is noticed at once.
+        checkpoint_every: optimizer steps from one validation to the next. A checkpoint is written
+            after each validation; both always follow the last step.
+        threads: CPU threads; None: torch's default. One is best for small models.
         num_workers: processes that load batches; 0 loads them in the training process.
         seed: random seed of the initial weights, the order of the clips, and dropout.
-        log_norms: whether to log the norms of the features too (with several processes: their
-            mean, weighted by the number of clips).
+        log_norms: whether to log the norms of the features too (with several processes, their mean
+            weighted by the number of clips).
     """
 
     out: Path
@@ -163,10 +163,10 @@ class RunConfig:
     """A whole run: the tables [data], [model], [tokenizer] and [training] of a TOML file.
 
     Attributes:
-        data: where the clips come from.
-        training: how to train.
-        model: keyword arguments of `clipseq.CLIP`; those left out have CLIP's defaults, and the
-            views, if not given, are those of the data.
+        data: the source of the clips.
+        training: the options of training.
+        model: keyword arguments of `clipseq.CLIP`; the others have CLIP's defaults, except that
+            the views are by default those of the data.
         tokenizer: the tokenizer of the captions.
     """
 
@@ -179,12 +179,12 @@ class RunConfig:
 def read_config(path: Path) -> RunConfig:
     """Read a run's configuration from a TOML file.
 
-    Relative paths in it start at the current directory, as those of a command line do.
+    Relative paths in it start at the current directory, like those on a command line.
 
     Raises:
-        ConfigError: there is no such file, or it is a folder or not valid TOML; an unknown key
-            (with the nearest known one) or a value of the wrong type. The message names the file
-            and the key.
+        ConfigError: there is no such file, or it is a folder or not valid TOML; a key is unknown
+            (the message suggests the nearest), or a value has the wrong type. The message names
+            the file and the key.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -205,23 +205,23 @@ def read_config(path: Path) -> RunConfig:
         config = structure(RunConfig, table)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    return absolute(config)
+    return make_absolute(config)
 
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write `config` as TOML that `read_config` reads back as an equal configuration.
 
     Raises:
-        ConfigError: TOML cannot hold a value; the message names its key.
+        ConfigError: TOML cannot represent a value; the message names its key.
     """
-    import tomli_w  # part of the extra `train`, which reading a configuration does not need
+    import tomli_w  # part of the extra `train`, which is not needed to read a configuration
 
-    text = tomli_w.dumps(_toml(plain(unstructure(config)), ""))
+    text = tomli_w.dumps(_toml(to_plain(unstructure(config)), ""))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
 
 
-def absolute(config: RunConfig) -> RunConfig:
+def make_absolute(config: RunConfig) -> RunConfig:
     """Return `config` with every relative path made absolute, from the current directory.
 
     A run that is resumed from another directory must find the same files.
@@ -233,7 +233,7 @@ def absolute(config: RunConfig) -> RunConfig:
     model = dict(config.model)
     for side in ("encoder_cfg", "text_cfg"):
         tower = model.get(side)
-        # `pinned` names a wrong type here.
+        # `pin_options` reports a value of the wrong type.
         pretrained = tower.get("pretrained") if isinstance(tower, Mapping) else None
         if isinstance(tower, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
             model[side] = {**tower, "pretrained": str(at(Path(pretrained)))}
@@ -254,7 +254,7 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def _toml(value: Any, where: str) -> Any:
-    """Return `value` as TOML holds it; a value of None is its key left out, as TOML has no null."""
+    """Return `value` as TOML represents it; keys with None are left out, since TOML has no null."""
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

@@ -20,8 +20,8 @@ def open_dataset(
 ) -> MapDataset:
     """Return the clips that `config` describes.
 
-    A simulated set is written into the run folder, and read from there if it is complete already,
-    as it is on resume.
+    A simulated set is written into the run folder, or read from there if it is already complete,
+    as it usually is on resume.
 
     Args:
         config: [data] of the run.
@@ -57,7 +57,7 @@ def check_captions_exist(dataset: MapDataset, model: ModelConfig) -> None:
 
 
 def open_path(path: Path) -> MapDataset:
-    """Return a data set on disk; splice an .npz of recordings (`radhar_maps`) into sequences."""
+    """Open a data set on disk; splice an .npz of recordings (`radhar_maps`) into sequences."""
     if path.is_file() and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if f"{radhar.VIEWS[0]}.npy" in archive.namelist():

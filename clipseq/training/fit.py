@@ -1,4 +1,4 @@
-"""One training run, from a configuration to a run folder; and its continuation."""
+"""One training run, from a configuration to a run folder, and its resumption."""
 
 import importlib.util
 import logging
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import ClipseqError
-from clipseq.training.config import RunConfig, absolute
+from clipseq.training.config import RunConfig, make_absolute
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption
-from clipseq.training.launch.processes import Processes, joined, make_fabric
+from clipseq.training.launch.processes import Processes, join_processes, make_fabric
 from clipseq.training.prepare import Prepared, prepare
 from clipseq.training.stream import ShuffledBatches, training_batches, validation_batches
 from clipseq.training.threads import cpu_threads
@@ -30,21 +30,20 @@ def train(
     progress: "Progress | None" = None,
     data_progress: Callable[[int, int], None] | None = None,
 ) -> "CLIP":
-    """Train a CLIP as `config` says and leave a run folder.
+    """Train a CLIP as `config` describes and write a run folder.
 
-    With several processes (torchrun's, or `config.training.devices` of them) each calls this and
-    gets the model; the first one writes the folder. Where torchrun has not started them, the
-    command that this process was started with is started again for each of the others.
+    With several processes (those of torchrun, or `config.training.devices` of them), each calls
+    this function and gets the model; the first one writes the folder. If torchrun has not started
+    them, the command that started this process is started again for each of the others.
 
     Args:
         config: the run; `config.training.out` is its folder.
-        resume: continue the run in that folder from its last checkpoint. The continuation is that
-            of an uninterrupted run: same batches, optimizer, schedule and dropout.
-        dataset: the clips, if the caller has them open already (the `MapDataset` that
-            `config.data` describes).
+        resume: continue the run in that folder from its last checkpoint, with the same batches,
+            optimizer state, schedule and dropout as without the interruption.
+        dataset: the `MapDataset` that `config.data` describes, if it is open already.
         progress: called after each optimizer step, in the first process only.
-        data_progress: called with the number of simulated clips so far and of all clips, if some
-            are simulated; in the first process only.
+        data_progress: called as data_progress(done, clips) while clips are simulated, in the first
+            process only.
 
     Returns:
         The trained model, in eval mode. The folder then holds config.toml, model/ (for
@@ -52,20 +51,20 @@ def train(
 
     Raises:
         ClipseqError: lightning is not installed.
-        ConfigError: the run folder exists; a model, data or training option that does not exist
-            or does not fit. Nothing is written then, except clips that were simulated.
+        ConfigError: the run folder exists; a model, data or training option does not exist or does
+            not fit. Nothing has been written then, except simulated clips.
         CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
             does not fit the model.
-        TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint was
-            left, and the message says how to continue.
+        TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint has
+            been written, and the message says how to continue.
         NonFiniteLoss: the loss, a gradient or a weight became NaN or infinite; the message names
-            the step, and for a loss the clips.
-        ProcessLost: another process of the run ended or does not answer; the message says which,
-            at which step, why if it left a reason, and how to continue.
+            the step and, for a loss, the clips.
+        ProcessLost: another process of the run ended or does not answer; the message says which
+            one, at which step, the reason if it is known, and how to continue.
     """
     _need_lightning()
-    config = absolute(config)
-    with _quiet(), joined(config.training) as processes:
+    config = make_absolute(config)
+    with _quiet(), join_processes(config.training) as processes:
         folder = RunFolder(config.training.out)
         prepared = processes.in_turn(
             lambda: prepare(
@@ -101,7 +100,7 @@ def _fit(
     if processes.first:
         journal = Journal(folder.metrics, folder.tensorboard, start=prepared.done)
     try:
-        # Ctrl-C at the very last step is raised once everything is saved.
+        # Ctrl-C in the last step is raised after everything has been saved.
         with Interruption() as interruption, cpu_threads(options.threads):
             if prepared.done < steps:
                 fabric = make_fabric(options, find_unused_parameters=_may_skip_parameters(model))
@@ -134,7 +133,7 @@ def _fit(
 
 
 def _may_skip_parameters(model: "CLIP") -> bool:
-    """Return True if some parameters may get no gradient, for which DDP would wait.
+    """Return True if some parameters may get no gradient; DDP would otherwise wait for them.
 
     These are the parameters of a similarity whose weight is 0, and perhaps some of a pretrained
     tower.
@@ -155,10 +154,10 @@ def _need_lightning() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep lightning from reporting on itself; its warnings still come through."""
+    """Silence lightning's reports about itself, but not its warnings."""
     import lightning.fabric  # noqa: F401  (which sets the levels of its loggers)
 
-    # Fabric reports through the Trainer's logger where both are installed.
+    # Fabric reports through the Trainer's logger if both are installed.
     loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

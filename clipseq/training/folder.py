@@ -7,7 +7,7 @@ import attrs
 
 @attrs.frozen
 class RunFolder:
-    """The paths of a run: its config, its model, its checkpoints and its records."""
+    """The paths of a run: its configuration, model, checkpoints and records."""
 
     root: Path
 
@@ -23,7 +23,7 @@ class RunFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer, from the first step on: the weights depend on its token ids."""
+        """The tokenizer, written before the first step, since weights depend on its token ids."""
         return self.root / "tokenizer"
 
     @property
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def processes(self) -> Path:
-        """Notes of the run's processes, while several train; see `training.launch.presence`."""
+        """Notes of the run's processes, if several train; see `training.launch.presence`."""
         return self.root / ".processes"
 
     @property

@@ -13,14 +13,14 @@ class Journal:
     """A table of the optimizer steps, in a CSV file and in TensorBoard.
 
     The columns are those of the first row plus ``val_<name>`` for each of its losses; the
-    validation columns are empty on steps without validation. A row that has more columns (a
-    resumed run may log more) adds them, empty above it.
+    validation columns are empty in steps without validation. A row with more columns (a resumed
+    run may log more) adds them; they are empty in earlier rows.
 
     Args:
         csv_path: the CSV file.
         events: folder of the TensorBoard event files.
         start: finished steps of the checkpoint that the run continues from; rows of later steps
-            are dropped from both, as the run takes these steps again.
+            are dropped from both, since the run repeats these steps.
     """
 
     def __init__(self, csv_path: Path, events: Path, *, start: int = 0) -> None:
@@ -36,7 +36,7 @@ class Journal:
         self._path = csv_path
         self._columns = list(kept[0]) if kept else []
         self._file = self._table(kept)
-        # TensorBoard forgets what an earlier file says about steps from purge_step on.
+        # TensorBoard ignores the events of earlier files from purge_step on.
         self._events: Any = SummaryWriter(str(events), purge_step=start + 1)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -53,7 +53,7 @@ class Journal:
             self._events.add_scalar(f"{group}/{name.removeprefix('val_')}", value, step)
 
     def flush(self) -> None:
-        """Put the rows so far on disk."""
+        """Write the rows so far to disk."""
         self._file.flush()
         self._events.flush()
 
@@ -64,7 +64,7 @@ class Journal:
 
     def _table(self, kept: list[dict[str, str]]) -> IO[str]:
         """Write the CSV file with these rows, and open it for more."""
-        # Written beside it and moved: a kill from here on to the next checkpoint loses no kept row.
+        # A temporary file is written and renamed, so that a kill loses no kept row.
         partial = self._path.with_name(self._path.name + ".part")
         with partial.open("w", newline="", encoding="utf-8") as lines:
             if self._columns:

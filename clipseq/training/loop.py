@@ -53,24 +53,24 @@ def run_steps(
 ) -> None:
     """Train `model` up to optimizer step `steps`, from its start or from `checkpoint`.
 
-    After each step the order of events is fixed, so that a resumed run continues the interrupted
-    one: a checkpoint of step k holds a state in which step k is finished, including its
-    validation, and the row of step k is in the journal before. Every process of the run is in
-    this loop, and all stop after the same step; only the first one writes.
+    The order of events in a step is fixed, so that a resumed run continues the interrupted one:
+    a checkpoint of step k holds the state after step k and its validation, and the row of step k
+    is written to the journal before it. Every process of the run is in this loop, and all stop
+    after the same step; only the first one writes.
 
     Args:
         model: a CLIP, with the weights of `checkpoint` if there is one.
-        batches: this process's rows of the batches, from the one after `checkpoint` on.
+        batches: this process's rows of the batches, from the first one after `checkpoint` on.
         validation: this process's rows of the validation batches; None: do not validate.
         steps: optimizer steps of the whole run.
         checkpoint: the state to continue from; None for a new run.
         options: the [training] table of the run's configuration.
-        folder: where checkpoints go.
-        fabric: places the model on its device, and in DDP if several processes train.
+        folder: the run folder, for checkpoints.
+        fabric: moves the model to its device, and wraps it in DDP if several processes train.
         processes: the processes of the run.
         journal: receives a row per optimizer step; None in every process except the first.
-        interruption: is asked after each step whether to stop.
-        progress: is called after each step.
+        interruption: checked after each step for a request to stop.
+        progress: called after each step.
 
     Raises:
         NonFiniteLoss: the loss, a gradient or a weight is not finite; nothing is saved then.
@@ -86,7 +86,7 @@ def run_steps(
         done, best, seconds = (checkpoint[key] for key in ("global_step", "best", "seconds"))
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
-        # The checkpoint brings the weight decay it was trained with; the configuration's counts.
+        # The checkpoint holds its own weight decay, but that of the configuration is used.
         for group, configured in zip(optimizer.param_groups, groups, strict=True):
             group["weight_decay"] = configured["weight_decay"]
 
@@ -147,7 +147,7 @@ def run_steps(
         if progress is not None:
             progress(step, steps, row)
 
-        # Save. Signals are read once: one that comes later is answered after the next step.
+        # Save. Signals are read once: a later one is handled after the next step.
         stopping = processes.any(interruption.requested)
         if due or stopping:
             if journal is not None:
@@ -168,7 +168,7 @@ def run_steps(
                 if is_best:
                     write_checkpoint(state, folder.best)
                 write_checkpoint(state, folder.last)
-            processes.meet()  # nobody leaves before the checkpoint is on disk
+            processes.meet()  # no process stops before the checkpoint is on disk
 
         # Stop.
         if stopping and step < steps:
@@ -182,7 +182,7 @@ def run_steps(
 
 
 class _TrainingStep(nn.Module):
-    """A CLIP whose forward is its training step: DDP prepares for backward in forward."""
+    """A CLIP whose forward is its training step, because DDP hooks into forward only."""
 
     def __init__(self, model: CLIP) -> None:
         super().__init__()
@@ -212,18 +212,18 @@ def mixed_precision(
         device.type,
         dtype=torch.float16 if precision == "16-mixed" else torch.bfloat16,
         enabled=precision != "32-true",
-        # A weight that is cast under no_grad, as in the first pass of micro-batches, would be
-        # used again without a gradient.
+        # The cache would reuse a weight that was cast under no_grad, as in the first pass of
+        # micro-batches, without a gradient.
         cache_enabled=False,
     )
     return autocast, torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
 
 
 def seed_dropout(seed: int, batch_index: int, rank: int) -> None:
-    """Make the dropout of a batch depend on seed, batch and rank alone.
+    """Make the dropout of a batch depend only on seed, batch and rank.
 
-    A resumed run then draws the same. Torch's CPU generator takes 32 bits of the number; ranks
-    are spread over them.
+    A resumed run then draws the same numbers. Torch's CPU generator uses 32 bits of its seed;
+    ranks are spread over them.
     """
     torch.manual_seed(seed * 1_000_003 + batch_index + rank * 2_654_435_761)
 
@@ -255,7 +255,7 @@ def _loss(
     try:
         loss: Tensor = step_module(batch, index)
     except ValueError as error:
-        # CLIP names the place in the batch; only the batch knows which clip that is.
+        # CLIP's error gives the position in the batch; the batch has the ids of the clips.
         bad = non_finite_clips(batch, names)
         if bad:
             raise NonFiniteLoss(f"{error}; the clips: {some(bad)}") from error
@@ -278,8 +278,8 @@ def _refuse_non_finite_loss(
 def _metrics(model: CLIP, clips: int, processes: Processes) -> dict[str, float]:
     """Return the metrics of the last training step, the same in every process.
 
-    Losses are those of all processes already, and scales and weights are the same in each; only
-    the feature norms are averaged here.
+    Losses already cover all processes, and scales and weights are the same in each; only the
+    feature norms are averaged here.
     """
     metrics = {name: float(value) for name, value in model.metrics.items()}
     norms = {name: value for name, value in metrics.items() if name.startswith("norm/")}

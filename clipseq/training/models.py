@@ -14,7 +14,7 @@ from clipseq.encoders.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from clipseq.errors import ConfigError, UnknownLossError, UnknownSimilarityError, nearest
+from clipseq.errors import ConfigError, UnknownLossError, UnknownSimilarityError, suggest
 from clipseq.model import CLIP, ModelConfig
 from clipseq.model.config import SIDES
 from clipseq.model.construction import make_pair_loss
@@ -25,7 +25,7 @@ from clipseq.training.folder import RunFolder
 
 
 def check_model_config(table: Mapping[str, Any]) -> ModelConfig:
-    """Return [model] as a `ModelConfig`, before any work is done.
+    """Return [model] as a `ModelConfig`, to find its errors before any work is done.
 
     Raises:
         ConfigError: a key that is unknown, ill-typed or out of its range.
@@ -33,13 +33,13 @@ def check_model_config(table: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig.from_table(table, where="model")
 
 
-def pinned(config: RunConfig) -> RunConfig:
+def pin_options(config: RunConfig) -> RunConfig:
     """Return `config` with all options of its similarity, defaults and parts included.
 
-    A plugin that is installed or removed later then does not change a resumed run.
+    Plugins that are installed or removed later then do not change a resumed run.
 
     Raises:
-        ConfigError: a similarity, a loss or an option of one that does not exist or does not fit.
+        ConfigError: a similarity, a loss or one of their options does not exist or does not fit.
     """
     model = check_model_config(config.model)
     try:
@@ -66,7 +66,7 @@ def _cause(error: Exception) -> str:
 
 
 def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
-    """Raise the errors of `build_model` before there are any captions.
+    """Raise the errors that `build_model` would raise, before there are any captions.
 
     Raises:
         ConfigError, ValueError, TypeError: see `build_model`.
@@ -79,8 +79,8 @@ def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
 def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:
     """Raise ConfigError for a caption that the text tower cannot read, such as one too long.
 
-    The splits that are trained and validated on are checked; if the run will be `evaluated`, also
-    every caption that `evaluate` will read, so that a trained model can be evaluated on any split.
+    The captions of the training and validation splits are checked. If the run will be `evaluated`,
+    every caption that `evaluate` reads is checked too, so that any split can be evaluated.
     """
     if not evaluated:
         for split in ("train", "val"):
@@ -90,7 +90,7 @@ def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None
     for split in dataset.splits:
         clips = dataset.subset(split)
         _check_captions(model, clips.captions, f"the split {split!r}")
-        # A data set may say anything here, and the same words in another order may be more tokens.
+        # Permuted captions may be any text, and other orders of words may have more tokens.
         for number, permuted in enumerate(clips.permuted):
             if permuted:
                 where = f"the split {split!r}, permuted captions of its clip {number}"
@@ -121,17 +121,17 @@ def build_model(
     """Build a CLIP with new weights.
 
     Args:
-        table: keyword arguments of CLIP. A signal tower without a name gets the data's: encoder_cfg
-            that of the first signal, text_cfg (with ``tower = "signal"``) that of the second. It
-            takes all views of its signal unless its `views` names some.
-        views: the views of the data's signal and their bins.
+        table: keyword arguments of CLIP. A signal tower without a name gets that of a signal of the
+            data: encoder_cfg that of the first, text_cfg (with ``tower = "signal"``) that of the
+            second. It takes all views of its signal, unless it has `views`.
+        views: the number of bins of each view of the data's signal.
         tokenizer: None if no tower takes one.
         modality: name of the data's signal.
         paired_modality: name of the data's second signal; None without one.
-        paired_views: the views of the second signal.
+        paired_views: the number of bins of each view of the second signal.
 
     Raises:
-        ConfigError: a signal or a view that the data does not have, or not with that many bins.
+        ConfigError: the data lacks a signal or a view, or has it with another number of bins.
     """
     signals = {modality: views}
     if paired_modality is not None:
@@ -162,7 +162,7 @@ def _signal(
         if view not in views:
             raise ConfigError(
                 f"{where}.views must be views of the data, which has {', '.join(views)}, "
-                f"got {view!r}{nearest(view, views)}"
+                f"got {view!r}{suggest(view, views)}"
             )
         if bins != views[view]:
             raise ConfigError(
@@ -172,7 +172,7 @@ def _signal(
     return tower
 
 
-def run_tokenizer(
+def get_tokenizer(
     config: RunConfig, captions: Sequence[str], folder: RunFolder, *, resume: bool
 ) -> Tokenizer | None:
     """Return the run's tokenizer: trained on `captions`, or read from the run folder.
@@ -197,7 +197,7 @@ def keep_tokenizer(tokenizer: Tokenizer | None, folder: RunFolder) -> None:
 
 
 def _tuples_to_lists(value: Any) -> Any:
-    """Return `value` as it would be read back from TOML."""
+    """Return `value` with tuples replaced by lists, as it would be read back from TOML."""
     if isinstance(value, Mapping):
         return {key: _tuples_to_lists(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

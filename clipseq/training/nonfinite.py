@@ -11,11 +11,11 @@ from clipseq.training.launch.processes import Processes
 
 
 class NonFiniteLoss(ClipseqError, FloatingPointError):
-    """NaN or infinity in the loss, a gradient or a weight: training stops and saves nothing."""
+    """Training stopped, without saving, at NaN or infinity in the loss, a gradient or a weight."""
 
 
 def exploded(what: str, processes: Processes) -> NonFiniteLoss:
-    """Return the error for what every process of the run has seen; the first one reports it."""
+    """Return the error for a finding of all processes of the run; the first one reports it."""
     error = NonFiniteLoss(
         f"{what}. Lower training.learning_rate, lengthen training.warmup_steps, set "
         "training.gradient_clip, or use precision = '32-true'"
@@ -37,7 +37,7 @@ def non_finite_clips(batch: Mapping[str, Any], names: Iterable[str]) -> list[str
 
 
 def non_finite_state(model: nn.Module, losses: Mapping[str, float]) -> str:
-    """Return what is not finite among the weights and the validation losses, or ``""``."""
+    """Describe the weights and validation losses that are not finite; return "" if all are."""
     weights = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
     found = [f"the weights {some(weights)} are not finite"] if weights else []
     found += [f"the validation {k} is {v}" for k, v in losses.items() if not math.isfinite(v)]
@@ -45,6 +45,6 @@ def non_finite_state(model: nn.Module, losses: Mapping[str, float]) -> str:
 
 
 def some(names: Sequence[Any], at_most: int = 8) -> str:
-    """List at most so many of the names, and count the rest."""
+    """List at most `at_most` of the names, and count the rest."""
     shown = ", ".join(str(name) for name in names[:at_most])
     return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"

@@ -1,4 +1,4 @@
-"""The parameters that decay, and the learning rate over the run."""
+"""The parameters with weight decay, and the learning rate over the run."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two groups for an optimizer: matrices, which decay, and the rest, which does not.
+    """Return two groups for an optimizer: matrices, with weight decay, and the rest, without it.
 
     Norm gains, biases, loss scales and mixing weights have fewer than two dimensions; pulling
     them to zero would change what they mean instead of keeping them small. Frozen parameters

@@ -1,4 +1,4 @@
-"""Everything before the first step: check the configuration, find or make clips and model."""
+"""Preparation of a run before its first step: configuration, clips, tokenizer and model."""
 
 import warnings
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from clipseq.data import MapDataset
 from clipseq.data.simulation.radar import Radar
 from clipseq.errors import CheckpointError, ConfigError, DataError
 from clipseq.evaluation.encoding import sides
-from clipseq.training.checkpoint import Checkpoint, last_checkpoint
+from clipseq.training.checkpoint import Checkpoint, read_last_checkpoint
 from clipseq.training.config import RunConfig, write_config
 from clipseq.training.datasets import check_captions_exist, open_dataset
 from clipseq.training.folder import RunFolder
@@ -22,9 +22,9 @@ from clipseq.training.models import (
     check_captions,
     check_model,
     check_model_config,
+    get_tokenizer,
     keep_tokenizer,
-    pinned,
-    run_tokenizer,
+    pin_options,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Prepared:
 
     Attributes:
         training: the clips to train on.
-        validation: the clips to validate on; None: there are fewer than two.
-        model: with the weights of the checkpoint, if there is one.
+        validation: the clips to validate on; None if there are fewer than two.
+        model: the model, with the weights of the checkpoint if there is one.
         checkpoint: the state to continue from; None for a new run.
     """
 
@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def done(self) -> int:
-        """Optimizer steps that are finished already."""
+        """Number of optimizer steps that are already finished."""
         return 0 if self.checkpoint is None else int(self.checkpoint["global_step"])
 
 
@@ -62,17 +62,17 @@ def prepare(
     dataset: MapDataset | None,
     progress: Callable[[int, int], None] | None,
 ) -> Prepared:
-    """Check everything that can be checked, and find or make clips, tokenizer and model.
+    """Check everything that can be checked, and find or create clips, tokenizer and model.
 
-    The first process makes what goes into the run folder; the others come later, and find it. The
-    folder is written last, so that a wrong configuration leaves none in the way of the right one.
+    The first process creates the content of the run folder; the others run later and find it. The
+    folder is written last, so that a wrong configuration does not leave one behind.
     """
     if processes.first:
         if not resume:
             refuse_existing(folder)
         elif not folder.config.exists():
             raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
-    config = pinned(config)
+    config = pin_options(config)
     if dataset is not None or config.data.simulated is None:
         if dataset is None:
             dataset = open_dataset(config.data, folder)
@@ -96,10 +96,10 @@ def _simulated(
 ) -> MapDataset:
     """Open the simulated clips, after simulating those that the run folder does not hold yet.
 
-    The configuration is written before them: with it in the folder, finished clips are not lost.
+    The configuration is written first, so that the run can be resumed with the finished clips.
     """
     if write:
-        # A mistake in [model] is reported now, and not after all clips are simulated.
+        # Report a mistake in [model] now, and not after all clips are simulated.
         check_model(config.model, Radar().views)
         write_config(config, folder.config)
     try:
@@ -127,7 +127,7 @@ def _prepare_on(
     training, validation = _splits(dataset, config.training.batch_size, processes)
     torch.manual_seed(config.training.seed)
     check_captions_exist(dataset, check_model_config(config.model))
-    tokenizer = run_tokenizer(
+    tokenizer = get_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )
     model = build_model(
@@ -139,9 +139,9 @@ def _prepare_on(
         paired_views=dataset.paired_views,
     )
     sides(model, dataset)  # raises if they do not fit
-    # A run that has begun continues: it can change neither tokenizer nor context_length any more.
+    # A resumed run is not checked: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
-    checkpoint = last_checkpoint(folder, model) if resume else None
+    checkpoint = read_last_checkpoint(folder, model) if resume else None
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
     if processes.first:

@@ -16,7 +16,7 @@ def load_model(run: Path) -> CLIP:
     """Return the model of a run folder, or of a folder written by `CLIP.save_pretrained`.
 
     Raises:
-        ConfigError: the folder is neither.
+        ConfigError: the folder is neither of these.
         CheckpointError: the run is not finished, or its model is incomplete or corrupt.
     """
     folder = RunFolder(run)
@@ -47,8 +47,8 @@ def evaluate_run(
         The evaluation, and the path that it was written to.
 
     Raises:
-        ConfigError: `run` is neither.
-        CheckpointError: the run is not finished, or a model without a run is given no data.
+        ConfigError: `run` is neither of these.
+        CheckpointError: the run is not finished, or `data` is None for a model without a run.
         DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
     model = load_model(run).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""The order of the training clips: one stream of batches, the same whenever it is picked up."""
+"""The order of the training clips: one stream of batches, which does not change on resume."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sized
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Batches of clip indices, epoch after epoch, each epoch shuffled anew.
+    """Batches of clip indices, epoch after epoch; each epoch is shuffled anew.
 
-    Batch k depends on (`items`, `batch_size`, `seed`, k) alone, so a run that resumes at batch k
-    sees exactly what an uninterrupted run would have seen. An epoch leaves out the clips that do
-    not fill a batch (different ones each time): a contrastive loss over a smaller batch is a
-    different loss. A set smaller than `batch_size` is one batch.
+    Batch k depends only on (`items`, `batch_size`, `seed`, k), so a run that resumes at batch k
+    gets the same batches as an uninterrupted run. An epoch leaves out the clips that do not fill a
+    batch (different ones each time), because a contrastive loss over a smaller batch is a different
+    loss. A set smaller than `batch_size` is one batch.
 
     Args:
         items: number of clips.
         batch_size: clips in a batch.
-        batches: number of batches of the whole run; also the length, wherever it starts.
-        seed: random seed of the shuffling.
+        batches: number of batches of the whole run, which is also the length, whatever `start` is.
+        seed: random seed for shuffling.
         start: the first batch to yield.
 
     Raises:
@@ -69,9 +69,9 @@ class ShuffledBatches(Sampler[list[int]]):
 class OwnRows(Sampler[list[int]]):
     """The part of each batch that one of several processes takes.
 
-    Process r of W takes the rows from ``r·B // W`` to ``(r + 1)·B // W`` of a batch of B: the
-    parts in the order of the ranks are the batch, so which clips a step compares does not depend
-    on the number of processes; their sizes differ by one at most.
+    Process r of W takes the rows from ``r·B // W`` to ``(r + 1)·B // W`` of a batch of B. The
+    parts, in the order of the ranks, make up the batch, so the clips that a step compares do not
+    depend on the number of processes. The sizes of the parts differ by one at most.
 
     Args:
         batches: the batches of the whole run, such as `ShuffledBatches`.
@@ -112,7 +112,7 @@ def training_batches(
     Args:
         clips: the clips of the stream.
         stream: the batches of the whole run.
-        model: a model; views that it does not take are left out.
+        model: the model; views that it does not take are left out.
         rank: rank of this process.
         size: number of processes.
         workers: processes that load ahead; 0 loads in this process.
@@ -131,7 +131,7 @@ def validation_batches(
 ) -> "DataLoader[Clip] | None":
     """Load the rows of the validation batches that process `rank` of `size` takes.
 
-    The batches are whole: the loss depends on the number of clips that are compared.
+    An incomplete last batch is left out: the loss depends on the number of clips compared.
     """
     if clips is None:
         return None
@@ -146,10 +146,10 @@ def _own(batches: Sampler[list[int]], rank: int, size: int) -> Sampler[list[int]
 
 
 def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of the group; only the training process decides what it means.
+    # Ctrl-C reaches every process of the group; only the training process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    # Not seed + epoch: run 0's second epoch would be run 1's first.
+    # Not seed + epoch: the second epoch of seed 0 would be the first of seed 1.
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (2**63))

@@ -177,7 +177,7 @@ BROKEN = {
     **{
         f"takes {name}": (
             WORKING.replace('"foo"', f'"{name}"'),
-            rf"the loss '{name}' is registered already: by clipseq \S+ \(clipseq.losses.{kind}\); "
+            rf"the loss '{name}' is registered already by clipseq \S+ \(clipseq.losses.{kind}\); "
             r"choose another name for clipseq_foo_\S+.FooLoss",
         )
         for name, kind in (("clip", "ClipLoss"), ("siglip", "SigLipLoss"))
@@ -334,14 +334,14 @@ def test_register_in_process(fresh_registry):
 
 
 def test_register_keeps_the_rules_of_plugins(fresh_registry, unchecked_signatures):
-    with pytest.raises(clipseq.PluginError, match="'clip' is registered already: by clipseq "):
+    with pytest.raises(clipseq.PluginError, match="'clip' is registered already by clipseq "):
         clipseq.register_loss("clip", Mine)
     with pytest.raises(clipseq.PluginError, match="must match"):
         clipseq.register_loss("My-own", Mine)
     with pytest.raises(clipseq.PluginError, match="must be a subclass of clipseq.PairLoss"):
         clipseq.register_loss("mine", clipseq.Similarity)
     clipseq.register_loss("mine", Mine)
-    with pytest.raises(clipseq.PluginError, match="registered already: by this process"):
+    with pytest.raises(clipseq.PluginError, match="registered already by this process"):
         clipseq.register_loss("mine", type("Other", (Mine,), {"__module__": "elsewhere"}))
 
 

@@ -365,7 +365,7 @@ def test_register_in_process(fresh_registry):
 
 
 def test_register_keeps_the_rules_of_plugins(fresh_registry, unchecked_signatures):
-    with pytest.raises(clipseq.PluginError, match="'local' is registered already: by clipseq "):
+    with pytest.raises(clipseq.PluginError, match="'local' is registered already by clipseq "):
         clipseq.register_similarity("local", Mine)
     with pytest.raises(clipseq.PluginError, match="must match"):
         clipseq.register_similarity("My-own", Mine)
@@ -375,7 +375,7 @@ def test_register_keeps_the_rules_of_plugins(fresh_registry, unchecked_signature
     with pytest.raises(clipseq.PluginError, match="'mine': default_weight must be .* got nan"):
         clipseq.register_similarity("mine", weightless)
     clipseq.register_similarity("mine", Mine)
-    with pytest.raises(clipseq.PluginError, match="registered already: by this process"):
+    with pytest.raises(clipseq.PluginError, match="registered already by this process"):
         clipseq.register_similarity("mine", type("Other", (Mine,), {"__module__": "elsewhere"}))
 
 

@@ -25,7 +25,7 @@ from clipseq.training import (
     read_config,
     train,
 )
-from clipseq.training.models import pinned
+from clipseq.training.models import pin_options
 from clipseq.training.nonfinite import NonFiniteLoss
 from clipseq.training.optimizer import warmup_cosine
 from clipseq.training.stream import ShuffledBatches
@@ -88,8 +88,8 @@ def test_a_run_leaves_its_folder(whole):
     config, model = whole.config, whole.model
     folder = RunFolder(config.training.out)
     assert whole.seen == [1, 2, 3, 4, 5, 6]
-    expected = pinned(config)
-    assert pinned(read_config(folder.config)) == attrs.evolve(
+    expected = pin_options(config)
+    assert pin_options(read_config(folder.config)) == attrs.evolve(
         expected, data=attrs.evolve(config.data, path=read_config(folder.config).data.path)
     )
     assert tomllib.loads(folder.config.read_text())["training"]["max_steps"] == 6

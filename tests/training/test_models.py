@@ -8,7 +8,7 @@ from clipseq import CLIP, ConfigError
 from clipseq.data import Clip, MapDataset
 from clipseq.evaluation import evaluate
 from clipseq.training import RunFolder, train
-from clipseq.training.models import build_model, pinned
+from clipseq.training.models import build_model, pin_options
 
 MEL, JOINTS = {"mel": 6}, {"joints": 5, "speed": 2}
 
@@ -95,4 +95,4 @@ def test_signals_and_views_that_the_data_does_not_have(table, match):
 )
 def test_a_loss_or_similarity_that_does_not_exist_is_named_by_its_key(model, match, small_run):
     with pytest.raises(ConfigError, match=match):
-        pinned(small_run(model=model))
+        pin_options(small_run(model=model))

@@ -1,8 +1,8 @@
 """A kinematic person: 20 body points from joint angles, and point scatterers on them.
 
-Body frame: x forward, y to the left, z up; the floor is z = 0. Angles in radians, zero when
-standing with the arms hanging. The points are those of the `uiprmd_points` recordings, so the radar
-treats a simulated and a recorded person in the same way.
+In the body frame, x points forward, y to the left, and z up; the floor is z = 0. Angles are in
+radians, and zero for a person who stands with hanging arms. The points are those of the
+`uiprmd_points` recordings, so the radar treats simulated and recorded people in the same way.
 """
 
 from collections.abc import Mapping
@@ -58,9 +58,9 @@ def scatterers(points: Float[np.ndarray, "F 20 3"]) -> Float[np.ndarray, "F S 3"
 ANGLES = (
     # trunk: forward lean, lean to the left, turn of the shoulders against the hips to the left
     "lean", "side", "twist",
-    # whole body about its feet: forward (pi/2 lies on the face), to the left; height of a jump
+    # whole body about its feet: forward (pi/2: lying face down), to the left; height of a jump
     "pitch", "roll", "lift",
-    # 1: the feet stay where they are and the pelvis moves; 0: the pelvis follows the path
+    # 1: the feet stay in place and the pelvis moves; 0: the pelvis follows the path
     "planted",
     # legs: thigh forward, thigh outward, knee bent
     "left_hip", "left_spread", "left_knee", "right_hip", "right_spread", "right_knee",
@@ -84,7 +84,7 @@ def pose(**angles: float) -> Float[np.ndarray, " A"]:
 
 @attrs.frozen
 class Person:
-    """Measures of a body.
+    """Measurements of a body.
 
     Attributes:
         height_m: height in m.
@@ -113,9 +113,9 @@ def body_points(
 
     Args:
         poses: one row of `ANGLES` per frame.
-        path: place on the floor of the feet, or of the pelvis where the feet are not planted.
-        heading: direction that the person faces, counted from the x axis to the left.
-        person: measures of the body.
+        path: position on the floor of the feet, or of the pelvis where the feet are not planted.
+        heading: direction that the person faces, as an angle from the x axis to the left.
+        person: measurements of the body.
     """
     a = {name: poses[:, i] for name, i in COLUMN.items()}
     h = person.height_m

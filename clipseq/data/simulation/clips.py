@@ -49,11 +49,11 @@ def simulate(
     """Simulate `clips` clips into the folder `out`, and open it as a data set.
 
     A clip of the splits train, val and test lasts `seconds` and shows two to four actions in order.
-    A clip of zeroshot shows a single action for as long as it takes, with the action as its label.
-    Every clip shows a new person, with their own measures, place, pace and manner.
+    A clip of zeroshot shows a single action, which determines its duration and is its label. Every
+    clip shows a new person, with their own measurements, place, pace and style of movement.
 
-    Clip i depends only on (seed, i) and the arguments. After an interruption, `simulate` completes
-    the folder when it is called again with the same arguments; a complete folder is only opened.
+    Clip i depends only on (seed, i) and the arguments. After an interruption, call `simulate` again
+    with the same arguments to complete the folder; a complete folder is only opened.
 
     Args:
         out: folder of the data set.
@@ -61,16 +61,16 @@ def simulate(
         seed: random seed; the same seed gives the same clips.
         seconds: duration of a clip of train, val and test.
         motion: a recording (`uiprmd_points.npz`) that moves the people instead of clipseq's own
-            motions; a split then contains only recordings of the subjects that the file gives it.
+            motions; a split then contains only subjects that the file assigns to it.
         radar: the radar, by default `Radar()`, with the views range_time 64 x T, doppler_time
             64 x T and azimuth_time 32 x T at 16 frames per second.
-        clutter: number of things at rest in the room of each clip, at random places, with radar
+        clutter: number of objects at rest in the room of each clip, at random places, with radar
             cross-sections of 0.1 to 1 m^2.
         split_shares: share of each split, by default 75 % train, 5 % val, 10 % test, 10 % zeroshot.
-        progress: called as progress(done, clips) after every file that was written.
+        progress: called as progress(done, clips) after each file.
 
     Raises:
-        DataError: the folder holds something else.
+        DataError: the folder holds another data set or other files.
         ValueError: a number is out of its range.
     """
     out = Path(out)
@@ -137,7 +137,7 @@ class _Scene:
         clip: the clip without its maps.
         performance: the person's movement.
         frames: number of frames.
-        noise: random generator of the radar's noise and the clutter.
+        noise: random generator for the radar's noise and the clutter.
     """
 
     clip: Clip
@@ -155,8 +155,8 @@ def _make_scene(
     split: str,
     label: str | None,
 ) -> _Scene:
-    # Each purpose has its own random stream, so that the captions of a part that an earlier run has
-    # written can be drawn again without observing it again.
+    # Each purpose has its own random stream, so that the captions of a file that an earlier run has
+    # written can be drawn again without simulating its maps again.
     acting, wording, noise = (
         np.random.default_rng(s) for s in np.random.SeedSequence((seed, i)).spawn(3)
     )
@@ -172,8 +172,8 @@ def _make_scene(
 def _single_thread() -> Iterator[None]:
     """Limit torch to one thread.
 
-    The transforms are so short here that threads only wait for one another, for a hundred
-    milliseconds per clip on a machine that has other work.
+    The transforms are so short here that threads mostly wait for one another: a hundred
+    milliseconds per clip on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -205,12 +205,12 @@ def _observe(radar: Radar, scene: _Scene, clutter: int) -> dict[str, np.ndarray]
 
 
 def _fingerprint(path: Path) -> str:
-    """Return name and hash of the file, which differ for another file of that name."""
+    """Return the name and the hash of the file, which identify it."""
     return f"{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
 
 
 def _begin(out: Path, arguments: dict) -> bool:
-    """Prepare the folder; return True if it holds this very simulation, complete."""
+    """Prepare the folder; return True if it holds this simulation, complete."""
     note = out / UNFINISHED
     if (out / "dataset.json").exists():
         if read_head(out).get("simulated") == arguments:
@@ -224,8 +224,8 @@ def _begin(out: Path, arguments: dict) -> bool:
             raise DataError(f"{note} cannot be read: {error}; remove the folder") from error
         if begun != arguments:
             raise DataError(
-                f"{out} holds an unfinished simulation with other arguments, {begun}; give the "
-                "same, remove the folder, or choose another"
+                f"{out} holds an unfinished simulation with other arguments, {begun}; pass the "
+                "same arguments, remove the folder, or choose another"
             )
         return False
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -257,7 +257,7 @@ def _read_finished(
 
 
 def _assign_splits(clips: int, shares: Mapping[str, float]) -> list[str]:
-    """Return the split of each clip, in the order of `SPLITS`, with rounded ends."""
+    """Return the split of each clip: splits are contiguous, in the order of `SPLITS`."""
     ends = np.round(np.cumsum([shares.get(split, 0.0) for split in SPLITS]) * clips).astype(int)
     return [SPLITS[int(np.searchsorted(ends, i, side="right"))] for i in range(clips)]
 

@@ -2,14 +2,14 @@
 
 The file holds segments of 20 body points (`body.POINTS`), one movement each. Every segment starts
 and ends standing, so that segments of one subject can be spliced into sequences. The keys of the
-file, for N segments of F frames in all and K movements:
+file, for N segments with F frames in total and K movements:
 
     points_delta2   (20, 3, F) whole numbers: second differences over time, see `read_recordings`
-    offsets         (N + 1,) first frame of each segment, and F
+    offsets         (N + 1,) first frame of each segment, then F
     quantum_m, fps  the unit in m; frames per second (25)
     point_names     (20,) `body.POINTS`
     label           (N,) number of the movement
-    class_names, captions   (K,) its name, and a phrase for it, which follows "a person"
+    class_names, captions   (K,) name of each movement, and a phrase for it after "a person"
     subject, split  (N,) a whole number; "train", "val" or "test"
 """
 
@@ -60,14 +60,14 @@ class Recordings:
         seconds: float | None = 10.0,
         label: str | None = None,
     ) -> Performance:
-        """Draw segments of one subject in a row, somewhere in the room in front of the radar.
+        """Draw a sequence of segments of one subject, at a random place in front of the radar.
 
-        Without a label, these are two to four movements of different classes, which fill `seconds`
-        together with pauses between them; with a label, one segment of that class. The split
-        "zeroshot" draws from the segments of "test".
+        Without a label, these are two to four movements of different classes, which together with
+        the pauses between them last `seconds`. With a label, it is one segment of that class. The
+        split "zeroshot" draws from the segments of "test".
 
         Raises:
-            DataError: the split has no segment, or none with this label.
+            DataError: the split has no segment, or no segment with this label.
             ValueError: no two segments of a subject fit into `seconds`.
         """
         group = "test" if split == "zeroshot" else split
@@ -135,7 +135,7 @@ class Recordings:
 
 
 def _place(points, rng):
-    """Move the person somewhere in the room, facing the radar more often than not."""
+    """Move the person to a random place in the room, usually facing the radar."""
     reach = np.hypot(points[..., 0], points[..., 1]).max()
     away = rng.uniform(NEAREST_M + reach, max(NEAREST_M + reach, FARTHEST_M - reach))
     right = rng.uniform(-0.8, 0.8) * WIDEST
@@ -150,14 +150,14 @@ def _place(points, rng):
 
 
 def read_recordings(path: Path) -> Recordings:
-    """Read and decode a file in the form of `uiprmd_points.npz`.
+    """Read and decode a file in the format of `uiprmd_points.npz`.
 
     Segment a:b of `points_delta2` (20, 3, F) holds second differences over time, in units of
-    `quantum_m`. Summing them up twice gives the positions; the first two entries of a segment
-    carry its start.
+    `quantum_m`. Two cumulative sums give the positions; the first two entries of a segment encode
+    its initial position and velocity.
 
     Raises:
-        DataError: the file is missing, corrupt or in another form.
+        DataError: the file is missing, corrupt or in another format.
     """
     arrays = load_arrays(path)
     if missing := _KEYS - arrays.keys():

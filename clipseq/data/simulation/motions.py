@@ -31,7 +31,7 @@ class Start:
 
 
 def _smooth(x):
-    """Return 0 up to x = 0 and 1 from x = 1, with a minimum-jerk curve between."""
+    """Return 0 up to x = 0 and 1 from x = 1, with a minimum-jerk curve in between."""
     x = np.clip(x, 0.0, 1.0)
     return x**3 * (10 - 15 * x + 6 * x**2)
 
@@ -42,7 +42,7 @@ def _rise_and_fall(t, duration, rise):
 
 
 def _repeat(t, duration, period):
-    """Go 0, 1, 0 a whole number of times in `duration`, each in about `period` seconds."""
+    """Go from 0 to 1 and back a whole number of times, about every `period` seconds."""
     count = max(1, round(duration / period))
     return 0.5 - 0.5 * np.cos(2 * np.pi * count * t / duration)
 
@@ -108,7 +108,7 @@ _RUN = _Gait((1.9, 3.0), stride=2.0, hip=0.65, knee=1.5, arm=0.7, elbow=1.4, lea
 
 
 def _travel(way: float, gait: _Gait) -> Callable[..., Trace]:
-    """Return a motion that walks or runs, at an angle `way` from the direction off the radar."""
+    """Return a gait at an angle `way` from the direction away from the radar."""
 
     def move(t, duration, start: Start, rng) -> Trace:
         poses = np.repeat(start.pose[None], len(t), axis=0)
@@ -327,7 +327,7 @@ def _bend(t, duration, start, rng) -> Trace:
 
 
 def _hops(t, duration, rng):
-    """Return (crouch, lift in m, flight 0..1) of hops in place, which rise to g T^2 / 8."""
+    """Return (crouch, lift in m, flight 0..1) of hops; a flight of T seconds rises g T^2 / 8."""
     count = max(1, round(duration / rng.uniform(0.75, 1.1)))
     period = duration / count
     beat = (t / period) % 1.0
@@ -376,7 +376,7 @@ def _kick(t, duration, start, rng) -> Trace:
     back = np.exp(-(((beat - 0.27) / 0.12) ** 2))
     out = np.exp(-(((beat - 0.55) / 0.15) ** 2))
     size = _rise_and_fall(t, duration, 0.2) * rng.uniform(0.8, 1.15)
-    # Planted, both ankles would anchor the body, and the pelvis would follow the kicking foot.
+    # If planted, both ankles would anchor the body, and the pelvis would follow the kicking foot.
     _add(
         poses,
         **{f"{leg}_hip": size * (1.35 * out - 0.3 * back), f"{leg}_knee": size * 1.1 * back},
@@ -418,7 +418,7 @@ class Action:
         move: motion, called as move(t, duration, start, rng) for a `Start`.
         seconds: shortest and longest duration.
         starts: postures in which it can start.
-        ends: posture in which it ends; None is the one in which it started.
+        ends: posture in which it ends; None: the one in which it started.
         weight: how often it is drawn, relative to the others.
     """
 
@@ -453,7 +453,7 @@ ACTIONS: dict[str, Action] = {
     "fall": Action(_fall, (1.7, 3.5), ends="lying", weight=1.2),
     "get_up": Action(_get_up, (2.0, 4.0), starts=("lying",), ends="standing"),
 }
-"""Actions of the simulated person. Left and right are those of the radar's view."""
+"""Actions of the simulated person. Left and right are as seen by the radar."""
 
 POSTURES = {"standing": draw_standing, "sitting": draw_sitting, "lying": draw_lying}
 """Functions that draw a pose of each posture."""

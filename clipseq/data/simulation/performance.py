@@ -1,7 +1,7 @@
-"""Performances: a simulated person who does random actions in a row, in the radar's room.
+"""Performances: a simulated person who does a sequence of random actions in the radar's room.
 
-The radar stands over the origin and looks along +x; y points to its left. An action starts in a
-posture and ends in one (only a sitting person can stand up), so that a sequence of actions is one
+The radar stands over the origin and looks along +x; y points to its left. Each action starts and
+ends in a posture (only a sitting person can stand up), so that a sequence of actions is one
 continuous movement.
 """
 
@@ -19,7 +19,7 @@ RATE = 50.0
 """Samples of a performance per second; no motion is faster than about 5 Hz."""
 
 NEAREST_M, FARTHEST_M, WIDEST = 1.2, 7.8, 0.5
-"""Limits of the place of a person: distance from the radar, and |sin(bearing)|."""
+"""Limits on the place of a person: smallest and largest distance, and largest |sin(bearing)|."""
 _CLOSEST_POINT_M, _FARTHEST_POINT_M = 0.7, 9.2
 
 _LONGEST_PAUSES_S = 1.4  # all pauses of a sequence together; "stands still" lasts longer than that
@@ -60,7 +60,7 @@ def perform(
 
     Args:
         rng: random generator.
-        seconds: duration of the whole; None leaves it to the actions.
+        seconds: total duration; None: the actions and pauses determine it.
         number: number of different actions; by default two to four.
         actions: names of the actions, instead of random ones.
 
@@ -70,12 +70,13 @@ def perform(
     given = None if actions is None else tuple(actions)
     if given is not None:
         _check_sequence(given)
-    # The number of actions is kept for many tries: otherwise the numbers that fit more easily would
-    # occur more often.
+    # The same number of actions is tried many times: otherwise, the numbers that fit more easily
+    # would occur more often.
     numbers = rng.permutation([2, 3, 4] if number is None else [number]).repeat(_TRIES_PER_NUMBER)
     for count in np.tile(numbers, 3):
         names = given or _draw_actions(rng, int(count))
-        # So are the actions: otherwise those that need little room would.
+        # The same actions are tried several times: otherwise, those that need little room would
+        # occur more often.
         for _ in range(_TRIES_PER_SEQUENCE):
             times = _draw_times(rng, names, seconds)
             if times is not None and (performance := _play(rng, names, *times)) is not None:
@@ -120,7 +121,7 @@ def _draw_actions(rng, number: int) -> tuple[str, ...]:
 
 
 def _draw_times(rng, names, seconds):
-    """Draw (durations, pauses before, between and after) that sum up to `seconds`, or None."""
+    """Draw durations and pauses (before, between and after) that last `seconds`, or return None."""
     shares = np.array([rng.uniform(*ACTIONS[name].seconds) for name in names])
     still = rng.uniform(0.3, _LONGEST_PAUSES_S)
     if seconds is not None:
@@ -192,7 +193,7 @@ def _play(rng, names, durations, pauses) -> Performance | None:
 
 
 def _sway(poses, rng) -> None:
-    """Add the few millimetres by which breath and balance move the trunk of any person."""
+    """Add the few millimetres by which breathing and balancing move a person's trunk."""
     t = np.arange(len(poses)) / RATE
     for name, size in (("lean", 0.006), ("side", 0.004), ("twist", 0.006)):
         for _ in range(2):

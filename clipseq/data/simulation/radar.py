@@ -8,17 +8,17 @@ direction cosine u along the array and radar cross-section sigma adds to the IF 
     d_s(m) = exp(4 pi i R(t_m) / lambda)                     (phase of the true range: Doppler)
     v_s(k) = exp(pi i k u)                                   (half-wavelength array)
 
-each under a Hann window. The cube is never built. A windowed FFT is separable, so the power summed
-over two of the axes is exactly, with capitals for the windowed transforms,
+each under a Hann window. The cube is never built. A windowed FFT is separable, so, with capitals
+for the windowed transforms, the power summed over two of the axes is exactly
 
     P(f) = sum_{s,s'} a_s a_s' R_s(f) R_s'(f)* <D_s, D_s'> <V_s, V_s'>
 
 and likewise for the other two axes. These are Gram matrices of S scatterers, which cost
 O(S^2 (N + M + K)) per frame instead of O(S N M K).
 
-Approximations: range and direction are constant within a burst except in the phase (there is no
-range migration: 6 m/s over 10 ms is 0.06 m, less than half a bin); all parts are isotropic and do
-not hide one another; the echo bounces once.
+Approximations: range and direction are constant within a burst, except in the phase (there is no
+range migration: 6 m/s over 10 ms is 0.06 m, less than half a bin); all scatterers are isotropic and
+do not hide one another; there are no multiple reflections.
 """
 
 import functools
@@ -48,15 +48,15 @@ class Radar:
     Attributes:
         carrier_hz: carrier frequency.
         bandwidth_hz: bandwidth that a chirp sweeps; a range bin is c / 2 bandwidth_hz wide.
-        samples: number of complex samples per chirp, and of range bins.
-        chirps: number of chirps per frame, and of Doppler bins.
+        samples: number of complex samples per chirp, which is also the number of range bins.
+        chirps: number of chirps per frame, which is also the number of Doppler bins.
         chirp_interval_s: time from the start of one chirp to the next.
         antennas: number of antennas in the array, half a wavelength apart.
         azimuth_bins: number of bins of sin(bearing).
         frame_rate: frames per second.
         height_m: height above the floor.
         noise: variance of the complex thermal noise of one IF sample, in units of the echo of
-            1 m^2 at 1 m; 0 switches it off.
+            1 m^2 at 1 m; 0: no noise.
     """
 
     carrier_hz: float = attrs.field(default=77e9, validator=_positive)
@@ -106,8 +106,8 @@ class Radar:
     def axes(self) -> dict[str, Float[np.ndarray, " _"]]:
         """Return the centre of every bin of each map.
 
-        Range is in m, and range rate in m/s, positive when moving away; sin(bearing) is positive to
-        the right as the radar sees it.
+        Range is in m. Range rate is in m/s, positive when moving away. sin(bearing) is positive to
+        the right of the radar's line of sight.
         """
         return {
             RANGE: np.arange(self.samples) * self.range_resolution_m,
@@ -130,7 +130,7 @@ class Radar:
 def resample(
     points: Float[np.ndarray, "F P 3"], rate: float, times: Float[np.ndarray, "*N"]
 ) -> Float[np.ndarray, "*N P 3"]:
-    """Return the positions at `times` (s) of points sampled at `rate` (1/s), sample 0 at time 0.
+    """Interpolate points sampled at `rate` (1/s), sample 0 at time 0, at `times` (s).
 
     The curves are Catmull-Rom cubics, which pass through every sample with a continuous velocity,
     so that the Doppler shift is continuous too. Times outside the recording give its first or last
@@ -146,7 +146,7 @@ def resample(
 
 
 def _hann(length: int) -> Float[np.ndarray, " n"]:
-    """Return a Hann window without its two zeros, so that all samples count (1 for length 1)."""
+    """Return a Hann window without its two zeros, so that all samples count; 1 for length 1."""
     return np.hanning(length + 2)[1:-1]
 
 
@@ -162,7 +162,7 @@ def _windows(radar: Radar) -> dict[str, tuple[Float[np.ndarray, " n"], int, int]
 def _turns(
     radar: Radar, points: Float[np.ndarray, "T 3 S 3"]
 ) -> tuple[dict[str, Float[np.ndarray, "T S _"]], Float[np.ndarray, "T S"]]:
-    """Return the phase of every scatterer per sample, chirp and antenna, in turns, and its range.
+    """Return the phase (in turns) of each scatterer per sample, chirp and antenna, and its range.
 
     The carrier's phase is part of the phase per chirp.
     """
@@ -174,8 +174,8 @@ def _turns(
         return values[..., None].astype(np.float32)
 
     # The phase is 25 000 rad at 8 m: once it is wrapped in double precision, single precision is
-    # enough for the rest. Within a burst the range is a parabola, so that acceleration smears the
-    # Doppler line as in a real radar.
+    # enough for the rest. Within a burst, the range is a parabola in time, so that acceleration
+    # smears the Doppler line as in a real radar.
     x = np.linspace(-1, 1, radar.chirps) if radar.chirps > 1 else np.zeros(1)
     x = x.astype(np.float32)
     wavelength = radar.wavelength_m
@@ -226,7 +226,7 @@ def _block_power(radar: Radar, points, rcs) -> dict[str, np.ndarray]:
         factor *= (window if view != DOPPLER else window * amplitude).astype(np.float32)
         # torch's FFT is ten times as fast as numpy's on many short rows.
         spectrum[view] = torch.fft.fft(torch.from_numpy(factor), bins).numpy()
-        # By Parseval, the inner product of two transforms is that of the factors times the bins.
+        # By Parseval, the inner product of two transforms is that of the factors, times `bins`.
         gram[view] = np.float32(bins) * (factor @ factor.conj().transpose(0, 2, 1))
     power = {}
     for view, lines in spectrum.items():
@@ -279,9 +279,9 @@ def add_noise(
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
     """Return `power` as measured under thermal noise.
 
-    A bin sums hundreds of cells, so that its noncentral chi-square (see `_noise_statistics`) is
-    drawn as a Gaussian of the same mean and variance. The noise of neighbouring bins is correlated
-    by the windows. The smallest value is a hundredth of the mean noise.
+    A bin sums hundreds of cells, so its noncentral chi-square (see `_noise_statistics`) is drawn as
+    a Gaussian of the same mean and variance. The windows correlate the noise of neighbouring bins.
+    The smallest value is a hundredth of the mean noise.
     """
     if radar.noise == 0:
         return dict(power)
@@ -300,7 +300,7 @@ DECIBELS: dict[str, tuple[float, float]] = {
     DOPPLER: (3.0, 9.0),
     AZIMUTH: (10.0, 12.0),
 }
-"""Level and scale of each view in `standardise`."""
+"""The level and scale of each view in `standardise`, in dB."""
 
 
 def standardise(
@@ -308,9 +308,10 @@ def standardise(
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
     """Return (10 log10(P / mean noise power of the bin) - level) / scale, in float32.
 
-    The rule is the same for all clips. 0 dB is the radar's own noise floor (or that of `Radar()`
-    for a radar without noise); values below -20 dB are set to it. Level and scale are the constants
-    in `DECIBELS`, which bring one person at 1-8 m to about zero mean and unit scale.
+    The rule is the same for all clips. 0 dB is the noise floor of the radar (or of `Radar()` for a
+    radar without noise); values below -20 dB are raised to -20 dB. Level and scale are the
+    constants in `DECIBELS`, with which the maps of one person at 1-8 m have about zero mean and
+    unit scale.
     """
     floor = noise_power(radar if radar.noise else attrs.evolve(radar, noise=Radar().noise))
     maps = {}
@@ -329,7 +330,7 @@ def observe(
     frames: int,
     rng: np.random.Generator,
 ) -> dict[str, Float[np.ndarray, "_ T"]]:
-    """Return the standardised maps, `frames` long, of scatterers that move along `points`.
+    """Return the standardised maps, with `frames` frames, of scatterers that move along `points`.
 
     Args:
         radar: the radar.
@@ -337,7 +338,7 @@ def observe(
         rate: samples of `points` per second.
         rcs: their radar cross-sections in m^2.
         frames: number of frames.
-        rng: random generator of the noise.
+        rng: random generator for the noise.
     """
     at_bursts = resample(points, rate, radar.burst_times(frames))
     return standardise(radar, add_noise(radar, echo_power(radar, at_bursts, rcs), rng))

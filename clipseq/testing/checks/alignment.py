@@ -5,13 +5,13 @@ import torch
 from clipseq.sequences import Alignment, Sequences
 from clipseq.similarity import Similarity
 from clipseq.testing.checks.batches import PairOfBatches
-from clipseq.testing.conformance import Broken, Check, Subject, finite, only, same
+from clipseq.testing.conformance import Broken, Check, Subject, check_finite, check_only, check_same
 from clipseq.testing.outcome import to_front
 from clipseq.testing.strategies import DENSE, sequence_pairs
 
 
-def explained(similarity: Similarity, x: Sequences, y: Sequences) -> Alignment:
-    """Return what `explain` gives, after checking its shapes."""
+def explain_checked(similarity: Similarity, x: Sequences, y: Sequences) -> Alignment:
+    """Return the result of `explain`, after checking its shapes."""
     found = similarity.explain(x.values, y.values, x.mask, y.mask)
     shape = (*x.mask.shape, y.mask.shape[1])
     if found.weights.shape != shape or found.mask.shape != shape or found.score.shape != shape[:1]:
@@ -28,8 +28,8 @@ def alignment_weights(subject: Subject) -> None:
 
     def holds(pair: PairOfBatches) -> None:
         x, y = pair
-        found = explained(similarity, x, y)
-        finite(found.weights, "weight")
+        found = explain_checked(similarity, x, y)
+        check_finite(found.weights, "weight")
         negative = found.weights < 0
         if bool(negative.any()):
             index = tuple(int(k) for k in negative.nonzero()[0])
@@ -39,9 +39,9 @@ def alignment_weights(subject: Subject) -> None:
         real = x.mask[:, :, None] & y.mask[:, None, :]
         if not torch.equal(found.mask, real):
             raise Broken("mask must be True exactly where both steps are real, got another mask")
-        only(found.weights, ~real, 0.0, "the weight of padding, weight")
+        check_only(found.weights, ~real, 0.0, "the weight of padding, weight")
         scores = similarity(x.values, y.values, x.mask, y.mask).diagonal()
-        same(found.score, scores, 1e-8, "the score of explain", "in a call")
+        check_same(found.score, scores, 1e-8, "the score of explain", "in a call")
 
     subject.for_all(holds, pair=sequence_pairs(features=subject.features, matched=True, empty=True))
 
@@ -51,13 +51,13 @@ def alignment_positions(subject: Subject) -> None:
 
     def holds(pair: PairOfBatches) -> None:
         x, y = pair
-        found = explained(similarity, x, y).weights
-        front = explained(similarity, to_front(x), to_front(y)).weights
+        found = explain_checked(similarity, x, y).weights
+        front = explain_checked(similarity, to_front(x), to_front(y)).weights
         wanted = torch.zeros_like(front)
         for i in range(len(front)):
             at_x, at_y = (side.mask[i].nonzero().flatten() for side in (x, y))
             wanted[i][at_x[:, None], at_y] = front[i, : len(at_x), : len(at_y)]
-        same(found, wanted, 1e-8, "weight", "with packed steps, moved to their places")
+        check_same(found, wanted, 1e-8, "weight", "with packed steps, moved to their places")
 
     subject.for_all(
         holds, pair=sequence_pairs(features=subject.features, matched=True, kinds=DENSE)
@@ -69,12 +69,12 @@ def alignment_alone(subject: Subject) -> None:
 
     def holds(pair: PairOfBatches) -> None:
         x, y = pair
-        found = explained(similarity, x, y).weights
+        found = explain_checked(similarity, x, y).weights
         for i in range(len(found)):
             a, b = x.values[i : i + 1, x.mask[i]], y.values[i : i + 1, y.mask[i]]
             one = similarity.explain(a, b).weights[0]
             here = found[i][x.mask[i]][:, y.mask[i]]
-            same(here, one, 1e-8, f"pair {i}, weight", "for the pair alone")
+            check_same(here, one, 1e-8, f"pair {i}, weight", "for the pair alone")
 
     subject.for_all(
         holds, pair=sequence_pairs(features=subject.features, matched=True, kinds=DENSE)
@@ -85,7 +85,7 @@ def alignment_diagonal(subject: Subject) -> None:
     similarity = subject.evaluated()
 
     def holds(x: Sequences) -> None:
-        weights = explained(similarity, x, x).weights[0].detach()
+        weights = explain_checked(similarity, x, x).weights[0].detach()
         if not float(weights.sum()) > 0:
             raise Broken("some weight must be positive, got zero everywhere")
         for name, rows in (("row", weights), ("column", weights.T)):

@@ -6,8 +6,15 @@ import torch
 from hypothesis import strategies as st
 
 from clipseq.sequences import Sequences
-from clipseq.testing.conformance import Check, Subject, finite, only, same, tiles_of
-from clipseq.testing.outcome import agree, alone, outcome, rows, stacked
+from clipseq.testing.conformance import (
+    Check,
+    Subject,
+    check_finite,
+    check_only,
+    check_same,
+    tiles_of,
+)
+from clipseq.testing.outcome import alone, check_agreement, outcome, rows, stack_batches
 from clipseq.testing.strategies import DENSE, TAME, Size, dense, sequence_pairs, sequences
 
 PairOfBatches = tuple[Sequences, Sequences]
@@ -19,15 +26,17 @@ def independence(subject: Subject) -> None:
     def holds(pair: PairOfBatches, others: PairOfBatches) -> None:
         (x, y), (x_others, y_others) = pair, others
         wanted = similarity(x.values, y.values, x.mask, y.mask)
-        x_all, y_all = stacked(x_others, x), stacked(y_others, y)
+        x_all, y_all = stack_batches(x_others, x), stack_batches(y_others, y)
         xs, ys = (side.values.clone().requires_grad_() for side in (x_all, y_all))
         scores = similarity(xs, ys, x_all.mask, y_all.mask)
-        same(scores[-1:, -1:], wanted, 1e-8, "score", "without the other sequences in the batch")
+        check_same(
+            scores[-1:, -1:], wanted, 1e-8, "score", "without the other sequences in the batch"
+        )
         for side, values in (("x", xs), ("y", ys)):
             (gradient,) = torch.autograd.grad(scores[-1, -1], values, retain_graph=True)
             elsewhere = torch.ones_like(gradient, dtype=torch.bool)
             elsewhere[-1] = False
-            only(gradient, elsewhere, 0.0, f"the gradient of the last pair's score to {side}")
+            check_only(gradient, elsewhere, 0.0, f"the gradient of the last pair's score to {side}")
 
     one = sequence_pairs(batch=1, steps=(1, 4), features=subject.features)
     others = st.tuples(
@@ -45,7 +54,7 @@ def permutation(subject: Subject) -> None:
         y_at = torch.tensor([k for k in y_order if k < len(y.values)])
         scores = similarity(x.values, y.values, x.mask, y.mask)
         moved = similarity(x.values[x_at], y.values[y_at], x.mask[x_at], y.mask[y_at])
-        same(moved, scores[x_at][:, y_at], 1e-8, "score", "before the batch was permuted")
+        check_same(moved, scores[x_at][:, y_at], 1e-8, "score", "before the batch was permuted")
 
     order = st.permutations(range(4))
     subject.for_all(
@@ -60,11 +69,11 @@ def duplicates(subject: Subject) -> None:
     similarity = subject.trained()
 
     def holds(pair: PairOfBatches) -> None:
-        x, y = (stacked(side, side) for side in pair)
+        x, y = (stack_batches(side, side) for side in pair)
         scores = similarity(x.values, y.values, x.mask, y.mask)
         b, c = len(x.values) // 2, len(y.values) // 2
-        same(scores[b:], scores[:b], 1e-8, "score", "for an equal x in another row")
-        same(scores[:, c:], scores[:, :c], 1e-8, "score", "for an equal y in another column")
+        check_same(scores[b:], scores[:b], 1e-8, "score", "for an equal x in another row")
+        check_same(scores[:, c:], scores[:, :c], 1e-8, "score", "for an equal y in another column")
 
     subject.for_all(holds, pair=sequence_pairs(batch=(1, 2), features=subject.features))
 
@@ -79,15 +88,15 @@ def as_alone(
     masks: Literal["any", "prefix"] = "any",
     examples: int | None = None,
 ) -> None:
-    """Check that a batch gives the scores and gradients of its pairs, scored alone and unpadded."""
+    """Check that a batch has the scores and gradients of its pairs, each scored alone, unpadded."""
     similarity = subject.trained()
 
     def compare(pair: PairOfBatches, gradients: bool) -> None:
         x, y = pair
         found = outcome(similarity, x, y, gradients=gradients)
-        finite(found.scores, "score", 1.0)
+        check_finite(found.scores, "score", 1.0)
         wanted = alone(similarity, x, y, gradients=gradients)
-        agree(found, wanted, "for the pair alone", gradients=gradients)
+        check_agreement(found, wanted, "for the pair alone", gradients=gradients)
 
     def scores(pair: PairOfBatches) -> None:
         compare(pair, False)
@@ -129,11 +138,11 @@ def one_row_batches(subject: Subject) -> None:
         for i in range(len(x.values)):
             one = rows(x, slice(i, i + 1))
             row = similarity(one.values, y.values, one.mask, y.mask)
-            same(row, scores[i : i + 1], 1e-8, f"the row {i} alone, score", where)
+            check_same(row, scores[i : i + 1], 1e-8, f"the row {i} alone, score", where)
         for j in range(len(y.values)):
             one = rows(y, slice(j, j + 1))
             column = similarity(x.values, one.values, x.mask, one.mask)
-            same(column, scores[:, j : j + 1], 1e-8, f"the column {j} alone, score", where)
+            check_same(column, scores[:, j : j + 1], 1e-8, f"the column {j} alone, score", where)
 
     subject.for_all(holds, pair=sequence_pairs(features=subject.features, empty=True))
 
@@ -151,9 +160,9 @@ def long_against_short(subject: Subject) -> None:
         step = dense(1, 1, subject.features, dtype=torch.float32)
         x, y = (Sequences.from_tensor(step.repeat(1, n, 1)) for n in (t, length))
         found = outcome(similarity, x, y)
-        same(found.scores, torch.ones(1, 1), 1e-4, "score", "for one step repeated")
-        finite(found.x, "the gradient of x")
-        finite(found.y, "the gradient of y")
+        check_same(found.scores, torch.ones(1, 1), 1e-4, "score", "for one step repeated")
+        check_finite(found.x, "the gradient of x")
+        check_finite(found.y, "the gradient of y")
 
     subject.for_each(holds, ({"t": t, "length": n} for t, n in ((300, 1), (1, 300), (500, 3))))
 
@@ -168,8 +177,8 @@ def tile_size(subject: Subject) -> None:
             tiled = outcome(similarity, x, y, gradients=gradients)
             with torch.no_grad():
                 scores = similarity(x.values, y.values, x.mask, y.mask)
-        agree(tiled, whole, "in one tile", gradients=gradients)
-        same(scores, whole.scores, 1e-8, "without gradients, score", "in one tile")
+        check_agreement(tiled, whole, "in one tile", gradients=gradients)
+        check_same(scores, whole.scores, 1e-8, "without gradients, score", "in one tile")
 
     def scores(pair: PairOfBatches, elements: int) -> None:
         compare(pair, elements, False)
@@ -197,7 +206,7 @@ def large_batches(subject: Subject) -> None:
         return Sequences.from_tensor(dense(count, steps, subject.features, seed=seed), mask)
 
     def holds(x: Sequences, y: Sequences) -> None:
-        # More cells than a tile of the default size: the kernels of a plugin split this batch, too.
+        # More cells than a tile of the default size, so that a plugin's kernels split it too.
         with torch.no_grad():
             whole = similarity(x.values, y.values, x.mask, y.mask)
             for i in range(0, len(x.values), 16):
@@ -205,7 +214,9 @@ def large_batches(subject: Subject) -> None:
                     a, b = rows(x, slice(i, i + 16)), rows(y, slice(j, j + 11))
                     block = similarity(a.values, b.values, a.mask, b.mask)
                     corner = whole[i : i + 16, j : j + 11]
-                    same(corner, block, 1e-8, f"from ({i}, {j}) on, score", "in a small batch")
+                    check_same(
+                        corner, block, 1e-8, f"from ({i}, {j}) on, score", "in a small batch"
+                    )
 
     subject.for_each(holds, [{"x": side(37, 40, 1), "y": side(29, 36, 2)}])
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from clipseq.sequences import Sequences
-from clipseq.testing.conformance import Broken, Check, Subject, finite
+from clipseq.testing.conformance import Broken, Check, Subject, check_finite
 from clipseq.testing.strategies import dense
 
 
@@ -23,14 +23,14 @@ def forward_and_backward(subject: Subject) -> None:
         raise Broken(f"the scores must have the shape (2, 3), got {tuple(scores.shape)}")
     if scores.dtype != torch.float32:
         raise Broken(f"the scores of float32 inputs must be torch.float32, got {scores.dtype}")
-    finite(scores, "score")
+    check_finite(scores, "score")
     if not scores.requires_grad:
         raise Broken("no gradient reaches x or y: the scores are detached from both")
     gradients = torch.autograd.grad(scores.sum(), (x, y), allow_unused=True)
     for side, gradient in zip("xy", gradients, strict=True):
         if gradient is None:
             raise Broken(f"no gradient reaches {side}: the scores are detached from it")
-        finite(gradient, f"the gradient of {side}")
+        check_finite(gradient, f"the gradient of {side}")
 
 
 FIRST = Check(
@@ -41,4 +41,4 @@ FIRST = Check(
     "tensor (b, c), not transposed or detached, without .item(), torch.no_grad() or a division "
     "by zero on the way",
 )
-"""The check without which the others say little."""
+"""The first check; if it fails, failures of the others mean little."""

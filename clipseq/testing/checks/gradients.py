@@ -1,4 +1,4 @@
-"""Checks that gradients agree with finite differences, also at zeros, ties and equal steps."""
+"""Checks that gradients agree with finite differences, even at zeros, ties and equal steps."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,15 +8,15 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck
 
 from clipseq.sequences import Sequences
 from clipseq.testing.checks.scores import HUGE_GRADIENT
-from clipseq.testing.conformance import Broken, Check, Subject, finite, same, tiles_of
+from clipseq.testing.conformance import Broken, Check, Subject, check_finite, check_same, tiles_of
 from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import dense
 
 _FEW = 150
-"""Most inputs for which every entry of the Jacobian is compared, not a random projection of it."""
+"""Largest number of inputs for which the whole Jacobian is compared, not a random projection."""
 
 
-def agrees(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+def check_gradient(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
     """Raise `Broken` unless the gradient is that of finite differences, in float64."""
     variables = [value.requires_grad_() for value in inputs]
     fast = sum(value.numel() for value in variables) > _FEW
@@ -38,10 +38,10 @@ def finite_differences(subject: Subject) -> None:
 
         values = (x.values.clone(), y.values.clone(), *parameters)
         if tile_elements is None:
-            agrees(scores, values)
+            check_gradient(scores, values)
         else:
             with tiles_of(similarity, tile_elements):
-                agrees(scores, values)
+                check_gradient(scores, values)
 
     d = subject.features
 
@@ -69,7 +69,7 @@ def finite_differences(subject: Subject) -> None:
 
 
 def _but_zeros(sequences: Sequences) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the steps that are not zero, and a function that puts such steps among the zeros."""
+    """Return the nonzero steps, and a function that puts replacements for them among the zeros."""
     places = sequences.values.abs().amax(-1) > 0
     # At a zero step a cosine has no limit, so finite differences exist for the other steps only.
     return sequences.values[places], lambda steps: sequences.values.index_put(
@@ -82,14 +82,14 @@ def at_zero_vectors(subject: Subject) -> None:
 
     def holds(x: Sequences, y: Sequences) -> None:
         found = outcome(similarity, x, y)
-        finite(found.x, "the gradient of x", HUGE_GRADIENT)
-        finite(found.y, "the gradient of y", HUGE_GRADIENT)
+        check_finite(found.x, "the gradient of x", HUGE_GRADIENT)
+        check_finite(found.y, "the gradient of y", HUGE_GRADIENT)
         (x_steps, x_whole), (y_steps, y_whole) = _but_zeros(x), _but_zeros(y)
 
         def scores(x_part: Tensor, y_part: Tensor) -> Tensor:
             return similarity(x_whole(x_part), y_whole(y_part), x.mask, y.mask)
 
-        agrees(scores, (x_steps, y_steps))
+        check_gradient(scores, (x_steps, y_steps))
 
     def side(pattern: list[list[int]], seed: int) -> Sequences:
         # 1: a step, 0: a zero step, -1: padding.
@@ -124,7 +124,7 @@ def at_identical_sequences(subject: Subject) -> None:
             ) -> Tensor:
                 return model(x_values, y_values, x.mask, x.mask)
 
-            agrees(scores, (x.values.clone(), x.values.clone()))
+            check_gradient(scores, (x.values.clone(), x.values.clone()))
 
     ragged = torch.tensor([[True, True, True], [True, False, False]])
     subject.for_each(
@@ -144,11 +144,11 @@ def at_repeated_steps(subject: Subject) -> None:
         steps = dense(3, subject.features, seed=7)
 
         def scores(steps: Tensor) -> Tensor:
-            # Equal steps that move together stay equal, and the score is smooth in their movement.
+            # Equal steps are moved together, so they stay equal, and the score is smooth.
             sides = (steps[["abc".index(letter) for letter in side]][None] for side in (x, y))
             return similarity(*sides)
 
-        agrees(scores, (steps,))
+        check_gradient(scores, (steps,))
 
     subject.for_each(
         holds,
@@ -180,8 +180,8 @@ def frozen_side(subject: Subject) -> None:
                 both_y.requires_grad_()
                 again = similarity(both_x, both_y, x.mask, y.mask)
                 (wanted_gradient,) = torch.autograd.grad(again.sum(), both)
-            same(scores, wanted.scores, 1e-8, "score", "with gradients to both sides")
-            same(gradient, wanted_gradient, 1e-8, "gradient", "with gradients to both sides")
+            check_same(scores, wanted.scores, 1e-8, "score", "with gradients to both sides")
+            check_same(gradient, wanted_gradient, 1e-8, "gradient", "with gradients to both sides")
 
     subject.for_each(holds, ({"x": x, "y": y, "frozen": side} for side in "xy"))
 
@@ -204,7 +204,7 @@ def training_steps(subject: Subject) -> None:
         with torch.no_grad():
             for parameter in similarity.parameters():
                 if parameter.grad is not None:
-                    finite(parameter.grad, "the gradient of a parameter")
+                    check_finite(parameter.grad, "the gradient of a parameter")
                     parameter.sub_(0.01 * parameter.grad)
         for name, buffer in similarity.named_buffers():
             if buffer.requires_grad:

@@ -15,9 +15,9 @@ The number of sequences doubles, and the number of pairs becomes four times as l
 """
 
 _PAIR = 64
-"""Most bytes that a pair may hold beside the tile: 16 numbers in float32.
+"""Largest number of bytes to hold for each pair in addition to a tile: 16 numbers in float32.
 
-The scores and their gradients are such numbers; the largest built-in, temporal, holds 52 bytes.
+Scores and their gradients are such numbers; temporal, the largest built-in, holds 52 bytes.
 """
 
 
@@ -52,7 +52,7 @@ def bounded_memory(subject: Subject) -> None:
         return peak_bytes(lambda: similarity(x, y).sum().backward())
 
     def growth(batch: int, steps: int) -> tuple[int, int]:
-        # There are four times as many scores, and each may be held with what belongs to it.
+        # There are four times as many scores, and each may hold up to _PAIR bytes.
         return peak(batch, steps), peak(2 * batch, steps) - _PAIR * (2 * batch) ** 2
 
     def bytes_of_a_pair(batch: int, steps: int) -> float:
@@ -60,8 +60,8 @@ def bounded_memory(subject: Subject) -> None:
         own = 8 * 4 * 2 * batch * steps * features
         return (peak(2 * batch, steps) - peak(batch, steps) - own) / (3 * batch**2)
 
-    # Kernels with a tile of their own are bounded too, but only at larger batches: what exceeds a
-    # bound at the first size is measured once more at a larger one.
+    # Kernels with their own tiles are bounded too, but only at larger batches: if the first size
+    # exceeds a bound, a larger one is measured.
     with tiles_of(similarity, 2**15):
         small, large = growth(16, 24)
         pair = bytes_of_a_pair(192, 2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipseq.registry.validation import FINAL_OF_SIMILARITY
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
-from clipseq.testing.conformance import Broken, Check, Subject, same
+from clipseq.testing.conformance import Broken, Check, Subject, check_same
 from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import dense
 
@@ -54,7 +54,7 @@ def _embed_dim_is_used(cls: Callable[..., Similarity]) -> None:
     try:
         found = cls(embed_dim=_EMBED_DIM).embed_dim
     except (ValueError, AssertionError, RuntimeError):  # torch's own attention asserts it
-        return  # a size that does not fit the other defaults is refused, not ignored
+        return  # a size that does not fit the other defaults is rejected, not ignored
     if found != _EMBED_DIM:
         raise Broken(
             f"embed_dim must be {_EMBED_DIM} after __init__(embed_dim={_EMBED_DIM}), got {found}; "
@@ -83,13 +83,13 @@ def deterministic(subject: Subject) -> None:
     torch.rand(3)
     again = similarity(*first)
     if not torch.equal(scores, again):
-        same(again, scores, 0.0, "at a second call, score", "at the first")
+        check_same(again, scores, 0.0, "at a second call, score", "at the first")
         raise Broken("the scores of a second call must be those of the first, got NaN")
     once, twice = (outcome(similarity, *_sequences(first)) for _ in range(2))
-    same(twice.x, once.x, 0.0, "at a second call, the gradient of x", "at the first")
+    check_same(twice.x, once.x, 0.0, "at a second call, the gradient of x", "at the first")
     similarity(*second)
     later = similarity(*first)
-    same(later, scores, 0.0, "after another batch, score", "before it")
+    check_same(later, scores, 0.0, "after another batch, score", "before it")
     for name, value in similarity.state_dict().items():
         if isinstance(value, Tensor) and not torch.equal(value, before[name]):
             raise Broken(f"{name!r} of the state must be unchanged by a call in eval mode")
@@ -141,7 +141,7 @@ def deepcopied(subject: Subject) -> None:
         for value in (*copied.parameters(), *copied.buffers()):
             value.mul_(3)
     found = similarity(*_inputs(subject))
-    same(found, wanted, 0.0, "score", "before its deepcopy was changed")
+    check_same(found, wanted, 0.0, "score", "before its deepcopy was changed")
 
 
 def pickled(subject: Subject) -> None:
@@ -152,7 +152,7 @@ def pickled(subject: Subject) -> None:
 
 
 def _use(subject: Subject, similarity: nn.Module) -> None:
-    # A forward and a backward pass may leave tensors of a graph behind, which must not be kept.
+    # Forward and backward may leave tensors of a graph behind, which must not be kept.
     outcome(similarity, *_sequences(_inputs(subject)))
     similarity(*(value.requires_grad_() for value in _inputs(subject)))
 
@@ -160,7 +160,7 @@ def _use(subject: Subject, similarity: nn.Module) -> None:
 def _equal(subject: Subject, found: Similarity, wanted: Similarity, whose: str) -> None:
     inputs = _inputs(subject)
     subject.example = {"x": inputs[0], "y": inputs[1]}
-    same(found(*inputs), wanted(*inputs), 1e-6, f"{whose}, score", "in the original")
+    check_same(found(*inputs), wanted(*inputs), 1e-6, f"{whose}, score", "in the original")
 
 
 def _inputs(subject: Subject, seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,15 @@ from hypothesis import strategies as st
 
 from clipseq.sequences import Sequences
 from clipseq.testing.checks.batches import PairOfBatches, as_alone
-from clipseq.testing.conformance import Check, Subject, finite, only, same
-from clipseq.testing.outcome import Outcome, agree, longer, outcome, stacked, to_front
+from clipseq.testing.conformance import Check, Subject, check_finite, check_only, check_same
+from clipseq.testing.outcome import (
+    Outcome,
+    check_agreement,
+    outcome,
+    pad_to,
+    stack_batches,
+    to_front,
+)
 from clipseq.testing.strategies import DENSE, TAME, sequence_pairs
 
 JUNK = (float("nan"), float("inf"), float("-inf"), 1e30, 1.0)
@@ -26,7 +33,7 @@ def padding_content(subject: Subject) -> None:
             for side in pair
         )
         where = "with zeros in padded steps"
-        agree(outcome(similarity, x, y), clean, where, gradients=True)
+        check_agreement(outcome(similarity, x, y), clean, where, gradients=True)
 
     subject.for_all(
         holds,
@@ -41,12 +48,12 @@ def padding_amount(subject: Subject) -> None:
     def compare(pair: PairOfBatches, extra: int, gradients: bool) -> None:
         x, y = pair
         t, length = x.values.shape[1], y.values.shape[1]
-        x_longer, y_longer = longer(x, t + extra), longer(y, length + 2 * extra)
+        x_longer, y_longer = pad_to(x, t + extra), pad_to(y, length + 2 * extra)
         found = outcome(similarity, x_longer, y_longer, gradients=gradients)
         cut = Outcome(found.scores, found.x[:, :t], found.y[:, :length], found.parameters)
         wanted = outcome(similarity, x, y, gradients=gradients)
         where = f"without {extra} and {2 * extra} more padded steps"
-        agree(cut, wanted, where, gradients=gradients)
+        check_agreement(cut, wanted, where, gradients=gradients)
 
     def scores(pair: PairOfBatches, extra: int) -> None:
         compare(pair, extra, False)
@@ -72,7 +79,7 @@ def mask_patterns(subject: Subject) -> None:
             to_front(Sequences(found.y, y.mask)).values,
             found.parameters,
         )
-        agree(moved, front, "with the padding at the end", gradients=gradients)
+        check_agreement(moved, front, "with the padding at the end", gradients=gradients)
 
     def scores(pair: PairOfBatches) -> None:
         compare(pair, False)
@@ -94,7 +101,7 @@ def padding_gradient(subject: Subject) -> None:
         )
         found = outcome(similarity, x, y)
         for name, gradient, side in (("x", found.x, x), ("y", found.y, y)):
-            only(gradient, ~side.mask[..., None], 0.0, f"the gradient of {name}")
+            check_only(gradient, ~side.mask[..., None], 0.0, f"the gradient of {name}")
 
     subject.for_all(
         holds,
@@ -111,18 +118,18 @@ def empty_sequences(subject: Subject) -> None:
             Sequences(torch.ones_like(side.values[:1]), torch.zeros_like(side.mask[:1]))
             for side in pair
         )
-        x, y = stacked(pair[0], nothing_x), stacked(pair[1], nothing_y)
+        x, y = stack_batches(pair[0], nothing_x), stack_batches(pair[1], nothing_y)
         found = outcome(similarity, x, y)
         empty = ~(x.mask.any(1)[:, None] & y.mask.any(1))
-        only(found.scores, empty, -1.0, "the score of a pair with an empty sequence, score")
+        check_only(found.scores, empty, -1.0, "the score of a pair with an empty sequence, score")
         for name, gradient, side in (("x", found.x, x), ("y", found.y, y)):
             none = ~side.mask.any(1)[:, None, None]
-            only(gradient, none, 0.0, f"the gradient of an empty sequence, {name}")
+            check_only(gradient, none, 0.0, f"the gradient of an empty sequence, {name}")
         wanted = outcome(similarity, *pair)
         where = "without empty sequences in the batch"
-        same(found.scores[:-1, :-1], wanted.scores, 1e-8, "score", where)
+        check_same(found.scores[:-1, :-1], wanted.scores, 1e-8, "score", where)
         for name, gradient in found.parameters.items():
-            finite(gradient, f"the gradient of the parameter {name}")
+            check_finite(gradient, f"the gradient of the parameter {name}")
 
     subject.for_all(
         holds,

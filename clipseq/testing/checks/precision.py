@@ -8,8 +8,8 @@ from jaxtyping import config
 
 from clipseq.sequences import Sequences
 from clipseq.testing.checks.batches import PairOfBatches
-from clipseq.testing.conformance import Broken, Check, Subject, same
-from clipseq.testing.outcome import agree, outcome
+from clipseq.testing.conformance import Broken, Check, Subject, check_same
+from clipseq.testing.outcome import check_agreement, outcome
 from clipseq.testing.strategies import DENSE, TAME, dense, sequence_pairs
 
 
@@ -25,10 +25,10 @@ def float32(subject: Subject) -> None:
         x, y = (Sequences(side.values.double(), side.mask) for side in (x, y))
         wanted = outcome(double, x, y, gradients=gradients)
         where = "in float64"
-        same(found.scores, wanted.scores, 1e-4, "score", where)
+        check_same(found.scores, wanted.scores, 1e-4, "score", where)
         if gradients:
-            same(found.x, wanted.x, 1e-3, "the gradient of x", where)
-            same(found.y, wanted.y, 1e-3, "the gradient of y", where)
+            check_same(found.x, wanted.x, 1e-3, "the gradient of x", where)
+            check_same(found.y, wanted.y, 1e-3, "the gradient of y", where)
 
     def scores(pair: PairOfBatches) -> None:
         compare(pair, False)
@@ -51,7 +51,7 @@ def autocast(subject: Subject) -> None:
     def holds(pair: PairOfBatches) -> None:
         plain = outcome(similarity, *pair)
         cast = outcome(similarity, *pair, autocast=True)
-        agree(cast, plain, "without autocast", gradients=True, tolerance=1e-5)
+        check_agreement(cast, plain, "without autocast", gradients=True, tolerance=1e-5)
         if cast.scores.dtype != torch.float32:
             raise Broken(
                 f"the scores under autocast must be torch.float32, got {cast.scores.dtype}"
@@ -61,7 +61,9 @@ def autocast(subject: Subject) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = similarity(*half, x.mask, y.mask)
         wanted = similarity(half[0].float(), half[1].float(), x.mask, y.mask)
-        same(found, wanted, 1e-5, "for bfloat16 inputs, score", "for the same inputs in float32")
+        check_same(
+            found, wanted, 1e-5, "for bfloat16 inputs, score", "for the same inputs in float32"
+        )
 
     subject.for_all(
         holds,
@@ -88,9 +90,9 @@ def compiled(subject: Subject) -> None:
             torch.compiler.reset()
         wanted = outcome(similarity, x, y)
         where = "without torch.compile"
-        same(found.scores, wanted.scores, 1e-5, "score", where)
-        same(found.x, wanted.x, 1e-4, "the gradient of x", where)
-        same(found.y, wanted.y, 1e-4, "the gradient of y", where)
+        check_same(found.scores, wanted.scores, 1e-5, "score", where)
+        check_same(found.x, wanted.x, 1e-4, "the gradient of x", where)
+        check_same(found.y, wanted.y, 1e-4, "the gradient of y", where)
 
     # In a graph no length is known, so a plugin sees steps that are padding in every row.
     x_mask = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)

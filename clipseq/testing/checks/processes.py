@@ -1,4 +1,4 @@
-"""A check that two processes with a part of a batch each find what one with all of it finds."""
+"""A check that two processes, each with a part of a batch, get the results of one process."""
 
 import datetime
 import os
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
-from clipseq.testing.conformance import Broken, Check, Subject, same
+from clipseq.testing.conformance import Broken, Check, Subject, check_same
 from clipseq.testing.outcome import parameter_gradients, rows
 from clipseq.testing.strategies import dense
 
@@ -27,7 +27,7 @@ _SECONDS = 60
 
 def two_processes(subject: Subject) -> None:
     if not hasattr(os, "fork"):
-        # Only a forked process surely has a class that an author wrote in a notebook or a test.
+        # Only a forked process is sure to have a class that was written in a notebook or a test.
         warnings.warn("skipped the check 'two_processes', which needs os.fork", stacklevel=2)
         return
     similarity = subject.trained()
@@ -49,15 +49,15 @@ def two_processes(subject: Subject) -> None:
 def _compare(found: list[dict[str, Any]], wanted: dict[str, Any], how: str) -> None:
     where = "in one process"
     for half, mine in zip(_HALVES, found, strict=True):
-        same(mine["loss"], wanted["loss"], 1e-10, f"the loss of two processes{how}", where)
+        check_same(mine["loss"], wanted["loss"], 1e-10, f"the loss of two processes{how}", where)
         for side in "xy":
             # Gradients are averaged over processes, so each holds twice its share.
             own, whole = mine[side] / 2, wanted[side][half]
             what = f"the gradient of {side}{how}"
-            same(own, whole[:, : own.shape[1]], 1e-8, what, where)
+            check_same(own, whole[:, : own.shape[1]], 1e-8, what, where)
     for name, gradient in wanted["parameters"].items():
         mean = (found[0]["parameters"][name] + found[1]["parameters"][name]) / 2
-        same(mean, gradient, 1e-8, f"the gradient of the parameter {name}{how}", where)
+        check_same(mean, gradient, 1e-8, f"the gradient of the parameter {name}{how}", where)
 
 
 def _loss(similarity: Similarity, x: Sequences, y: Sequences, gather: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _trimmed(sequences: Sequences) -> Sequences:
 def _forked(
     similarity: Similarity, halves: list[tuple[Sequences, Sequences]], folder: Path
 ) -> list[dict[str, Any]]:
-    """Return what each of two forked processes finds."""
+    """Return the results of two forked processes."""
     children = []
     try:
         for rank, (x, y) in enumerate(halves):
@@ -136,7 +136,7 @@ def _collected(children: list[int], folder: Path) -> list[dict[str, Any]]:
 
 
 def _end(child: int) -> None:
-    # The child has written what it found, or is too late: nothing is lost.
+    # The child has written its result, or is too late: nothing is lost.
     try:
         os.kill(child, 9)
     except ProcessLookupError:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
-from clipseq.testing.conformance import Broken, Check, Subject, finite, same
+from clipseq.testing.conformance import Broken, Check, Subject, check_finite, check_same
 from clipseq.testing.outcome import outcome
 from clipseq.testing.strategies import WILD, dense, sequence_pairs
 
@@ -63,9 +63,9 @@ def score_range(subject: Subject) -> None:
     def holds(pair: tuple[Sequences, Sequences]) -> None:
         x, y = pair
         scores = raw_scores(similarity, x, y)
-        finite(scores, "score")
-        finite(scores, "score", 1 + 1e-4)
-        finite(similarity(x.values, y.values, x.mask, y.mask), "score", 1.0)
+        check_finite(scores, "score")
+        check_finite(scores, "score", 1 + 1e-4)
+        check_finite(similarity(x.values, y.values, x.mask, y.mask), "score", 1.0)
 
     subject.for_all(
         holds,
@@ -90,7 +90,7 @@ def identical_sequences(subject: Subject) -> None:
         x, y = _repeated(step, x_times), _repeated(step, y_times)
         scores = raw_scores(similarity, x, y)
         where = f"for any repeated step, here {x_times} times against {y_times} times"
-        same(scores, torch.ones_like(scores), 1e-6, "score", where)
+        check_same(scores, torch.ones_like(scores), 1e-6, "score", where)
 
     step = dense(subject.features)
     times = ((1, 1), (1, 2), (3, 3), (2, 5), (20, 20), (7, 40))
@@ -126,11 +126,11 @@ def zero_vectors(subject: Subject) -> None:
 
     def holds(pair: tuple[Sequences, Sequences]) -> None:
         found = outcome(similarity, *pair)
-        finite(found.scores, "score", 1.0)
-        finite(found.x, "the gradient of x", HUGE_GRADIENT)
-        finite(found.y, "the gradient of y", HUGE_GRADIENT)
+        check_finite(found.scores, "score", 1.0)
+        check_finite(found.x, "the gradient of x", HUGE_GRADIENT)
+        check_finite(found.y, "the gradient of y", HUGE_GRADIENT)
         for name, gradient in found.parameters.items():
-            finite(gradient, f"the gradient of the parameter {name}", HUGE_GRADIENT)
+            check_finite(gradient, f"the gradient of the parameter {name}", HUGE_GRADIENT)
 
     subject.for_all(
         holds,
@@ -148,11 +148,13 @@ def magnitudes(subject: Subject) -> None:
         for times in (1, 5):
             x = _repeated(direction * scale, times)
             found = outcome(similarity, x, _repeated(direction, 2))
-            same(found.scores, torch.ones(1, 1), 1e-4, "score", f"for steps {scale:g} times as big")
-            finite(found.x, "the gradient of x")
-            finite(found.y, "the gradient of y")
+            check_same(
+                found.scores, torch.ones(1, 1), 1e-4, "score", f"for steps {scale:g} times as big"
+            )
+            check_finite(found.x, "the gradient of x")
+            check_finite(found.y, "the gradient of y")
             scores = similarity(x.values, x.values)
-            same(scores, torch.ones(1, 1), 1e-4, "score", f"for steps of size {scale:g}")
+            check_same(scores, torch.ones(1, 1), 1e-4, "score", f"for steps of size {scale:g}")
 
     scales = (1e3, 1e-3, 1e5, 1e-5, 1e12, 1e-12, 1e20, 1e-20)
     subject.for_each(holds, ({"scale": scale} for scale in scales))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in training: finish the step, leave a checkpoint, say how to continue."""
+"""Ctrl-C and SIGTERM in training: finish the step, write a checkpoint, say how to continue."""
 
 import signal
 import threading
@@ -9,16 +9,15 @@ from clipseq.errors import ClipseqError
 
 
 class TrainingInterrupted(ClipseqError):
-    """Ctrl-C or SIGTERM: training stopped after a whole step and left a checkpoint."""
+    """Training stopped after Ctrl-C or SIGTERM, at the end of a step, and wrote a checkpoint."""
 
 
 class Interruption:
     """A context in which the first Ctrl-C is a request, and the second one interrupts at once.
 
-    SIGTERM, which clusters and torchrun send to end a process, is a request however often it
-    comes. A request that nobody answered (it came after the last step) is raised as
-    KeyboardInterrupt on leaving. Outside the main thread, where Python sets no handlers, the
-    context does nothing.
+    SIGTERM, which clusters and torchrun send to end a process, is always a request. A request that
+    came after the last step, too late to be handled, is raised as KeyboardInterrupt on exit.
+    Outside the main thread, where Python cannot set signal handlers, the context does nothing.
 
     Attributes:
         requested: True once a signal has come.

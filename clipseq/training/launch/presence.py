@@ -1,9 +1,9 @@
 """The presence of a run's processes: one file each in the run folder.
 
-``<run>/.processes/rank-3.json`` is locked while the process of rank 3 lives. The kernel releases
-the lock when the process ends, in whatever way; a process that leaves because of an error writes
-the reason into its file first. So once a collective has failed, a file that is not locked names
-the process that is missing, and its content says why.
+``<run>/.processes/rank-3.json`` is locked while the process of rank 3 is alive. The kernel releases
+the lock when the process ends for any reason; a process that stops because of an error writes the
+reason into its file first. So after a collective has failed, an unlocked file identifies the
+missing process, and its content gives the reason.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from clipseq.training.folder import RunFolder
 
 try:
     import fcntl
-except ImportError:  # Windows: processes that end without a word are not named
+except ImportError:  # on Windows, processes that end without a reason are not reported
     fcntl = None  # type: ignore[assignment]
 
 
@@ -30,11 +30,11 @@ class Note:
     """The content of a process's file.
 
     Attributes:
-        rank: the process.
+        rank: the rank of the process.
         host: the machine that it runs on, or ran on.
         pid: its process id there.
-        reason: why it left; "" while it lives, and after an end without a word.
-        missing: the ranks without which it could not go on; empty if it left for its own reason.
+        reason: the reason why it stopped; "" while it is alive, and if it ended without one.
+        missing: the missing ranks that made it stop; empty if it stopped because of its own error.
     """
 
     rank: int
@@ -45,10 +45,10 @@ class Note:
 
 
 class Presence:
-    """The file of this process, and a view on those of the others.
+    """The file of this process, and access to those of the others.
 
     Args:
-        folder: the run folder; on a disk that all processes share.
+        folder: the run folder, on a disk that all processes share.
         rank: rank of this process.
         size: number of processes.
     """
@@ -64,10 +64,10 @@ class Presence:
     def enter(self, patience: float = 10.0) -> None:
         """Create and lock the file of this process.
 
-        Where files cannot be written or locked, nothing happens, and ends are less well explained.
+        If files cannot be written or locked, this does nothing, and errors explain less.
 
         Raises:
-            ConfigError: another run holds the file for longer than `patience` seconds.
+            ConfigError: another run keeps the file locked for longer than `patience` seconds.
         """
         if fcntl is None:
             return
@@ -96,12 +96,12 @@ class Presence:
                 return
 
     def leave(self, reason: str = "", missing: tuple[int, ...] = ()) -> None:
-        """Unlock the file, and leave the reason in it; without a reason, remove it."""
+        """Write the reason into the file and unlock it; without a reason, remove the file."""
         path = self._path(self.rank)
         with contextlib.suppress(OSError):
             if reason and path.parent.exists():
                 note = attrs.evolve(self.own, reason=reason, missing=tuple(missing))
-                # Replaced in one step: nobody reads half of it, nor finds it unlocked and empty.
+                # Replaced atomically, so that no process reads a partial file.
                 partial = path.with_suffix(".partial")
                 partial.write_bytes(_content(note))
                 os.replace(partial, path)
@@ -117,12 +117,12 @@ class Presence:
                     self.folder.root.rmdir()  # if there is nothing else in it
 
     def notes(self) -> list[Note]:
-        """Return the notes of the others that left for a reason."""
+        """Return the notes of other processes that stopped with a reason."""
         others = (self._read(rank) for rank in range(self.size) if rank != self.rank)
         return [note for note in others if note is not None and note.reason]
 
     def ended(self) -> list[Note]:
-        """Return the notes of the others that ended without a word."""
+        """Return the notes of other processes that ended without giving a reason."""
         found = []
         for rank in range(self.size):
             if rank != self.rank and not _is_locked(self._path(rank)):
@@ -143,9 +143,9 @@ class Presence:
 
 
 def remove_notes(folder: RunFolder) -> None:
-    """Remove the files of processes that have ended, in this start of the run or an earlier one.
+    """Remove the files of processes that have ended, including those of earlier starts of the run.
 
-    For a process without a file of its own: to test a lock of one's own is to release it.
+    Do not call this in a process that holds a lock: testing its own lock would release it.
     """
     with contextlib.suppress(OSError):
         for path in folder.processes.iterdir():
@@ -155,13 +155,13 @@ def remove_notes(folder: RunFolder) -> None:
 
 
 def _is_locked(path: Path) -> bool:
-    """Return True if a process holds the file; also if that cannot be found out."""
+    """Return True if a process holds a lock on the file, or if this cannot be determined."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return True
     try:
-        # Shared, so that two processes that ask at once do not take each other for the holder.
+        # A shared lock, so that two processes that test at once do not find each other's lock.
         fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True

@@ -1,4 +1,4 @@
-"""The processes of a run: how they start, agree, and end when one of them is missing."""
+"""The processes of a run: their start, their communication, and their end if one is missing."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import torch
 from torch import distributed as dist
 
-from clipseq.errors import ClipseqError, ConfigError, origin, set_origin
+from clipseq.errors import ClipseqError, ConfigError, get_origin, set_origin
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
 from clipseq.training.launch.presence import Note, Presence, remove_notes
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PREPARATION = timedelta(days=7)
-"""Time that the others wait for work that one process does for all: simulating takes hours."""
+"""Time that processes wait for work that one does for all: a simulation may take hours."""
 
 ROLL_CALL = timedelta(seconds=15)
 """Time in which every process must answer when one of them is missing."""
 
 
 class ProcessLost(ClipseqError):
-    """Another process of the run ended or does not answer; this one cannot go on alone."""
+    """Another process of the run ended or does not answer; this one cannot continue alone."""
 
 
 class Processes:
@@ -57,10 +57,10 @@ class Processes:
         return self.rank == 0
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
-        """Return ``work()``, done by the first process and then by the others at once.
+        """Return ``work()``, called by the first process and then by the others at the same time.
 
         Raises:
-            Exception: what `work` raised in any process is raised in every one.
+            Exception: an error that `work` raises in any process is raised in all of them.
         """
         return work()
 
@@ -69,7 +69,7 @@ class Processes:
         return mine
 
     def as_first(self, mine: bool) -> bool:
-        """Return the first process's value, so that rounding does not lead two ways."""
+        """Return the value of the first process, so that rounding cannot make processes differ."""
         return mine
 
     def mean(self, values: Mapping[str, float], weight: int) -> dict[str, float]:
@@ -77,17 +77,17 @@ class Processes:
         return dict(values)
 
     def meet(self) -> None:
-        """Wait until every process is here, within training.timeout."""
+        """Wait until every process calls this, for at most training.timeout."""
 
     def wait(self) -> None:
-        """Wait until every process is here, however long the first one takes."""
+        """Wait until every process calls this, however long the first one takes."""
 
 
 class _Many(Processes):
-    """Several processes: their messages go through gloo, wherever the model is trained.
+    """Several processes, which exchange messages through gloo, on whichever device they train.
 
-    gloo notices at once when a connection is closed, which is when its process ends, in
-    whatever way; NCCL would wait for its time-out.
+    gloo notices at once that a connection is closed, as it is when a process ends for any reason;
+    NCCL would wait for its time-out.
     """
 
     def __init__(self, config: "TrainingConfig") -> None:
@@ -99,12 +99,12 @@ class _Many(Processes):
         self.presence = Presence(self.folder, self.rank, self.size)
         self._talk = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
         self._patient = dist.new_group(backend="gloo", timeout=PREPARATION)
-        # A group of its own: a time-out leaves the connections of its group closed.
+        # A separate group, since a time-out leaves the connections of its group closed.
         self._roll_call = dist.new_group(backend="gloo", timeout=ROLL_CALL)
 
     def enter(self) -> None:
-        """Let the others see that this process is alive."""
-        self._together(None)  # each has looked whether the run folder is there already
+        """Make this process visible to the others."""
+        self._together(None)  # wait until each has checked whether the run folder exists
         self._together(self.presence.enter)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
@@ -112,7 +112,7 @@ class _Many(Processes):
             result = self._together(work)
             self._together(None)
             return result
-        # Ctrl-C in the meantime usually reached the first process too, which answers it.
+        # Ctrl-C in the meantime usually reaches the first process too, which handles it.
         with Interruption() as interruption:
             self._together(None)
             if interruption.requested:
@@ -120,7 +120,7 @@ class _Many(Processes):
         return self._together(work)
 
     def _together(self, work: Callable[[], Result] | None) -> Any:
-        """Do the work, or none; then hear from all how it went."""
+        """Call `work`, unless it is None; then raise the first error of any process in all."""
         result: Any = None
         failure: BaseException | None = None
         try:
@@ -162,15 +162,15 @@ class _Many(Processes):
         dist.barrier(group=self._patient)
 
     def leave(self, error: BaseException | None = None) -> None:
-        """Leave the reason to the others, unless it is the end of the run or they know it."""
-        if error is None or origin(error) is not None:
+        """Record the error for the others, unless there is none or they know it already."""
+        if error is None or get_origin(error) is not None:
             self.presence.leave()
         else:
             set_origin(error, self.rank, here=True)
             self.presence.leave(str(error) or type(error).__name__)
 
     def lost(self, error: RuntimeError) -> ProcessLost:
-        """Return the error that says which process a failed collective is due to."""
+        """Return the error that names the process that made a collective fail."""
         what, missing = self._who_is_missing()
         self.presence.leave(what, missing)
         lost = ProcessLost(
@@ -181,7 +181,7 @@ class _Many(Processes):
         return lost
 
     def _who_is_missing(self) -> tuple[str, tuple[int, ...]]:
-        """Find the processes that ended, or else those that do not answer; say so."""
+        """Find the processes that ended or do not answer; return a text and their ranks."""
         left, ended = self._look_around()
         if not left and not ended:
             silent = self._call_the_roll()
@@ -192,7 +192,7 @@ class _Many(Processes):
                     f"{ranks} answer, though none has ended: it hangs (longer than "
                     f"training.timeout = {self.timeout} s), or the network between them failed"
                 ), silent
-        # A process that left because another was missing is not the one to name.
+        # A process that stopped because another was missing is not the cause.
         reasons = [note for note in left if not note.missing]
         if reasons:
             what = "; ".join(f"rank {note.rank} stopped: {note.reason}" for note in reasons)
@@ -202,11 +202,11 @@ class _Many(Processes):
         where = ", ".join(f"process {note.pid} on {note.host}" for note in ended)
         return (
             f"{_ranks([note.rank for note in ended], 'is', 'are')} gone without a word ({where}): "
-            "killed, perhaps, for lack of memory; what was printed there may say more"
+            "killed, perhaps, for lack of memory; the output of that process may say more"
         ), tuple(note.rank for note in ended)
 
     def _look_around(self, patience: float = 3.0) -> tuple[list[Note], list[Note]]:
-        """Return the notes of the processes that left for a reason, and without a word."""
+        """Return the notes of processes that stopped with a reason, and of those without one."""
         until = time.monotonic() + patience
         while True:
             ended = self.presence.ended()
@@ -218,12 +218,12 @@ class _Many(Processes):
     def _call_the_roll(self) -> tuple[int, ...]:
         """Return the ranks that do not answer."""
         try:
-            # The first process waits for each of the others, and they for its answer.
+            # The first process waits for each of the others, which wait for its answer.
             wait = ROLL_CALL / 3
             dist.monitored_barrier(self._roll_call, timeout=wait, wait_all_ranks=True)
         except RuntimeError as error:
             if not self.first:
-                # It knows who is missing, and says so, or it is missing itself.
+                # The first process reports the missing ranks, unless it is missing itself.
                 return () if any(not n.rank for n in self._look_around()[0]) else (0,)
             named = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
             return tuple(map(int, named[1].split(","))) if named else ()
@@ -234,23 +234,23 @@ class _Many(Processes):
         if self.folder.last.exists():
             return f"Continue from the last checkpoint with: {again} (started as this run was)"
         if self.folder.config.exists():
-            return f"No checkpoint was left yet; start again with: {again}"
-        return "Nothing was written yet: start again"
+            return f"No checkpoint was written yet; start again with: {again}"
+        return "Nothing was written yet; start again"
 
 
 @contextlib.contextmanager
-def joined(config: "TrainingConfig") -> Iterator[Processes]:
+def join_processes(config: "TrainingConfig") -> Iterator[Processes]:
     """Connect the processes of the run inside the block.
 
-    Under torchrun (or anything that sets RANK and WORLD_SIZE as it does) they are those that it
-    started. Otherwise they are `config.devices` on each of `config.nodes` machines, for which
-    lightning starts this very command again, or finds what SLURM, LSF or MPI started. A run of one
-    process touches nothing of torch.distributed.
+    Under torchrun (or another launcher that sets RANK and WORLD_SIZE), they are the processes that
+    it started. Otherwise they are `config.devices` on each of `config.nodes` machines: lightning
+    starts this command again for each, or finds those that SLURM, LSF or MPI started. A run of one
+    process does not use torch.distributed.
 
     Raises:
-        ConfigError: processes that are not available: too few devices, half an environment; no
-            such accelerator here; another run uses the folder.
-        ProcessLost: instead of the RuntimeError of a collective, in the block as well.
+        ConfigError: too few devices, an incomplete environment, or an accelerator that is not
+            available; another run uses the folder.
+        ProcessLost: instead of the RuntimeError of a collective, also inside the block.
     """
     devices, nodes = layout(config)
     size = devices * nodes
@@ -258,11 +258,10 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
     if joined_before and dist.get_world_size() != size:
         raise ConfigError(
             f"torch.distributed must have the {size} processes of the run, got "
-            f"{dist.get_world_size()}; let torchrun start them, or train start them by "
-            "training.devices"
+            f"{dist.get_world_size()}; start them with torchrun, or set training.devices"
         )
     if size == 1:
-        make_fabric(config)  # for its errors, before anything is written
+        make_fabric(config)  # raises its errors before anything is written
         remove_notes(RunFolder(config.out))
         yield Processes()
         return
@@ -282,7 +281,7 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
         except BaseException as error:
             if _is_of_a_connection(error):
                 raise processes.lost(error) from error
-            everywhere = origin(error) is not None
+            everywhere = get_origin(error) is not None
             processes.leave(error)
             if everywhere:
                 _wait_for(children)
@@ -292,7 +291,7 @@ def joined(config: "TrainingConfig") -> Iterator[Processes]:
 
 
 def layout(config: "TrainingConfig") -> tuple[int, int]:
-    """Return processes on each machine, and machines: the launcher's, or else the config's."""
+    """Return the processes per machine and the machines, from the launcher or else the config."""
     if "RANK" not in os.environ:
         if config.nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
             raise ConfigError(
@@ -340,7 +339,7 @@ def make_fabric(config: "TrainingConfig", **ddp: Any) -> "Fabric":
 
 
 def _connect(config: "TrainingConfig", size: int) -> list[Any]:
-    """Join the process group; return the processes that this one has started for it."""
+    """Join the process group; return the processes that this one has started."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     fabric: Any = make_fabric(config)
@@ -356,8 +355,8 @@ def _connect(config: "TrainingConfig", size: int) -> list[Any]:
     started = getattr(fabric.strategy.launcher, "procs", [])
     children = list(started)
     if dist.get_backend() == "gloo":
-        # Lightning would kill all of them a few seconds after one has failed, whatever they are
-        # reporting by then. They notice by themselves, where NCCL might not.
+        # Lightning would kill all of them a few seconds after one has failed, perhaps before they
+        # have reported it. With gloo they notice the failure themselves; with NCCL they might not.
         started.clear()
     return children
 
@@ -369,7 +368,7 @@ def _unavailable(config: "TrainingConfig", devices: int, error: Exception) -> Co
 
 
 def _wait_for(children: list[Any], patience: float = 60.0) -> None:
-    """Let the process that the user started end last, so that its end is that of the run."""
+    """Wait for the children, so that the process that the user started ends last."""
     until = time.monotonic() + patience
     for child in children:
         with contextlib.suppress(Exception):
@@ -405,7 +404,7 @@ _BROKEN = (
 
 
 def _first_line(error: BaseException) -> str:
-    # gloo leads with its source file and ends with advice.
+    # gloo's messages begin with its source file and end with advice.
     text = str(error).strip().splitlines()[0]
     return text.partition("] ")[2].partition(". ")[0] if text.startswith("[") else text
 

@@ -17,7 +17,7 @@ from clipseq.data import MapDataset, simulate
 from clipseq.errors import ConfigError
 from clipseq.training import RunFolder, read_config, train
 from clipseq.training.config import TrainingConfig
-from clipseq.training.launch.processes import joined, layout
+from clipseq.training.launch.processes import join_processes, layout
 from clipseq.training.loop import seed_dropout
 
 CONFIG = """
@@ -354,7 +354,7 @@ def test_who_decides_on_the_number_of_processes(monkeypatch):
 def test_each_process_needs_a_clip():
     with (
         pytest.raises(ConfigError, match="at least 5, a clip for each of 5 processes, got 4"),
-        joined(options(devices=5, batch_size=4)),
+        join_processes(options(devices=5, batch_size=4)),
     ):
         pytest.fail("nothing is to be started")
 
@@ -365,7 +365,7 @@ def test_processes_that_somebody_else_connected_are_counted():
     try:
         with (
             pytest.raises(ConfigError, match="must have the 2 processes of the run, got 1"),
-            joined(options(devices=2)),
+            join_processes(options(devices=2)),
         ):
             pytest.fail("nothing is to be started")
     finally:
