@@ -36,7 +36,7 @@ from clipseq.registry import (
 )
 from clipseq.registry.hookspecs import hookimpl
 from clipseq.sequence_loss import SequenceLoss
-from clipseq.sequences import Alignment, Sequences
+from clipseq.sequences import Alignment, Sequences, pad
 from clipseq.similarity import Similarity
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ __all__ = [
     "get_loss",
     "get_similarity",
     "hookimpl",
+    "pad",
     "register_loss",
     "register_similarity",
     "unit",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import attrs
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipseq.engine import zeroed
@@ -36,6 +36,63 @@ class Sequences(NamedTuple):
     def lengths(self) -> Int[Tensor, "B"]:
         """Number of real steps of each sequence."""
         return self.mask.sum(1)
+
+
+def pad(items: Sequence[Tensor]) -> Sequences:
+    """Make one batch of sequences of different lengths, padded to the longest.
+
+    >>> import clipseq, torch
+    >>> clipseq.pad([torch.randn(5, 8), torch.randn(3, 8)]).lengths
+    tensor([5, 3])
+
+    Args:
+        items: tensors (T_i, D), floating point, with the same D, dtype and device. A sequence
+            without steps, (0, D), is an empty one.
+
+    Returns:
+        (B, T, D) values and their mask, with T the largest T_i, and at least 1. Gradients flow
+        back to the items.
+
+    Raises:
+        TypeError: `items` is not a list or tuple, an item is not a tensor or not floating point,
+            or the dtypes differ.
+        ValueError: `items` is empty, an item has another number of axes, or D or the devices
+            differ.
+    """
+    if not isinstance(items, list | tuple):
+        raise TypeError(
+            f"items must be a list of tensors (T_i, D), got {type(items).__name__}; "
+            "wrap a tensor that is a batch already with Sequences.from_tensor"
+        )
+    if not items:
+        raise ValueError("items must have at least one sequence, got an empty list")
+    for k, item in enumerate(items):
+        if not isinstance(item, Tensor):
+            raise TypeError(f"items[{k}] must be a tensor (T, D), got {type(item).__name__}")
+        if item.ndim != 2:
+            raise ValueError(f"items[{k}] must have the shape (T, D), got {tuple(item.shape)}")
+        if not item.is_floating_point():
+            raise TypeError(f"items[{k}] must be floating point, got {item.dtype}")
+        first = items[0]
+        if item.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"items[{k}] must have D={first.shape[1]} features, as items[0] has, got "
+                f"D={item.shape[1]}"
+            )
+        if item.dtype != first.dtype:
+            raise TypeError(
+                f"items[{k}] must be {first.dtype}, as items[0] is, got {item.dtype}; convert one "
+                "of them"
+            )
+        if item.device != first.device:
+            raise ValueError(
+                f"items[{k}] must be on {first.device}, as items[0] is, got {item.device}"
+            )
+    values = nn.utils.rnn.pad_sequence(list(items), batch_first=True)
+    if values.shape[1] == 0:
+        values = F.pad(values, (0, 0, 0, 1))
+    lengths = torch.tensor([len(item) for item in items], device=values.device)
+    return Sequences(values, torch.arange(values.shape[1], device=values.device) < lengths[:, None])
 
 
 def join(parts: Sequence[Sequences]) -> Sequences:

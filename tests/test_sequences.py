@@ -66,3 +66,42 @@ def test_an_imaginary_part_is_as_good_as_its_copy():
     similarity = clipseq.get_similarity("global")
     assert x.is_neg()
     torch.testing.assert_close(similarity(x, x, MASK), similarity(x.clone(), x.clone(), MASK))
+
+
+def test_pad_keeps_steps_and_gradients():
+    items = [torch.randn(n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 0, 3)]
+    values, mask = clipseq.pad(items)
+    assert mask.tolist() == [[True, True, False], [False] * 3, [True] * 3]
+    assert values[0].tolist() == [*items[0].tolist(), [0.0, 0.0]]
+    assert not values[1].any()
+    assert values[2].equal(items[2])
+    (values * 2).sum().backward()
+    assert items[0].grad.equal(torch.full((2, 2), 2.0, dtype=torch.float64))
+    padded, mask = clipseq.pad([torch.ones(0, 2)])
+    assert padded.shape == (1, 1, 2)
+    assert not mask.any()
+
+
+ITEM = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "message"),
+    [
+        ([], ValueError, "items must have at least one sequence, got an empty list"),
+        (torch.ones(2, 3, 4), TypeError, "items must be a list of tensors .* got Tensor"),
+        ([ITEM, [1.0]], TypeError, r"items\[1\] must be a tensor \(T, D\), got list"),
+        ([ITEM[0]], ValueError, r"items\[0\] must have the shape \(T, D\), got \(3,\)"),
+        ([ITEM.long()], TypeError, r"items\[0\] must be floating point, got torch.int64"),
+        ([ITEM, torch.ones(2, 4)], ValueError, r"items\[1\] must have D=3 .* got D=4"),
+        (
+            [ITEM, ITEM.double()],
+            TypeError,
+            r"items\[1\] must be torch.float32, .* got torch.float64",
+        ),
+        ([ITEM, ITEM.to("meta")], ValueError, r"items\[1\] must be on cpu, .* got meta"),
+    ],
+)
+def test_what_pad_refuses(items, error, message, unchecked_signatures):
+    with pytest.raises(error, match=message):
+        clipseq.pad(items)

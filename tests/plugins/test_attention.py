@@ -53,6 +53,9 @@ def test_is_the_mean_cosine_with_what_each_step_attends_to(heads, temperature, f
             ) / 2
             # The option is a float32 parameter, so temperature 0.1 is exact to 1e-8.
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-6)
+            if i == j:
+                pairs = similarity.pairs(x, y[:2], x_mask, y_mask[:2])
+                assert pairs[i].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_cold_single_head_is_maxsim():

@@ -41,6 +41,9 @@ def test_is_maxsim_over_windows(window, other, stride, seed):
         for j, b in enumerate(real_steps(y, y_mask)):
             expected = maxsim(windows(a, window, stride), windows(b, other, stride))
             assert scores[i, j].item() == pytest.approx(expected, abs=1e-10)
+            if i == j:
+                pairs = similarity.pairs(x[:2], y, x_mask[:2], y_mask)
+                assert pairs[i].item() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("others", [4, 31, 32, 70, 110])  # maxima are found in two ways

@@ -478,3 +478,22 @@ def test_groups_are_of_all_and_none_is_too_large(lengths, most, fixed):
     assert sum(sizes) == len(lengths)
     assert min(sizes) >= 1
     assert max(sizes) <= most
+
+
+@pytest.mark.parametrize(("gamma", "band"), [(0.1, None), (0.02, None), (1.0, 0.3), (0.1, 0.0)])
+def test_matched_pairs_are_means_over_their_own_paths(gamma, band):
+    x, x_mask = ragged(4, 5, 3, seed=1)
+    y, y_mask = ragged(4, 4, 3, seed=2)
+    similarity = clipseq.get_similarity("temporal", gamma=gamma, band=band)
+    pairs = similarity.pairs(x, y, x_mask, y_mask)
+    both = zip(real_steps(x, x_mask), real_steps(y, y_mask), strict=True)
+    for pair, (a, b) in zip(pairs, both, strict=True):
+        cost = 1 - torch.cosine_similarity(a[:, None], b[None], dim=2)
+        assert pair.item() == pytest.approx(by_enumeration(cost, gamma, band), abs=1e-10)
+
+
+@pytest.mark.parametrize("band", [None, 0.3])
+def test_the_gradient_of_matched_pairs_is_that_of_their_definition(band):
+    x, y = (torch.randn(2, n, 3, dtype=torch.float64, requires_grad=True) for n in (4, 3))
+    similarity = clipseq.get_similarity("temporal", band=band)
+    assert torch.autograd.gradcheck(similarity.pairs, (x, y))

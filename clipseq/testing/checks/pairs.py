@@ -10,7 +10,7 @@ import torch
 from clipseq.similarity import Similarity
 from clipseq.testing.checks.batches import PairOfBatches
 from clipseq.testing.checks.memory import allocated_bytes
-from clipseq.testing.conformance import Broken, Check, Subject, same, tiles_of
+from clipseq.testing.conformance import Broken, Check, Subject, check_same, tiles_of
 from clipseq.testing.outcome import parameter_gradients
 from clipseq.testing.strategies import DENSE, TAME, dense, sequence_pairs
 
@@ -31,7 +31,7 @@ def pairs(subject: Subject) -> None:
                 found = _found(similarity, similarity.pairs, pair, gradients)
             for name, value in wanted.items():
                 tolerance = 1e-10 if name == "pairs" else 1e-8
-                same(found[name], value, tolerance, name, "on the diagonal of all scores")
+                check_same(found[name], value, tolerance, name, "on the diagonal of all scores")
 
     def scores(pair: PairOfBatches) -> None:
         compare(pair, False)
