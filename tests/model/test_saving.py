@@ -386,7 +386,7 @@ def test_an_option_that_json_cannot_hold(tmp_path, fresh_registry):
     model = make(sequence_similarity_type="odd", sequence_similarity_options={"thing": object()})
     with pytest.raises(
         ValueError,
-        match=r"^sequence_similarity_options\.thing must be .* JSON can hold, got <object ",
+        match=r"^sequence_similarity_options\.thing must be .* JSON can represent, got <object ",
     ):
         model.save_pretrained(tmp_path)
     again = CLIP.from_pretrained(tmp_path)
