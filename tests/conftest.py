@@ -38,12 +38,16 @@ torch.set_num_threads(int(os.environ.get("CLIPSEQ_TEST_THREADS", "1")))
 TESTS = Path(__file__).parent
 
 SLOW = (
+    "cli/test_scaffold.py",
     "demo",
     "distributed",
+    "docs",
     "examples",
     "plugins/test_compile.py",
     "plugins/test_contract.py",
+    "plugins/test_fast_similarities_page.py",
     "plugins/test_memory.py",
+    "plugins/test_temporal.py",
     "plugins/test_triton_*.py",
     "testing",
     "training/launch",
