@@ -11,8 +11,10 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 DEMO ?=
 # Options of `make bench` and `make performance`: see benchmarks/README.md.
 BENCH ?=
+# Options of `make learning`: see benchmarks/learning/README.md.
+LEARNING ?= --docs docs
 
-.PHONY: demo test check lint types docs bench performance clean
+.PHONY: demo test check lint types docs bench performance learning clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/clipseq demo $(DEMO)
@@ -43,6 +45,10 @@ bench: $(BENCH_STAMP)
 performance: $(BENCH_STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns median,rounds $(BENCH); status=$$?; \
 		$(BIN)/python benchmarks/report.py && exit $$status
+
+# A whole run takes a night on two cores; an interrupted one continues where it stopped.
+learning: $(DEMO_STAMP)
+	$(BIN)/python -m benchmarks.learning $(LEARNING)
 
 $(CREATED):
 	@$(PYTHON) -c 'import sys; sys.exit(f"clipseq needs Python 3.11 or later, this is {sys.version}: try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -38,6 +38,7 @@ torch.set_num_threads(int(os.environ.get("CLIPSEQ_TEST_THREADS", "1")))
 TESTS = Path(__file__).parent
 
 SLOW = (
+    "benchmarks",
     "cli/test_scaffold.py",
     "demo",
     "distributed",

@@ -1,0 +1,1 @@
+"""Measurements of what models learn with each similarity: ``python -m benchmarks.learning``."""
