@@ -49,6 +49,28 @@ def main(
 
 @app.command()
 @report_errors
+def init(
+    kind_and_file: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[KIND] FILE",
+            help="Kind of data (radar by default; audio, imu, motion or two_signals), and the file "
+            "to write.",
+        ),
+    ],
+) -> None:
+    """Write a configuration with every key, its meaning and its default, for you to change."""
+    from clipseq.cli.init import write_config_file
+
+    if len(kind_and_file) > 2:
+        raise ConfigError(f"init must get [KIND] FILE, got {' '.join(kind_and_file)}")
+    *kind, file = kind_and_file
+    write_config_file(kind[0] if kind else "radar", Path(file))
+    print(f"{file}: try it with\n  {command_line('train', file, '--dry-run')}")
+
+
+@app.command()
+@report_errors
 def train(
     config: Annotated[
         Path | None, typer.Argument(help="Configuration of the run, a TOML file.")
@@ -60,8 +82,26 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder to write, instead of training.out.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Value to use instead of the one in CONFIG, such as training.max_steps=10; may "
+            "be repeated.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Report what the run would find and do, without training."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report of --dry-run as JSON.")
+    ] = False,
 ) -> None:
     """Train a model as CONFIG describes it, and write a run folder.
+
+    `clipseq init` writes a CONFIG to start from.
 
     For several processes, set training.devices in CONFIG, or start them with
     torchrun --nproc-per-node N -m clipseq train CONFIG.
@@ -69,6 +109,8 @@ def train(
     from clipseq import training
     from clipseq.cli.progress import ProgressBar
 
+    if as_json and not dry_run:
+        raise ConfigError("--json prints the report of --dry-run; give both, or omit --json")
     if (config is None) == (resume is None):
         raise ConfigError("give either a CONFIG or --resume RUN")
     if resume is not None:
@@ -80,14 +122,23 @@ def train(
         folder = training.RunFolder(resume.resolve())
         if not folder.config.exists():
             raise ConfigError(f"nothing to resume: there is no {folder.config}")
-        settings = training.read_config(folder.config)
+        settings = training.read_config(folder.config, overrides or ())
         out = folder.root  # the folder may have been moved since its config was written
     else:
         assert config is not None
-        settings = training.read_config(config)
+        settings = training.read_config(config, overrides or ())
     if out is not None:
         options = attrs.evolve(settings.training, out=out.resolve())
         settings = attrs.evolve(settings, training=options)
+    if dry_run:
+        if resume is not None:
+            raise ConfigError("--dry-run is for a new run; omit it, or give a CONFIG")
+        with ProgressBar("simulating") as simulating:
+            summary = training.plan(
+                settings, data_progress=lambda done, clips: simulating(done, clips, {})
+            )
+        print(json.dumps(summary.to_json(), indent=2) if as_json else summary.as_text())
+        return
     trained = False
     with ProgressBar("simulating") as simulating, ProgressBar("training") as progress:
 
@@ -101,6 +152,7 @@ def train(
             resume=resume is not None,
             progress=report,
             data_progress=lambda done, clips: simulating(done, clips, {}),
+            started=lambda summary: print(summary.as_text(), file=sys.stderr, flush=True),
         )
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 

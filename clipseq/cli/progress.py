@@ -7,12 +7,15 @@ from io import TextIOBase
 from types import TracebackType
 from typing import Any
 
+HALF_A_MINUTE = 30.0
+"""Longest time, in seconds, that steps take without a line in a file."""
+
 
 class ProgressBar:
     """A display of steps, losses and the time left; use it as a context manager.
 
     On a terminal, one line is redrawn. Otherwise (in a file or in CI), a line is written at the
-    start, after every tenth of the steps, and at the end.
+    start, after every tenth of the steps, every half minute, and at the end.
 
     Args:
         label: text in front of the bar.
@@ -27,6 +30,7 @@ class ProgressBar:
         self._began = time.monotonic()
         self._first = 0
         self._tenth = -1
+        self._written = 0.0
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -74,16 +78,18 @@ class ProgressBar:
         self._bar.update(self._task, completed=step, losses=_losses(metrics))
 
     def _write(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        now = time.monotonic()
         if self._tenth < 0:
-            self._began, self._first = time.monotonic(), step
+            self._began, self._first = now, step
         tenth = 10 * step // steps
-        if tenth == self._tenth and step < steps:
+        if tenth == self._tenth and step < steps and now - self._written < HALF_A_MINUTE:
             return
-        self._tenth = tenth
+        self._tenth, self._written = tenth, now
         done = step - self._first
         left = ""
         if done and step < steps:
-            left = f"  {(time.monotonic() - self._began) * (steps - step) / done:.0f} s left"
+            each = (now - self._began) / done
+            left = f"  {each:.2f} s each, {each * (steps - step):.0f} s left"
         print(
             f"{self.label}: {step}/{steps}  {_losses(metrics)}{left}".rstrip(),
             file=self.stream,

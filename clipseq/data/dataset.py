@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from clipseq.data.checks import check_clips
-from clipseq.data.clip import SPLITS, TEXT, Clip, Maps
+from clipseq.data.clip import SPLITS, TEXT, Clip, Maps, frame_count
 from clipseq.data.folder_format import read_folder
 from clipseq.data.header import Header
 from clipseq.data.single_file_format import read_single_file
@@ -135,6 +135,22 @@ class MapDataset(Dataset[Clip]):
     def permuted(self) -> list[tuple[str, ...]]:
         """Permuted captions of every clip."""
         return [clip.permuted for clip in self._clips]
+
+    def frame_counts(self, modality: str) -> list[int]:
+        """Return the number of frames of every clip in one of its signals.
+
+        Raises:
+            DataError: the clips have no such signal.
+        """
+        if modality == self.modality:
+            return [frame_count(clip.signal) for clip in self._clips]
+        if modality == self.paired_modality:
+            return [frame_count(clip.paired) for clip in self._clips]
+        signals = [name for name in self.modalities if name != TEXT]
+        raise DataError(
+            f"modality must be a signal of this data set, one of {', '.join(signals)}, "
+            f"got {modality!r}{suggest(modality, signals)}"
+        )
 
     def subset(self, split: str) -> "MapDataset":
         """Return the clips of one split.

@@ -85,6 +85,15 @@ class TrainedTokenizer:
         spans = self._tokenizer.encode(caption).offsets
         return [caption[start:stop].strip() for start, stop in spans]
 
+    def unknown(self, caption: str) -> list[str]:
+        """Return the words that are read as the unknown token, in lower case; none for "bpe"."""
+        unknown = self._tokenizer.token_to_id(UNKNOWN)
+        if unknown is None:
+            return []
+        encoded = self._tokenizer.encode(caption)
+        spans = zip(encoded.ids, encoded.offsets, strict=True)
+        return [caption[start:stop].strip().lower() for i, (start, stop) in spans if i == unknown]
+
     def save(self, directory: Path) -> None:
         """Write tokenizer.json, which the tokenizers library reads as well."""
         (directory / FILE_NAME).write_text(self._serialized, encoding="utf-8")

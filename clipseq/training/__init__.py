@@ -8,10 +8,11 @@ from clipseq.training.config import (
     read_config,
     write_config,
 )
-from clipseq.training.fit import train
+from clipseq.training.fit import plan, train
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import TrainingInterrupted
 from clipseq.training.launch.processes import ProcessLost
+from clipseq.training.summary import Summary
 
 __all__ = [
     "DataConfig",
@@ -19,8 +20,10 @@ __all__ = [
     "RunConfig",
     "RunFolder",
     "SimulatedData",
+    "Summary",
     "TrainingConfig",
     "TrainingInterrupted",
+    "plan",
     "read_config",
     "train",
     "write_config",

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,7 +115,8 @@ class TrainingConfig:
             example because a process has ended, is noticed at once.
         checkpoint_every: optimizer steps from one validation to the next. A checkpoint is written
             after each validation; both always follow the last step.
-        threads: CPU threads; None: torch's default. One is best for small models.
+        threads: CPU threads; None: one for a model with fewer than 10 million parameters, which
+            gains nothing from more, and torch's default otherwise.
         num_workers: processes that load batches; 0 loads them in the training process.
         seed: random seed of the initial weights, the order of the clips, and dropout.
         log_norms: whether to log the norms of the features too (with several processes, their mean
@@ -176,10 +177,16 @@ class RunConfig:
     tokenizer: TokenizerConfig = TokenizerConfig()
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run's configuration from a TOML file.
 
     Relative paths in it start at the current directory, like those on a command line.
+
+    Args:
+        path: the TOML file.
+        overrides: values that replace those of the file, each written ``key=value`` with the dotted
+            path of the key, such as ``training.max_steps=10``. The value is written as in TOML; one
+            that is not valid TOML is a string, so ``training.out=runs/new`` needs no quotes.
 
     Raises:
         ConfigError: there is no such file, or it is a folder or not valid TOML; a key is unknown
@@ -201,11 +208,37 @@ def read_config(path: Path) -> RunConfig:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    overrides = tuple(overrides)
+    for override in overrides:
+        _set(table, override)
     try:
         config = structure(RunConfig, table)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        given = f" with {', '.join(overrides)}" if overrides else ""
+        raise ConfigError(f"{path}{given}: {error}") from None
     return make_absolute(config)
+
+
+def _set(table: dict[str, Any], override: str) -> None:
+    """Set one key of `table`, as ``key=value`` says."""
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise ConfigError(
+            f"an override must be key=value, such as training.max_steps=10, got {override!r}"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for depth, name in enumerate(path[:-1], 1):
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(
+                f"{'.'.join(path[:depth])} must be a table to set {'.'.join(path)}, got {inner!r}"
+            )
+        table = inner
+    table[path[-1]] = value
 
 
 def write_config(config: RunConfig, path: Path) -> None:

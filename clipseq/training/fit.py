@@ -4,18 +4,25 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+import torch
 
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import ClipseqError
 from clipseq.training.config import RunConfig, make_absolute
+from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption
-from clipseq.training.launch.processes import Processes, join_processes, make_fabric
-from clipseq.training.prepare import Prepared, prepare
+from clipseq.training.launch.processes import Processes, join_processes, layout, make_fabric
+from clipseq.training.models import pin_options
+from clipseq.training.prepare import Prepared, prepare, refuse_existing
 from clipseq.training.stream import ShuffledBatches, training_batches, validation_batches
-from clipseq.training.threads import cpu_threads
+from clipseq.training.summary import Summary, summarize
+from clipseq.training.threads import cpu_threads, default_threads
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -29,6 +36,7 @@ def train(
     dataset: MapDataset | None = None,
     progress: "Progress | None" = None,
     data_progress: Callable[[int, int], None] | None = None,
+    started: Callable[[Summary], None] | None = None,
 ) -> "CLIP":
     """Train a CLIP as `config` describes and write a run folder.
 
@@ -44,6 +52,8 @@ def train(
         progress: called after each optimizer step, in the first process only.
         data_progress: called as data_progress(done, clips) while clips are simulated, in the first
             process only.
+        started: called before the first step with what the run has found, in the first process
+            only.
 
     Returns:
         The trained model, in eval mode. The folder then holds config.toml, model/ (for
@@ -76,7 +86,60 @@ def train(
                 progress=data_progress if processes.first else None,
             )
         )
+        if processes.first and started is not None:
+            started(_summary(config, prepared, processes))
         return _fit(config, folder, processes, prepared, progress if processes.first else None)
+
+
+def plan(
+    config: RunConfig,
+    *,
+    dataset: MapDataset | None = None,
+    data_progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Prepare a new run as `train` would, and report what was found, without training.
+
+    Nothing is left on disk. Clips that the run would simulate are simulated for this, in a
+    temporary folder.
+
+    Args:
+        config: the run.
+        dataset: the `MapDataset` that `config.data` describes, if it is open already.
+        data_progress: called as data_progress(done, clips) while clips are simulated.
+
+    Raises:
+        ClipseqError: as `train` raises before its first step.
+    """
+    _need_lightning()
+    config = make_absolute(config)
+    refuse_existing(RunFolder(config.training.out))
+    processes = Processes()
+    devices, nodes = layout(config.training)
+    processes.size = devices * nodes
+    with _quiet(), TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
+        make_fabric(config.training)  # raises its errors before clips are simulated
+        folder = RunFolder(Path(scratch) / "run")
+        pin_options(config)
+        if dataset is None:
+            dataset = open_dataset(config.data, folder, progress=data_progress)
+        folder = RunFolder(Path(scratch) / "prepared")
+        prepared = prepare(config, folder, processes, resume=False, dataset=dataset, progress=None)
+        return _summary(config, prepared, processes)
+
+
+def _summary(config: RunConfig, prepared: Prepared, processes: Processes) -> Summary:
+    options = config.training
+    stream = ShuffledBatches(len(prepared.training), options.batch_size, 0, seed=options.seed)
+    return summarize(
+        config,
+        prepared.model,
+        prepared.dataset,
+        device=make_fabric(options).device.type,
+        processes=processes.size,
+        batch_size=stream.batch_size,
+        batches_per_epoch=stream.per_epoch,
+        done=prepared.done,
+    )
 
 
 def _fit(
@@ -101,7 +164,8 @@ def _fit(
         journal = Journal(folder.metrics, folder.tensorboard, start=prepared.done)
     try:
         # Ctrl-C in the last step is raised after everything has been saved.
-        with Interruption() as interruption, cpu_threads(options.threads):
+        threads = default_threads(model) if options.threads is None else options.threads
+        with Interruption() as interruption, cpu_threads(threads):
             if prepared.done < steps:
                 fabric = make_fabric(options, find_unused_parameters=_may_skip_parameters(model))
                 fabric.launch()

@@ -36,12 +36,14 @@ class Prepared:
     """The ingredients of a run, the same in each of its processes.
 
     Attributes:
+        dataset: all clips.
         training: the clips to train on.
         validation: the clips to validate on; None if there are fewer than two.
         model: the model, with the weights of the checkpoint if there is one.
         checkpoint: the state to continue from; None for a new run.
     """
 
+    dataset: MapDataset
     training: MapDataset
     validation: MapDataset | None
     model: "CLIP"
@@ -148,7 +150,7 @@ def _prepare_on(
         if resume or not folder.config.exists():
             write_config(config, folder.config)
         keep_tokenizer(tokenizer, folder)
-    return Prepared(training, validation, model, checkpoint)
+    return Prepared(dataset, training, validation, model, checkpoint)
 
 
 def _splits(

@@ -4,6 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+SMALL = 10_000_000
+"""Number of parameters below which a model is trained with one thread, by default."""
+
+
+def default_threads(model: nn.Module) -> int | None:
+    """Return 1 for a model with fewer than `SMALL` parameters; None, torch's default, otherwise."""
+    return 1 if sum(p.numel() for p in model.parameters()) < SMALL else None
 
 
 @contextmanager

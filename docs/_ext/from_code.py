@@ -33,28 +33,9 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from clipseq.cli.keys import Key, keys_of
+
 logger = logging.getLogger(__name__)
-
-_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):$")
-_ENTRY = re.compile(r"^    (\w+): ")
-
-
-def described(docstring: str | None) -> dict[str, str]:
-    """Return name -> meaning from the sections Args and Attributes of a docstring."""
-    found: dict[str, str] = {}
-    section, name = "", ""
-    for line in inspect.cleandoc(docstring or "").splitlines():
-        if line and not line.startswith(" "):
-            heading = _SECTION.match(line)
-            section, name = (heading[1] if heading else ""), ""
-        elif section in ("Args", "Attributes"):
-            entry = _ENTRY.match(line)
-            if entry:
-                name = entry[1]
-                found[name] = line[entry.end() :]
-            elif name:
-                found[name] += "\n" + line.strip()
-    return found
 
 
 def readable_type(kind: Any) -> str:
@@ -98,35 +79,6 @@ def shown_default(default: Any) -> str:
     if isinstance(default, Mapping):
         return "`{" + ", ".join(f"{key} = {value!r}" for key, value in default.items()) + "}`"
     return f"`{default!r}`"
-
-
-@attrs.frozen
-class Key:
-    """One key of a configuration, or one option."""
-
-    name: str
-    kind: Any
-    default: Any
-    meaning: str
-
-
-def keys_of(cls: type, *, leave_out: tuple[str, ...] = ()) -> Iterator[Key]:
-    """Yield the fields of an attrs class, or the keyword arguments of any other class."""
-    if attrs.has(cls):
-        meanings = described(cls.__doc__)
-        for field in attrs.fields(cls):
-            default = field.default
-            if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-                default = default.factory()
-            elif attrs.has(type(default)):
-                default = {}
-            if field.name not in leave_out:
-                yield Key(field.name, field.type, default, meanings.get(field.name, ""))
-        return
-    meanings = described(cls.__doc__)
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
-        if name not in leave_out:
-            yield Key(name, parameter.annotation, parameter.default, meanings.get(name, ""))
 
 
 class _Generated(SphinxDirective):

@@ -31,3 +31,15 @@ def test_a_terminal_gets_a_bar():
     assert "training" in stream.getvalue()
     assert "2/2" in stream.getvalue()
     assert "loss_total 2.250" in stream.getvalue()
+
+
+def test_a_slow_run_gets_a_line_every_half_minute(monkeypatch):
+    clock = iter([0.0, *range(0, 1000, 10)])
+    monkeypatch.setattr("clipseq.cli.progress.time.monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with ProgressBar("training", stream=stream) as bar:
+        for step in range(1, 11):  # ten seconds each
+            bar(step, 1000, {})
+    steps = [line.split()[1] for line in stream.getvalue().splitlines()]
+    assert steps == ["1/1000", "4/1000", "7/1000", "10/1000"]
+    assert "10.00 s each, 9900 s left" in stream.getvalue()
