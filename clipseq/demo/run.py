@@ -5,6 +5,7 @@ with the same towers and the same optimizer. The only difference is `use_sequenc
 """
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -101,11 +102,13 @@ def run_demo(
 
 
 def _unused(out: Path) -> Path:
-    """Return `out`, or the first of out-2, out-3 ... that is not in use."""
-    number, path = 1, out
+    """Return `out`, or the next of out-2, out-3 ... that is not in use."""
+    numbered = re.fullmatch(r"(.+)-(\d{1,9})", out.name)
+    name, number = (numbered[1], int(numbered[2])) if numbered else (out.name, 1)
+    path = out
     while path.exists():
         number += 1
-        path = out.with_name(f"{out.name}-{number}")
+        path = out.with_name(f"{name}-{number}")
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import attrs
 import numpy as np
@@ -87,11 +88,26 @@ def test_a_finished_demo_is_shown_again_and_says_how_to_run_anew(finished, monke
     assert shown.endswith(f"new folder:\n  clipseq demo --small --out {out}-2")
     assert said == []
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    out.with_name(f"{out.name}-2").mkdir()
-    try:
-        assert demo.run_demo(out, small=True).endswith(f"clipseq demo --small --out {out}-3")
-    finally:
-        out.with_name(f"{out.name}-2").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("out", "others", "suggested"),
+    [
+        ("demo", [], "demo-2"),
+        ("demo", ["demo-2"], "demo-3"),
+        ("demo-2", [], "demo-3"),
+        ("demo-2", ["demo-3"], "demo-4"),
+        ("demo-small", [], "demo-small-2"),
+    ],
+)
+def test_the_next_run_gets_the_next_number(finished, tmp_path, monkeypatch, out, others, suggested):
+    monkeypatch.setattr(demo, "SMALL", TINY)
+    for name in (out, *others):
+        (tmp_path / name).mkdir()
+    for name in ("metrics.json", "report.txt"):
+        shutil.copy(finished[0] / name, tmp_path / out)
+    shown = demo.run_demo(tmp_path / out, small=True)
+    assert shown.endswith(f"new folder:\n  clipseq demo --small --out {tmp_path / suggested}")
 
 
 @pytest.mark.parametrize(("changed", "options"), [("seed", "--small --seed 1 "), ("size", "")])
