@@ -183,13 +183,17 @@ class HuggingFaceTextTower(Tower):
         self.tokenizer.save(directory)
 
 
-def _load(config: TextConfig) -> tuple[Any, Any]:
+def check_pretrained(config: TextConfig) -> None:
+    """Raise the errors of `HuggingFaceTextTower` that can be found without loading weights.
+
+    Raises:
+        ImportError: transformers is not installed.
+        ValueError: `config.pretrained` is not the directory of a model.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise ImportError(
             "TextConfig(pretrained=...) needs transformers: pip install 'clipseq[hf]'"
         )
-    from transformers import AutoModel, AutoTokenizer
-
     directory = Path(config.pretrained or "")
     if not (directory / "config.json").is_file():
         raise ValueError(
@@ -197,6 +201,13 @@ def _load(config: TextConfig) -> tuple[Any, Any]:
             f"config.json, got {config.pretrained!r}; for a model of the hub, pass the directory "
             f"that huggingface_hub.snapshot_download returns"
         )
+
+
+def _load(config: TextConfig) -> tuple[Any, Any]:
+    check_pretrained(config)
+    from transformers import AutoModel, AutoTokenizer
+
+    directory = Path(config.pretrained or "")
     try:
         with _no_progress_bar():
             model, report = AutoModel.from_pretrained(

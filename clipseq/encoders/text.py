@@ -45,8 +45,7 @@ class TextTower(Tower):
         heads: int,
     ):
         super().__init__(config.name)
-        if context_length < 1:
-            raise ValueError(f"context_length must be at least 1, got {context_length}")
+        check_context_length(context_length)
         self.config = config
         self.tokenizer: Tokenizer = tokenizer
         self.context_length = context_length
@@ -130,6 +129,12 @@ def trim_tokens(inputs: Inputs) -> Inputs:
     assert inputs.mask is not None
     longest = int(inputs.mask.sum(1).max())
     return Inputs(inputs.values[:, :longest], inputs.mask[:, :longest])
+
+
+def check_context_length(context_length: int) -> None:
+    """Raise ValueError if no caption has so few tokens."""
+    if context_length < 1:
+        raise ValueError(f"context_length must be at least 1, got {context_length}")
 
 
 def check_no_lengths(lengths: Any, name: str) -> None:

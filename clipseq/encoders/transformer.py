@@ -82,14 +82,7 @@ class Transformer(nn.Module):
         gradient_checkpointing: bool = False,
     ):
         super().__init__()
-        for name, value in (("width", width), ("layers", layers), ("heads", heads)):
-            if value < 1:
-                raise ValueError(f"transformer_{name} must be at least 1, got {value}")
-        if width % heads or width % 2:
-            raise ValueError(
-                f"transformer_width must be even and a multiple of transformer_heads, "
-                f"got width {width} and {heads} heads"
-            )
+        check_shape(width, layers, heads)
         self.causal = causal
         self.gradient_checkpointing = gradient_checkpointing
         self.blocks = nn.ModuleList(Block(width, heads, layers, dropout) for _ in range(layers))
@@ -136,3 +129,15 @@ def sinusoids(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps widt
     rate = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width
     angle = torch.arange(steps, device=like.device, dtype=dtype)[:, None] * 10000.0**-rate
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+def check_shape(width: int, layers: int, heads: int) -> None:
+    """Raise ValueError if no `Transformer` has this shape."""
+    for name, value in (("width", width), ("layers", layers), ("heads", heads)):
+        if value < 1:
+            raise ValueError(f"transformer_{name} must be at least 1, got {value}")
+    if width % heads or width % 2:
+        raise ValueError(
+            f"transformer_width must be even and a multiple of transformer_heads, "
+            f"got width {width} and {heads} heads"
+        )

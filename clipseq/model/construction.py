@@ -12,6 +12,9 @@ from clipseq.encoders import (
     TextTower,
     Tower,
 )
+from clipseq.encoders.hugging_face import check_pretrained
+from clipseq.encoders.text import check_context_length
+from clipseq.encoders.transformer import check_shape
 from clipseq.losses import PairLoss
 from clipseq.model.config import SIDES, ModelConfig, Side
 from clipseq.registry import available_losses, get_loss, get_similarity
@@ -29,6 +32,24 @@ def make_towers(config: ModelConfig) -> tuple[Tower, Tower]:
         for side, name in zip(SIDES, config.names, strict=True)
     )
     return x, y
+
+
+def check_towers(config: ModelConfig) -> None:
+    """Raise the errors of `make_towers` that can be found without building or loading a tower.
+
+    Raises:
+        ImportError, ValueError: see the towers.
+    """
+    for side in SIDES:
+        tower = getattr(config, side.argument)
+        if isinstance(tower, nn.Module):
+            continue
+        if isinstance(tower, TextConfig):
+            if tower.pretrained is not None:
+                check_pretrained(tower)
+                continue
+            check_context_length(config.context_length)
+        check_shape(config.transformer_width, config.transformer_layers, config.transformer_heads)
 
 
 def make_pair_loss(config: ModelConfig) -> PairLoss:

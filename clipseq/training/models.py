@@ -17,7 +17,7 @@ from clipseq.encoders.tokenizer import (
 from clipseq.errors import ConfigError, UnknownLossError, UnknownSimilarityError, suggest
 from clipseq.model import CLIP, ModelConfig
 from clipseq.model.config import SIDES
-from clipseq.model.construction import make_pair_loss
+from clipseq.model.construction import check_towers, make_pair_loss
 from clipseq.model.saving import resolve_options
 from clipseq.registry import available_losses, available_similarities, get_similarity
 from clipseq.training.config import RunConfig
@@ -66,14 +66,27 @@ def _cause(error: Exception) -> str:
 
 
 def check_model(table: Mapping[str, Any], views: Mapping[str, int]) -> None:
-    """Raise the errors that `build_model` would raise, before there are any captions.
+    """Raise the errors of `build_model` that depend on neither captions nor pretrained weights.
+
+    No model is built: one as large as memory is built only once in a run.
 
     Raises:
-        ConfigError, ValueError, TypeError: see `build_model`.
+        ConfigError, ValueError, ImportError: see `build_model`.
     """
-    # The number of ids depends on the captions.
-    text = {key: value for key, value in table.get("text_cfg", {}).items() if key != "vocab_size"}
-    build_model({**table, "text_cfg": text}, views, None)
+    check_towers(ModelConfig(**_with_signals(table, {"radar": views}, ("radar", None))))
+
+
+def fit_config(table: Mapping[str, Any], dataset: MapDataset) -> ModelConfig:
+    """Return [model] with the names and the views of the data filled in.
+
+    Raises:
+        ConfigError: see `build_model`.
+    """
+    signals = {dataset.modality: dataset.views}
+    if dataset.paired_modality is not None:
+        signals[dataset.paired_modality] = dataset.paired_views
+    names = (dataset.modality, dataset.paired_modality)
+    return ModelConfig(**_with_signals(table, signals, names))
 
 
 def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:
@@ -136,12 +149,22 @@ def build_model(
     signals = {modality: views}
     if paired_modality is not None:
         signals[paired_modality] = paired_views or {}
-    options = {**table, "tokenizer": tokenizer}
-    for side, name in zip(SIDES, (modality, paired_modality), strict=True):
+    options = _with_signals(table, signals, (modality, paired_modality))
+    return CLIP(**options, tokenizer=tokenizer)
+
+
+def _with_signals(
+    table: Mapping[str, Any],
+    signals: Mapping[str, Mapping[str, int]],
+    names: tuple[str, str | None],
+) -> dict[str, Any]:
+    """Return `table` with the names and the views of the data in its signal towers."""
+    options = dict(table)
+    for side, name in zip(SIDES, names, strict=True):
         tower = table.get(side.argument) or {}
         if tower.get("tower", side.kind) == "signal":
             options[side.argument] = _signal(dict(tower), name, signals, f"model.{side.argument}")
-    return CLIP(**options)
+    return options
 
 
 def _signal(

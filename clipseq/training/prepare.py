@@ -21,7 +21,7 @@ from clipseq.training.models import (
     build_model,
     check_captions,
     check_model,
-    check_model_config,
+    fit_config,
     get_tokenizer,
     keep_tokenizer,
     pin_options,
@@ -128,7 +128,7 @@ def _prepare_on(
 ) -> Prepared:
     training, validation = _splits(dataset, config.training.batch_size, processes)
     torch.manual_seed(config.training.seed)
-    check_captions_exist(dataset, check_model_config(config.model))
+    check_captions_exist(dataset, fit_config(config.model, dataset))
     tokenizer = get_tokenizer(
         config, training.captions, folder, resume=resume or not processes.first
     )

@@ -15,6 +15,7 @@ import torch
 
 from clipseq import CLIP, Similarity, register_similarity
 from clipseq.data import MapDataset, collate
+from clipseq.encoders import SignalTower, TextTower
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
 from clipseq.training import (
     DataConfig,
@@ -24,6 +25,7 @@ from clipseq.training import (
     TrainingInterrupted,
     read_config,
     train,
+    write_config,
 )
 from clipseq.training.models import pin_options
 from clipseq.training.nonfinite import NonFiniteLoss
@@ -490,6 +492,9 @@ WRONG = [
     ({"model": {"sequence_similarity_options": {"part": {}}}}, "similarity_options: .*'parts'"),
     ({"model": {"encoder_cfg": {"views": {"dopler_time": 64}}}}, "did you mean 'doppler_time'?"),
     ({"model": {"transformer_heads": 3}}, "heads"),
+    ({"model": {"transformer_layers": 0}}, "transformer_layers must be at least 1, got 0"),
+    ({"model": {"context_length": 0}}, "context_length must be at least 1, got 0"),
+    ({"model": {"text_cfg": {"pretrained": "nowhere"}}}, "a local Hugging Face model directory"),
     ({"accelerator": "warp"}, "training.accelerator = 'warp': You selected an invalid"),
     (
         {"accelerator": "mps" if torch.cuda.is_available() else "cuda"},
@@ -567,6 +572,25 @@ def test_a_config_that_is_rejected_simulates_nothing(small_run, wrong, said):
     with pytest.raises(ValueError, match=said):
         train(attrs.evolve(small_run(**wrong), data=data))
     assert not small_run().training.out.exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_on_simulated_data_builds_one_model(dataset, small_run, monkeypatch, resume):
+    built = []
+    for kind in (CLIP, SignalTower, TextTower):
+
+        def count(self, *arguments, plain=kind.__init__, **options):
+            built.append(type(self))
+            plain(self, *arguments, **options)
+
+        monkeypatch.setattr(kind, "__init__", count)
+    monkeypatch.setattr("clipseq.training.prepare.open_dataset", lambda *_, **__: dataset)
+    data = DataConfig(simulated=SimulatedData(clips=len(dataset)))
+    config = attrs.evolve(small_run(max_steps=1), data=data)
+    if resume:
+        write_config(config, RunFolder(config.training.out).config)
+    train(config, resume=resume)
+    assert built == [CLIP, SignalTower, TextTower]
 
 
 def test_a_recording_that_is_missing_leaves_no_folder(small_run, tmp_path):

@@ -96,6 +96,7 @@ def test_a_run_on_captioned_pairs_may_take_either_signal(small_run):
 @pytest.mark.parametrize(
     ("encoder", "caption", "message"),
     [
+        ({}, "", "a model of audio and text, got audio and motion without captions"),
         ({"name": "audio"}, "", "a model of audio and text, got audio and motion without captions"),
         ({"name": "radar"}, "c", "audio, motion, got 'radar'"),
     ],
