@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import attrs
 
+from clipseq.augment import AugmentConfig
 from clipseq.config import structure, to_plain, unstructure
 from clipseq.errors import ConfigError
 
@@ -121,6 +122,8 @@ class TrainingConfig:
         seed: random seed of the initial weights, the order of the clips, and dropout.
         log_norms: whether to log the norms of the features too (with several processes, their mean
             weighted by the number of clips).
+        augment: the strengths of the augmentations of the training clips. Validation and evaluation
+            never augment.
     """
 
     out: Path
@@ -143,6 +146,7 @@ class TrainingConfig:
     num_workers: int = attrs.field(default=0, validator=_at_least(0))
     seed: int = attrs.field(default=0, validator=_at_least(0))
     log_norms: bool = False
+    augment: AugmentConfig = attrs.field(factory=AugmentConfig)
 
     def __attrs_post_init__(self) -> None:
         if (self.epochs is None) == (self.max_steps is None):

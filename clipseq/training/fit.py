@@ -172,7 +172,13 @@ def _fit(
                 run_steps(
                     model,
                     training_batches(
-                        prepared.training, stream, model, rank, size, options.num_workers
+                        prepared.training,
+                        stream,
+                        model,
+                        options.augment,
+                        rank=rank,
+                        size=size,
+                        workers=options.num_workers,
                     ),
                     validation_batches(prepared.validation, options.batch_size, model, rank, size),
                     steps=steps,

@@ -1,17 +1,22 @@
-"""The order of the training clips: one stream of batches, which does not change on resume."""
+"""The training clips in order, augmented: one stream of batches, which resuming does not change."""
 
 import signal
 from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
+from clipseq.augment import AugmentConfig, augment_clip, clip_generator, views_of_channels
 from clipseq.data import Clip, MapDataset
 from clipseq.evaluation.encoding import collate_for
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
+
+LOOKED_AT = 32
+"""Number of clips by which to decide whether the rows of a view are channels."""
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -66,6 +71,54 @@ class ShuffledBatches(Sampler[list[int]]):
             yield order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
 
 
+class NumberedRows(Sampler[list[tuple[int, int]]]):
+    """The same batches, with (number of the batch in the run, index) in place of each index.
+
+    Args:
+        batches: batches of indices, such as `OwnRows`.
+        start: number of the first batch.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], start: int) -> None:
+        self.batches = batches
+        self.start = start
+
+    def __len__(self) -> int:
+        assert isinstance(self.batches, Sized)
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number, batch in enumerate(self.batches, self.start):
+            yield [(number, index) for index in batch]
+
+
+class AugmentedClips(Dataset[Clip]):
+    """The clips of a data set, augmented anew in every batch.
+
+    ``clips[number, index]`` depends only on the data set, the configuration, the seed, and the two
+    numbers, so that a resumed run, and any number of processes and workers, train on the same.
+
+    Args:
+        clips: the training clips.
+        config: the strengths of the augmentations.
+        seed: random seed of the run.
+    """
+
+    def __init__(self, clips: MapDataset, config: AugmentConfig, seed: int) -> None:
+        self.clips = clips
+        self.config = config
+        self.seed = seed
+        if config.channels is None:
+            looked_at = [clips[index] for index in range(min(LOOKED_AT, len(clips)))]
+            signals = [maps for clip in looked_at for maps in (clip.signal, clip.paired)]
+            self.config = attrs.evolve(config, channels=tuple(sorted(views_of_channels(signals))))
+
+    def __getitem__(self, key: tuple[int, int]) -> Clip:
+        batch, index = key
+        rng = clip_generator(self.seed, batch, index)
+        return augment_clip(self.clips[index], self.config, rng)
+
+
 class OwnRows(Sampler[list[int]]):
     """The part of each batch that one of several processes takes.
 
@@ -105,21 +158,29 @@ class OwnRows(Sampler[list[int]]):
 
 
 def training_batches(
-    clips: MapDataset, stream: ShuffledBatches, model: "CLIP", rank: int, size: int, workers: int
+    clips: MapDataset,
+    stream: ShuffledBatches,
+    model: "CLIP",
+    augment: AugmentConfig,
+    *,
+    rank: int,
+    size: int,
+    workers: int,
 ) -> "DataLoader[Clip]":
-    """Load the rows of the stream's batches that process `rank` of `size` takes.
+    """Load the rows of the stream's batches that process `rank` of `size` takes, and augment them.
 
     Args:
         clips: the clips of the stream.
         stream: the batches of the whole run.
         model: the model; views that it does not take are left out.
+        augment: the strengths of the augmentations.
         rank: rank of this process.
         size: number of processes.
         workers: processes that load ahead; 0 loads in this process.
     """
     return DataLoader(
-        clips,
-        batch_sampler=_own(stream, rank, size),
+        AugmentedClips(clips, augment, stream.seed),
+        batch_sampler=NumberedRows(_own(stream, rank, size), stream.start),
         collate_fn=collate_for(model, clips),
         num_workers=workers,
         worker_init_fn=_ignore_interrupts if workers else None,
