@@ -41,6 +41,7 @@ SLOW = (
     "benchmarks",
     "cli/test_scaffold.py",
     "demo",
+    "devices",
     "distributed",
     "docs",
     "examples",

@@ -5,13 +5,15 @@ README in this folder for what may change between releases.
 
 Loops and memory: `loops_pay`, `few_items`, `Room`, `tile_shape`, `score_tiles`, `split_tree`,
 `check_tree`, `Tree`. Lengths: `Group`, `longest_first`, `group_by_length`. Vectors and gradients:
-`to_unit`, `unit_gradient`, `cosines`, `zeroed`, `scaled`. Options: `positive_integer`. Operators
-and kernels: `Operator`, `use_kernels`, `obstacle`, `halves`, `terms`, `FEATURES`, and, for modules
-of Triton kernels only, `jit_for_any` and `products`.
+`to_unit`, `unit_gradient`, `cosines`, `zeroed`, `scaled`. Options: `positive_integer`. Devices
+without float64: `has_float64`, `exact_on`. Operators and kernels: `Operator`, `use_kernels`,
+`obstacle`, `halves`, `terms`, `FEATURES`, and, for modules of Triton kernels only, `jit_for_any`
+and `products`.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from clipseq.engine.devices import exact_on, has_float64
 from clipseq.engine.gradients import scaled
 from clipseq.engine.kernels import FEATURES, halves, obstacle, terms, use_kernels
 from clipseq.engine.lengths import Group, group_by_length, longest_first
@@ -33,9 +35,11 @@ __all__ = [
     "Tree",
     "check_tree",
     "cosines",
+    "exact_on",
     "few_items",
     "group_by_length",
     "halves",
+    "has_float64",
     "jit_for_any",
     "longest_first",
     "loops_pay",

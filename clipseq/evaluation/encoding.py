@@ -31,6 +31,8 @@ class Encoded:
 
     def take(self, index: Tensor | slice) -> "Encoded":
         """Return the items at `index`, padded only to the longest of them."""
+        if isinstance(index, Tensor):
+            index = index.to(self.pooled.device)
         if self.sequences is None:
             return Encoded(self.pooled[index], None)
         values, mask = self.sequences.values[index], self.sequences.mask[index]
@@ -200,7 +202,8 @@ def sequence_pair_scores(
 @torch.no_grad()
 def pooled_pair_scores(x: Encoded, y: Encoded, owner: Int[Tensor, "P"]) -> Float[Tensor, "P"]:
     """Score y[p] with x[owner[p]] by the cosine of their pooled features."""
-    return (unit(x.pooled.float())[owner] * unit(y.pooled.float())).sum(dim=1).cpu()
+    own = unit(x.pooled.float())[owner.to(x.pooled.device)]
+    return (own * unit(y.pooled.float())).sum(dim=1).cpu()
 
 
 def _sequence_block(model: "CLIP", x: Encoded, y: Encoded) -> Tensor:

@@ -1,7 +1,8 @@
 """Retrieval, zero-shot and order metrics over score matrices, and bootstrap intervals.
 
 These are pure functions of tensors: no model, no data set, no randomness except the seeded
-bootstrap. Every tie counts against the model (or, for order accuracy, as one half), so that
+bootstrap. They take tensors of any device, and compute means in float64 on the CPU: Apple's GPUs do
+not have it. Every tie counts against the model (or, for order accuracy, as one half), so that
 constant scores gain nothing.
 """
 
@@ -72,8 +73,8 @@ def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) ->
     classes = scores.shape[1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.tolist()[:10]}")
-    hits = torch.nn.functional.one_hot(labels, classes).bool()
-    return (retrieval_ranks(scores, hits) == 1).to(torch.float64)
+    hits = torch.nn.functional.one_hot(labels.to(scores.device), classes).bool()
+    return (retrieval_ranks(scores, hits) == 1).cpu().double()
 
 
 @attrs.frozen(eq=False)
@@ -101,6 +102,7 @@ def order_counts(
     Raises:
         ValueError: an owner outside 0..N-1, or a NaN score.
     """
+    own, permuted, owner = own.cpu(), permuted.cpu(), owner.cpu()
     _refuse_nan(own)
     _refuse_nan(permuted)
     clips = own.shape[0]
@@ -151,8 +153,8 @@ def mean_estimate(
     resampled, because the pairs of one clip depend on each other. Resamples without any pair are
     left out of the percentiles.
     """
-    values = values.double()
-    weights = torch.ones_like(values) if pairs is None else pairs.double()
+    values, draws = values.cpu().double(), draws.cpu()
+    weights = torch.ones_like(values) if pairs is None else pairs.cpu().double()
     total = float(weights.sum())
     if total == 0:
         raise ValueError("pairs must not be zero for all clips, got no pair to average")
@@ -169,7 +171,7 @@ def median_estimate(
 
     The median of an even number of values is the mean of the two in the middle.
     """
-    numbers = values.double()
+    numbers, draws = values.cpu().double(), draws.cpu()
     samples = _median(numbers[draws])
     return _with_interval(float(_median(numbers)), samples, level, len(numbers))
 
@@ -180,6 +182,7 @@ def retrieval_estimates(ranks: Int[Tensor, "N"], draws: Int[Tensor, "R N"]) -> d
     R@k is the share of queries whose best hit is among the first k. Queries are resampled, but the
     gallery is not, so that ranks are comparable between resamples.
     """
+    ranks = ranks.cpu()
     estimates = {f"R@{k}": mean_estimate((ranks <= k).double(), draws) for k in RECALL_AT}
     estimates["median rank"] = median_estimate(ranks, draws)
     estimates["MRR"] = mean_estimate(1.0 / ranks.double(), draws)

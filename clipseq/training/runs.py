@@ -51,7 +51,7 @@ def evaluate_run(
         CheckpointError: the run is not finished, or `data` is None for a model without a run.
         DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
-    model = load_model(run).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(run).to(_device())
     folder = RunFolder(run)
     if data is not None:
         dataset = open_path(data)
@@ -65,3 +65,10 @@ def evaluate_run(
     evaluation = evaluate(model, dataset, split=split)
     evaluation.write(folder.evaluation)
     return evaluation, folder.evaluation
+
+
+def _device() -> str:
+    """Return the device that `accelerator = "auto"` trains on."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

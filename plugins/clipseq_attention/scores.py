@@ -103,8 +103,9 @@ def _differentiate(
     tiles = _Tiles(x)
     to_ys = [_Cells(x.new_zeros(heads, *group.real.shape, size)) for group in groups]
     # The part of the gradient to the products that comes from the numerators does not contribute to
-    # the gradient to scale. Computed in float64, since it is the difference of two sums.
-    along = -(grad.double() * scores.double()).sum()
+    # the gradient to scale. This is the difference of two sums, so each is added up pairwise, as
+    # torch's sums are, and not item by item.
+    along = x.new_zeros(len(x))
     for i, one in _ones(x, x_lengths, scale):
         to_products, to_values = x.new_zeros(2, *one.values.shape)
         for group, (by_y, by_x), to_y, one_table in zip(
@@ -116,7 +117,7 @@ def _differentiate(
             tile.over_y.differentiate(one.queries, by_y[i] * one.real, times)
             tile.over_x.differentiate(group.queries, by_x, times)
             tile.add_gradients(group, one, to_products, to_values, to_y, times)
-        along += (to_products.double() * one.values.double()).sum()
+        torch.sum(to_products * one.values, dim=(0, 1, 2), out=along[i])
         to_x = to_products.add_(to_values, alpha=1 / times).mT
         torch.mul(to_x[:, : one.steps], largest, out=grad_x[i, :, : one.steps])
     del tiles
@@ -125,7 +126,8 @@ def _differentiate(
         group, cells = groups.pop(), to_ys.pop().cells
         grad_y[group.items, :, : cells.shape[2]] = cells.mul_(largest).transpose(0, 1)
         grad_y[group.items, :, cells.shape[2] :] = 0.0
-    return grad_x, grad_y, (along * largest / scale).to(scale.dtype)
+    to_scale = along.sub_((grad * scores).sum(1)).sum()
+    return grad_x, grad_y, (to_scale * largest / scale).to(scale.dtype)
 
 
 attention_scores = Operator(

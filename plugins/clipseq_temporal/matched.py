@@ -78,7 +78,7 @@ class _Matched(torch.autograd.Function):
         field, lanes, reach, room = _prepared(x, y, x_lengths, y_lengths, gamma, band)
         sweep = Sweep(field, reach, room)
         weight = forward(lanes, lambda _: sweep, y_lengths)
-        mean = (weight - log_paths(x_lengths, y_lengths, band)).to(x.dtype)
+        mean = weight - log_paths(x_lengths, y_lengths, band, x.dtype)
         return gamma * math.log(2) * mean / (x_lengths + y_lengths)
 
     @staticmethod
@@ -106,7 +106,7 @@ def _prepared(
     rates = rates[: int(t.max()), : int(length.max())] / (gamma * math.log(2)) - GROWTH
     reach = None
     if band is not None:
-        low, high = edges(lanes[0], t, length, band)
+        low, high = edges(lanes[0], t, length, band, rates.dtype)
         confine(rates, low, high)
         reach = reach_of(low, high)
     field = torch.nn.functional.pad(rates, (0, 0, 1, 0, 1, 0))

@@ -235,9 +235,11 @@ def _sum_of_logs(
     x_lengths: Int[Tensor, "n"],
     y_lengths: Int[Tensor, "n"],
 ) -> Float[Tensor, "n"]:
-    """Return the log weight of the last cells, in float64.
+    """Return the log weight of the last cells.
 
-    It adds up ratios down the first column, and then along the last row.
+    It adds up ratios down the first column, and then along the last row. Its rounding error, in the
+    units of a score, does not grow with the lengths: torch sums pairwise, and a score divides the
+    sum by t + l.
     """
     others, lanes = across.shape[1:]
     lane = torch.arange(lanes, device=across.device)
@@ -245,13 +247,7 @@ def _sum_of_logs(
     row = across[x_lengths - 1, column, lane].log2_()
     row = row.masked_fill_((column == 0) | (column >= y_lengths), 0.0)
     # A single path leads into the first row and column. The terms of the sum may cancel.
-    total = edge[0].double() + row.sum(0, dtype=torch.float64)
-    for first in range(0, len(edge), _AT_ONCE):
-        some = edge[first : first + _AT_ONCE]
-        step = torch.arange(first, first + len(some), device=edge.device)[:, None]
-        total += torch.where(step < x_lengths, some, 0.0).sum(0, dtype=torch.float64)
-    return total
-
-
-_AT_ONCE = 32
-"""Steps of a column that are added up at once: all of them, in float64, would be half a tile."""
+    step = torch.arange(len(edge), device=edge.device)[:, None]
+    column_sum = torch.where(step < x_lengths, edge, 0.0).sum(0)
+    # The first cell counts twice.
+    return edge[0] + (column_sum + row.sum(0))

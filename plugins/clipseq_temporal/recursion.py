@@ -31,9 +31,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import attrs
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from clipseq.engine import exact_on
 
 GROWTH = math.log2(1 + math.sqrt(2))
 """Base 2 logarithm of the growth of the number of paths (Delannoy numbers) per unit of weight."""
@@ -76,6 +79,7 @@ def strips(
     as a band is: lanes of any lengths then differ in the first column of a strip, but not in its
     number of columns. Strips have about ``1 + 1/(2·band·strips)`` times the cells of the band.
     """
+    device = x_lengths.device
     steps, others = int(x_lengths.max()), int(y_lengths.max())
     count = 1
     if band is not None:
@@ -85,6 +89,7 @@ def strips(
     if band is None or 2 * band + 1 / count >= 0.9:
         zero = torch.zeros_like(x_lengths)
         return [Strip(zero, x_lengths, torch.zeros_like(y_lengths), (steps, others))]
+    x_lengths, y_lengths = (side.to(exact_on(device)) for side in (x_lengths, y_lengths))
     # The smallest width at which the corner of the shortest x can always be reached.
     least = 0.5 / (torch.minimum(y_lengths, x_lengths.min()) - 1).double()
     reach = least.clamp(min=band) + 1e-9
@@ -100,6 +105,7 @@ def strips(
     low = low.nan_to_num(0.0).clamp(min=0).long()
     high = torch.minimum(high.nan_to_num(0.0).clamp(max=others).long() + 1, y_lengths)
     shapes = zip(rows.amax(1).tolist(), (high - low).amax(1).tolist(), strict=True)
+    start, rows, low = start.to(device), rows.to(device), low.to(device)
     return [
         Strip(start[k], rows[k], low[k], shape) for k, shape in enumerate(shapes) if shape[0] > 0
     ]
@@ -368,12 +374,16 @@ def _last(strip: Strip, y_lengths: Tensor) -> Tensor:
 
 
 def edges(
-    lanes: Strip, x_lengths: Int[Tensor, "#n"], y_lengths: Int[Tensor, "#n"], band: float
+    lanes: Strip,
+    x_lengths: Int[Tensor, "#n"],
+    y_lengths: Int[Tensor, "#n"],
+    band: float,
+    dtype: torch.dtype,
 ) -> tuple[Float[Tensor, "rows #n"], Float[Tensor, "rows #n"]]:
     """Return the first and last column of each lane's band in every row of a strip.
 
-    Columns are counted from the strip's own first, in float64. Columns outside the strip are -1, or
-    one past its last. If all lanes are alike, the lengths of one lane are enough.
+    Columns are counted from the strip's own first, and computed in float64. Columns outside the
+    strip are -1, or one past its last. If all lanes are alike, the lengths of one lane are enough.
 
     Cell (i, j), counted from 0, of a lane of lengths (t, l) lies in the band when
     ``|i/(t-1) - j/(l-1)| <= max(band, 1/(2·(min(t, l) - 1)))``. The second is the smallest width at
@@ -384,18 +394,24 @@ def edges(
         x_lengths: t of each lane.
         y_lengths: l of each lane.
         band: its width.
+        dtype: dtype of the result. Every number of a column is exact in float32.
     """
+    device = x_lengths.device
+    x_lengths, y_lengths, start, first = (
+        side.to(exact_on(device)) for side in (x_lengths, y_lengths, lanes.start, lanes.first)
+    )
     t, length = (x_lengths - 1).double(), (y_lengths - 1).double()
-    i = torch.arange(lanes.shape[0], device=t.device)[:, None] + lanes.start
+    i = torch.arange(lanes.shape[0], device=t.device)[:, None] + start
     # The inequality is multiplied out, so that lengths of 1 need few special cases and integers
     # compare exactly.
     width = torch.maximum(band * t * length, torch.maximum(t, length) / 2) * (1 + 1e-9)
     # A single step of x is compared with every step of y, for which (l - 1) / 2 over 1/4 is wide
     # enough.
     t = t.clamp(min=0.25)
-    low = ((i * length - width) / t).ceil_() - lanes.first
-    high = torch.minimum(((i * length + width) / t).floor_(), length) - lanes.first
-    return low.clamp_(-1, lanes.shape[1]), high.clamp_(-1, lanes.shape[1])
+    low = ((i * length - width) / t).ceil_() - first
+    high = torch.minimum(((i * length + width) / t).floor_(), length) - first
+    low, high = (side.clamp_(-1, lanes.shape[1]).to(dtype) for side in (low, high))
+    return low.to(device), high.to(device)
 
 
 def reach_of(low: Float[Tensor, "rows n"], high: Float[Tensor, "rows n"]) -> Reach:
@@ -425,27 +441,42 @@ def confine(
 
 
 def log_paths(
-    x_lengths: Int[Tensor, "n"], y_lengths: Int[Tensor, "n"], band: float | None
+    x_lengths: Int[Tensor, "n"],
+    y_lengths: Int[Tensor, "n"],
+    band: float | None,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "n"]:
-    """Return ``log2 N(t, l, band) - λ(t + l)`` in float64, for the number N of paths of each lane.
+    """Return ``log2 N(t, l, band) - λ(t + l)`` for the number N of paths of each lane.
 
     Without a band, N is a Delannoy number, ``sum_k C(t-1,k) C(l-1,k) 2^k``. With one, it comes from
     this module's recursion with zero cost, run once for every distinct pair of lengths; recent
-    results are remembered.
+    results are remembered. Both are computed in double precision on the CPU, whatever the device,
+    and then rounded to `dtype`.
     """
     span = int(y_lengths.max()) + 1
     pairs, where = torch.unique(x_lengths * span + y_lengths, return_inverse=True)
-    if band is not None:
-        lengths = [divmod(pair, span) for pair in pairs.tolist()]
-        return pairs.new_tensor(_remembered(lengths, band), dtype=torch.float64)[where]
-    counts = []
-    for some in pairs.split(_PAIRS_AT_ONCE):
-        t, length = some // span, some % span
-        k = torch.arange(min(int(t.max()), int(length.max())), device=t.device)
-        terms = _log_choose(t - 1, k) + _log_choose(length - 1, k) + k.double() * math.log(2)
-        logs = torch.logsumexp(terms, 1) / math.log(2)
-        counts.append(logs - GROWTH * (t + length).double())
-    return torch.cat(counts)[where]
+    lengths = [divmod(pair, span) for pair in pairs.tolist()]
+    counts = _log_delannoy(lengths) if band is None else _remembered(lengths, band)
+    return torch.tensor(counts, dtype=dtype).to(pairs.device)[where]
+
+
+def _log_delannoy(lengths: list[tuple[int, int]]) -> list[float]:
+    """Return `log_paths` without a band for distinct pairs of lengths."""
+    longest, most = (max(side) for side in zip(*lengths, strict=True))
+    logs = np.array([math.lgamma(n) / math.log(2) for n in range(1, max(longest, most) + 1)])
+    found: list[float] = []
+    for first in range(0, len(lengths), _PAIRS_AT_ONCE):
+        t, length = np.array(lengths[first : first + _PAIRS_AT_ONCE]).T
+        m, n = t[:, None] - 1, length[:, None] - 1
+        k = np.arange(min(t.max(), length.max()))
+        # log2 of C(m, k) C(n, k) 2^k
+        terms = logs[m] - logs[np.maximum(m - k, 0)] + logs[n] - logs[np.maximum(n - k, 0)]
+        terms += k - 2 * logs[k]
+        terms[k > np.minimum(m, n)] = -np.inf
+        peak = terms.max(1)
+        totals = np.exp2(terms - peak[:, None]).sum(1)
+        found += (np.log2(totals) + peak - GROWTH * (t + length)).tolist()
+    return found
 
 
 _PAIRS_AT_ONCE, _CELLS_AT_ONCE = 2**10, 2**22
@@ -479,17 +510,9 @@ def _log_paths_in_band(t: Tensor, length: Tensor, band: float) -> Tensor:
         cells = torch.full(
             (rows + 1, columns + 1, len(t)), -GROWTH, dtype=torch.float64, device=t.device
         )
-        low, high = edges(lanes[k], t, length, band)
+        low, high = edges(lanes[k], t, length, band, cells.dtype)
         confine(cells[1:, 1:], low, high)
         reach = reach_of(low, high)
         return Sweep(cells, reach, cells.new_empty(ways_at_once((rows, columns), reach) * len(t)))
 
     return forward(lanes, sweep, length)
-
-
-def _log_choose(m: Int[Tensor, "n"], k: Int[Tensor, "K"]) -> Float[Tensor, "n K"]:
-    n = m[:, None].double()
-    logs = (
-        torch.lgamma(n + 1) - torch.lgamma(k.double() + 1) - torch.lgamma((n - k).clamp(min=0) + 1)
-    )
-    return logs.masked_fill(k > m[:, None], -torch.inf)

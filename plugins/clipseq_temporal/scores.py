@@ -51,7 +51,7 @@ def _score(
     x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, gamma: float, band: float | None
 ) -> Tensor:
     scores = x.new_empty(len(x), len(y))
-    counts = _log_paths_table(x_lengths, y_lengths, band)
+    counts = _log_paths_table(x_lengths, y_lengths, band, x.dtype)
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
     groups, others = _groups(x_lengths, y_lengths, band, 1)
@@ -63,7 +63,7 @@ def _score(
             in_ratios = tile.in_ratios
             # 1 - (softDTW(-s) + t + l + γ log N) / (t + l); λ(t + l) cancels between the two.
             paths = counts[rows.items][:, columns.items]
-            mean = (weight.view(paths.T.shape).T - paths).to(x.dtype)
+            mean = weight.view(paths.T.shape).T - paths
             lengths = rows.lengths[:, None] + columns.lengths
             scores[rows.items[:, None], columns.items] = gamma * math.log(2) * mean / lengths
     return scores
@@ -112,10 +112,12 @@ temporal_scores = Operator(
 """(B, C) scores of unit steps x (B, T, D) and y (C, L, D), both packed to the front."""
 
 
-def _log_paths_table(x_lengths: Tensor, y_lengths: Tensor, band: float | None) -> Tensor:
-    """Return `log_paths` of every pair, (B, C), in float64."""
+def _log_paths_table(
+    x_lengths: Tensor, y_lengths: Tensor, band: float | None, dtype: torch.dtype
+) -> Tensor:
+    """Return `log_paths` of every pair, (B, C)."""
     pairs = torch.cartesian_prod(x_lengths, y_lengths)
-    table = log_paths(pairs[:, 0], pairs[:, 1], band)
+    table = log_paths(pairs[:, 0], pairs[:, 1], band, dtype)
     return table.view(len(x_lengths), len(y_lengths))
 
 
@@ -186,7 +188,7 @@ def _of_a_lane(
     at_once, fields, cells = 1, 0, 0
     for strip in some:
         lanes = strip.for_lanes(x_of, torch.zeros_like(x_of))
-        reach = reach_of(*edges(lanes, x_lengths, y_length, band))
+        reach = reach_of(*edges(lanes, x_lengths, y_length, band, torch.float32))
         counts = [count for _, count in diagonals(*strip.shape, reach)]
         at_once, cells = max(at_once, *counts), cells + sum(counts)
         fields = max(fields, math.prod(strip.shape))
@@ -260,9 +262,9 @@ class _Tile:
             some = torch.arange(1 if self._alike else len(self._t), device=self._t.device)
             for k, strip in enumerate(self._lanes):
                 lanes = strip.for_lanes(some, some)
-                low, high = edges(lanes, self._t[some], self._l[some], band)
+                low, high = edges(lanes, self._t[some], self._l[some], band, self._x.dtype)
                 self._reaches[k] = reach_of(low, high)
-                self._edges.append((low.to(self._x.dtype), high.to(self._x.dtype)))
+                self._edges.append((low, high))
 
     def weight(self, gamma: float) -> Tensor:
         """Return log2 of the total weight of each lane's paths."""
@@ -368,7 +370,7 @@ class _Tile:
         which is subtracted per pair.
         """
         x, y = self._steps(strip)
-        constant = x.new_tensor(-GROWTH) - less
+        constant = x.new_full((), -GROWTH) - less
         if constant.ndim > 0:
             constant = constant.repeat(len(y), 1)
         for rows, columns in blocks(self._strips[strip].shape, self._reaches[strip]):

@@ -253,7 +253,7 @@ def test_cells_are_computed_in_proportion_to_the_band(band, shortest, cells_in_l
     y_mask = torch.arange(length) < y_lengths[:, None]
     similarity = clipseq.get_similarity("temporal", band=band)
     # Counting paths is not part of this, and its results are remembered.
-    recursion.log_paths(x_lengths.repeat(4), y_lengths.repeat_interleave(4), band)
+    recursion.log_paths(x_lengths.repeat(4), y_lengths.repeat_interleave(4), band, torch.float32)
     cells_in_log_space.clear()
     scores_and_gradients(similarity, x, y, x_mask, y_mask)
     # Forward runs once, and again in backward.
@@ -289,7 +289,7 @@ def test_products_are_made_of_the_cells_and_little_more(x_lengths, y_lengths, ba
     for strip in recursion.strips(t, length, band):
         reach = None
         if band is not None:
-            reach = recursion.reach_of(*recursion.edges(strip, t, length, band))
+            reach = recursion.reach_of(*recursion.edges(strip, t, length, band, torch.float64))
         rows, columns = strip.shape
         made = torch.zeros(rows, columns, dtype=torch.int64)
         for some, others in recursion.blocks(strip.shape, reach):
