@@ -26,16 +26,17 @@ class Positives(NamedTuple):
     """The pairs that belong together, for the rows of one process.
 
     B is the number of items of this process, N that of the global batch. In a single process
-    B = N, and without groups `mask` is the diagonal.
+    B = N, and without groups `mask` is the diagonal. M is N plus the number of extra negatives of
+    all processes, whose columns come last.
 
     Attributes:
         mask: True where row i and column j are positives of one another.
-        per_column: number of positives of column j among the rows of all processes.
+        per_column: number of positives of column j < N among the rows of all processes.
         world: the processes whose rows make up the batch. `World.sum` and `World.logsumexp`
             reduce over the rows of all of them.
     """
 
-    mask: Bool[Tensor, "B N"]
+    mask: Bool[Tensor, "B M"]
     per_column: Int[Tensor, "N"]
     world: World
 
@@ -43,20 +44,44 @@ class Positives(NamedTuple):
     def from_groups(
         cls, world: World, groups: Int[Tensor, "B"] | None, device: torch.device
     ) -> "Positives":
-        """Return the pairs of items whose groups are equal; without groups, only x[i] and y[i]."""
+        """Return the pairs of items whose groups are equal; without groups, only x[i] and y[i].
+
+        Args:
+            world: the processes and their numbers of items.
+            groups: (B,) or, with those of the extra negatives, more; None without groups.
+            device: device of the result.
+        """
         own = world.span(world.rank)
+        items = own.stop - own.start
         if groups is None:
             numbers = torch.arange(world.total, device=device)
-            mask = numbers[own, None] == numbers
-            return cls(mask, torch.ones_like(numbers), world)
-        # The dtype may differ between processes, and some dtypes cannot be sent.
-        groups = groups.to(device, torch.int64)
-        numbers = world.gather(groups)
-        _, where, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
-        return cls(groups[:, None] == numbers, counts[where], world)
+            mask, per_column = numbers[own, None] == numbers, torch.ones_like(numbers)
+        else:
+            # The dtype may differ between processes, and some dtypes cannot be sent.
+            groups = groups.to(device, torch.int64)
+            numbers = world.gather(groups[:items])
+            _, where, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
+            mask, per_column = groups[:items, None] == numbers, counts[where]
+        if world.extras:
+            mask = torch.cat([mask, _extra_positives(world, groups, items, device)], dim=1)
+        return cls(mask, per_column, world)
 
 
-def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -> Float[Tensor, ""]:
+def _extra_positives(
+    world: World, groups: Int[Tensor, "C"] | None, items: int, device: torch.device
+) -> Bool[Tensor, "B E"]:
+    """Return the pairs of items and extra negatives whose groups are equal."""
+    if groups is None:
+        return torch.zeros(items, sum(world.extras), dtype=torch.bool, device=device)
+    extra = World(world.extras, world.rank)
+    known = torch.ones(world.extras[world.rank], dtype=torch.int64, device=device)
+    own = groups[items:]
+    if len(own) < len(known):  # the groups of this process's extra negatives are not given
+        own, known = known, torch.zeros_like(known)
+    return (groups[:items, None] == extra.gather(own)) & extra.gather(known).bool()
+
+
+def info_nce(logits: Float[Tensor, "B M"], positives: Positives | None = None) -> Float[Tensor, ""]:
     r"""Return the mean of InfoNCE in both directions.
 
     .. math::
@@ -67,27 +92,39 @@ def info_nce(logits: Float[Tensor, "B N"], positives: Positives | None = None) -
     (arXiv:2103.00020). With several it is the supervised contrastive loss, L_out of
     arXiv:2004.11362: every positive of an item has the same share of the target.
 
-    With several processes, the log-sum-exp of a column covers the rows of all of them.
+    With several processes, the log-sum-exp of a column covers the rows of all of them. With extra
+    negatives (M > N columns), that of a row covers all M columns; the mean over columns remains
+    that of the first N, since the others match no row.
     """
     if positives is None:
-        positives = Positives.from_groups(World.alone(len(logits)), None, logits.device)
+        positives = _diagonal(logits)
+    world, mask = positives.world, positives.mask
+    items = logits[:, : world.total] if world.extras else logits
     # Subtract before summing, so that a large offset common to all logits cancels.
-    rows = torch.logsumexp(logits, dim=1, keepdim=True) - logits
-    columns = positives.world.logsumexp(logits) - logits
-    shares = rows / positives.mask.sum(1, keepdim=True) + columns / positives.per_column
-    own = shares.masked_fill(~positives.mask, 0.0).sum()
-    return positives.world.sum(own) / (2 * positives.world.total)
+    rows = (torch.logsumexp(logits, dim=1, keepdim=True) - logits) / mask.sum(1, keepdim=True)
+    columns = (world.logsumexp(items) - items) / positives.per_column
+    if world.extras:
+        rest = rows[:, world.total :].masked_fill(~mask[:, world.total :], 0.0).sum()
+        rows, mask = rows[:, : world.total], mask[:, : world.total]
+    own = (rows + columns).masked_fill(~mask, 0.0).sum()
+    return world.sum(own + rest if world.extras else own) / (2 * world.total)
+
+
+def _diagonal(logits: Tensor) -> Positives:
+    """Return the positives of the rows of one process without groups."""
+    rows, columns = logits.shape
+    return Positives.from_groups(World.alone(rows, columns - rows), None, logits.device)
 
 
 def sigmoid_loss(
-    logits: Float[Tensor, "B N"], positives: Positives | None = None
+    logits: Float[Tensor, "B M"], positives: Positives | None = None
 ) -> Float[Tensor, ""]:
     r"""Return SigLIP's loss, ``-1/N · sum_ij log sigmoid(±z_ij)``, with + at the positives.
 
-    The source is arXiv:2303.15343.
+    The source is arXiv:2303.15343. Extra negatives are further columns j.
     """
     if positives is None:
-        positives = Positives.from_groups(World.alone(len(logits)), None, logits.device)
+        positives = _diagonal(logits)
     signed = torch.where(positives.mask, logits, -logits)
     own = -nn.functional.logsigmoid(signed).sum()
     return positives.world.sum(own) / positives.world.total
@@ -116,8 +153,9 @@ class PairLoss(nn.Module, ABC):
     """A loss over all pairs of a batch, computed from scores in cosine units.
 
     Subclass it and write `loss`; this class does everything else. `forward` takes pooled features
-    (B, D) and (B, D) and compares them by cosine, `from_scores` takes scores (B, B), and
-    `SequenceLoss` takes sequences and any similarity.
+    (B, D) and (C, D) and compares them by cosine, `from_scores` takes scores (B, C), and
+    `SequenceLoss` takes sequences and any similarity. The first B of the y belong to the x; any
+    others are extra negatives, such as captions with their actions in another order.
 
     >>> class HalfSquaredError(PairLoss):
     ...     def loss(self, scores, positives):
@@ -125,7 +163,8 @@ class PairLoss(nn.Module, ABC):
     ...         return positives.world.sum(errors.square().sum() / 2) / positives.world.total
 
     All of these take `groups`, (B,) integers: items of one group (for example the same caption)
-    are positives of one another. With None, each item belongs to its own counterpart alone.
+    are positives of one another. With None, each item belongs to its own counterpart alone. With
+    extra negatives, groups may also be (C,): an extra y of an item's group is a positive of it.
 
     When torch.distributed is initialised, the batch consists of the items of all processes. Each
     process passes its own items, of which it may have any number, and must call the loss as often
@@ -146,9 +185,12 @@ class PairLoss(nn.Module, ABC):
         max_scale: the argument `max_scale`.
         starts_at_temperature: True (the default) if `CLIP` should pass its 1 / `temperature` as
             `init_scale`; False if the loss has its own initial scale, or no scale.
+        takes_extra_negatives: True if `loss` is right for scores with more columns than items;
+            False (the default) refuses extra negatives.
     """
 
     starts_at_temperature: ClassVar[bool] = True
+    takes_extra_negatives: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -169,12 +211,14 @@ class PairLoss(nn.Module, ABC):
         self.log_scale = nn.Parameter(torch.tensor([math.log(init_scale)]))
 
     @abstractmethod
-    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+    def loss(self, scores: Float[Tensor, "B M"], positives: Positives) -> Float[Tensor, ""]:
         """Return the loss of the global batch, from the rows of this process.
 
         Args:
             scores: the scores of this process's x with the y of all processes, in cosine units;
-                float32 or float64. Multiply them by `scale`.
+                float32 or float64. Multiply them by `scale`. M = N unless there are extra
+                negatives, whose columns come last; a loss gets them only if it declares
+                `takes_extra_negatives`.
             positives: the pairs that belong together.
 
         Returns:
@@ -197,34 +241,38 @@ class PairLoss(nn.Module, ABC):
 
     @final  # type: ignore[misc]  # nn.Module declares it as an attribute
     def forward(self, x: Tensor, y: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
-        """Return the loss of pooled features x (B, D) and y (B, D), where x[i] belongs to y[i]."""
+        """Return the loss of pooled features x (B, D) and y (C, D), where x[i] belongs to y[i]."""
         check_floats(x=x, y=y)
-        if x.ndim != 2 or x.shape != y.shape:
+        if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or len(y) < len(x):
             raise ValueError(
-                f"pooled features must be two tensors (B, D) of one shape, "
+                f"pooled features must be x (B, D) and y (C, D) with C >= B, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
             x, y = unit(x.to(dtype)), unit(y.to(dtype))
-            world = self._meet(len(x), groups, x.device)
+            world = self._meet(len(x), len(y), groups, x.device)
             if world.size == 1 or self.gather is None:
                 scores = x @ y.T
             else:
-                scores = score_rows(lambda a, b, _: a @ b.T, x, y, world, gather=self.gather)
+                scores = score_rows(
+                    lambda a, b, _: a @ b.T, x, y, world.columns, gather=self.gather
+                )
             return self._from_rows(scores, groups, world)
 
     @final
     def from_scores(self, scores: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
-        """Return the loss of scores (B, B) in cosine units, with the true pairs on the diagonal.
+        """Return the loss of scores (B, C) in cosine units, with the true pairs on the diagonal.
 
         These scores are the whole batch, even when torch.distributed is initialised.
         """
         check_floats(scores=scores)
-        if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
-            raise ValueError(f"scores must be (B, B) with B >= 1, got {tuple(scores.shape)}")
-        self._check_groups(groups, len(scores))
-        return self._from_rows(scores, groups, World.alone(len(scores)))
+        if scores.ndim != 2 or scores.shape[0] > scores.shape[1] or len(scores) == 0:
+            raise ValueError(f"scores must be (B, C) with C >= B >= 1, got {tuple(scores.shape)}")
+        rows, columns = scores.shape
+        self._check_call(rows, columns, groups)
+        world = World.alone(rows, columns - rows)
+        return self._from_rows(scores, groups, world)
 
     @final
     def from_sequences(
@@ -237,7 +285,7 @@ class PairLoss(nn.Module, ABC):
         groups: Tensor | None,
     ) -> Float[Tensor, ""]:
         """Return the loss of sequences as `similarity` scores them; see `SequenceLoss`."""
-        world = self._meet(len(x), groups, x.device)
+        world = self._meet(len(x), len(y), groups, x.device)
         if world.size == 1 or self.gather is None:
             return self._from_rows(similarity(x, y, x_mask, y_mask), groups, world)
         own, theirs = similarity.prepare(x, y, x_mask, y_mask)
@@ -249,36 +297,45 @@ class PairLoss(nn.Module, ABC):
             compare,
             own[:2],
             theirs[:2],
-            world,
+            world.columns,
             steps=theirs.steps,
             gather=self.gather,
             parameters=tuple(similarity.parameters()),
         )
         return self._from_rows(scores, groups, world)
 
-    def _meet(self, items: int, groups: Tensor | None, device: torch.device) -> World:
-        self._check_groups(groups, items)
+    def _meet(self, items: int, y_items: int, groups: Tensor | None, device: torch.device) -> World:
+        self._check_call(items, y_items, groups)
+        extras = y_items - items
         if self.gather is None:
-            world = World.alone(items)
+            world = World.alone(items, extras)
         else:
-            world = World.meet(items, device, grouped=groups is not None)
+            world = World.meet(items, device, grouped=groups is not None, extras=extras)
         if world.total == 0:
             raise ValueError("the batch must have at least one item, got none")
         return world
 
-    @staticmethod
-    def _check_groups(groups: Tensor | None, items: int) -> None:
+    def _check_call(self, items: int, y_items: int, groups: Tensor | None) -> None:
+        if y_items > items and not self.takes_extra_negatives:
+            raise ValueError(
+                f"y must have as many items as x for {type(self).__name__}, which takes no extra "
+                f"negatives, got {y_items} y for {items} x; if its loss is right for more columns "
+                "than items, declare takes_extra_negatives = True"
+            )
         if groups is None:
             return
         if not isinstance(groups, Tensor):
             raise TypeError(f"groups must be a tensor of {items} integers, got {groups!r}")
-        if groups.shape != (items,) or groups.is_floating_point():
+        if groups.shape not in ((items,), (y_items,)) or groups.is_floating_point():
+            or_more = f" or {y_items}" if y_items > items else ""
             raise ValueError(
-                f"groups must be {items} integers, got {groups.dtype} {tuple(groups.shape)}"
+                f"groups must be {items}{or_more} integers, "
+                f"got {groups.dtype} {tuple(groups.shape)}"
             )
 
     def _from_rows(self, scores: Tensor, groups: Tensor | None, world: World) -> Tensor:
         with torch.autocast(scores.device.type, enabled=False):
+            scores = world.put_extras_last(scores)
             if scores.dtype != torch.float64:
                 scores = scores.float()
             value = self.loss(scores, Positives.from_groups(world, groups, scores.device))
@@ -318,7 +375,9 @@ class ClipLoss(PairLoss):
         gather: how the items of other processes arrive; see `PairLoss`.
     """
 
-    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+    takes_extra_negatives = True
+
+    def loss(self, scores: Float[Tensor, "B M"], positives: Positives) -> Float[Tensor, ""]:
         """Return `info_nce` of the scaled scores."""
         return info_nce(self.scale * scores, positives)
 
@@ -329,13 +388,15 @@ class SigLipLoss(PairLoss):
     Args:
         init_scale: initial value of the learnable scale; 10 as in SigLIP.
         init_bias: initial value of the learnable bias; -10 as in SigLIP. With ``"batch_size"`` the
-            bias is a learnable offset, initially 0, minus log(B - 1): the log-odds of a positive
-            among B items, so that a small batch does not start from a bias meant for 32k.
+            bias is a learnable offset, initially 0, minus log(M - 1): the log-odds of a positive
+            among the M candidates of a row, so that a small batch does not start from a bias meant
+            for 32k.
         max_scale: upper bound of the scale.
         gather: how the items of other processes arrive; see `PairLoss`.
     """
 
     starts_at_temperature = False
+    takes_extra_negatives = True
 
     def __init__(
         self,
@@ -363,9 +424,9 @@ class SigLipLoss(PairLoss):
         """Return the scale and the bias."""
         return {**super().metrics(batch), "bias": self.bias(batch)}
 
-    def loss(self, scores: Float[Tensor, "B N"], positives: Positives) -> Float[Tensor, ""]:
+    def loss(self, scores: Float[Tensor, "B M"], positives: Positives) -> Float[Tensor, ""]:
         """Return `sigmoid_loss` of the scaled scores plus the bias."""
-        bias = self.bias(positives.world.total)
+        bias = self.bias(positives.mask.shape[1])
         return sigmoid_loss(self.scale * scores + bias, positives)
 
 

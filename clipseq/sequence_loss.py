@@ -62,17 +62,18 @@ class SequenceLoss(GathersWeights):
         y_mask: Tensor | None = None,
         groups: Tensor | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the loss of x (B, T, D) and y (B, L, D), where x[i] belongs to y[i].
+        """Return the loss of x (B, T, D) and y (C, L, D), where x[i] belongs to y[i].
 
-        Masks are those of `Similarity`, and groups those of `PairLoss`. Several processes share a
+        Masks are those of `Similarity`, and groups and extra negatives (the y after the first B)
+        those of `PairLoss`. Several processes share a
         batch as `PairLoss` describes: each scores its own x with the y of all, and sends its y as
         the similarity's `prepare_y` returns them. T and L may differ between processes.
         """
         check_floats(x=x, y=y)
-        if len(x) != len(y):
+        if len(x) > len(y):
             raise ValueError(
-                f"x and y must have the same batch size, as x[i] belongs to y[i], "
-                f"got batches of {len(x)} and {len(y)}"
+                f"y must have at least as many items as x, as x[i] belongs to y[i], "
+                f"got batches of {len(x)} x and {len(y)} y"
             )
         return self.pair_loss.from_sequences(self.similarity_fn, x, y, x_mask, y_mask, groups)
 

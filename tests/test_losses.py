@@ -226,10 +226,10 @@ def test_extreme_logits_stay_finite():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(2, 4)), "of one shape"),
-        (lambda: clipseq.ClipLoss()(torch.ones(3), torch.ones(3)), "of one shape"),
-        (lambda: clipseq.ClipLoss().from_scores(torch.ones(3, 2)), r"\(B, B\) with B >= 1"),
-        (lambda: clipseq.ClipLoss().from_scores(torch.ones(0, 0)), r"\(B, B\) with B >= 1"),
+        (lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(2, 4)), "C >= B"),
+        (lambda: clipseq.ClipLoss()(torch.ones(3), torch.ones(3)), r"\(B, D\) and y \(C, D\)"),
+        (lambda: clipseq.ClipLoss().from_scores(torch.ones(3, 2)), r"\(B, C\) with C >= B >= 1"),
+        (lambda: clipseq.ClipLoss().from_scores(torch.ones(0, 0)), r"\(B, C\) with C >= B >= 1"),
         (
             lambda: clipseq.ClipLoss()(torch.ones(3, 4), torch.ones(3, 4), torch.ones(2).long()),
             "groups must be 3 integers",
@@ -242,7 +242,7 @@ def test_extreme_logits_stay_finite():
             lambda: clipseq.SequenceLoss(clipseq.get_similarity("global"))(
                 torch.ones(3, 4, 2), torch.ones(2, 4, 2)
             ),
-            "got batches of 3 and 2",
+            "got batches of 3 x and 2 y",
         ),
     ],
 )
@@ -354,3 +354,104 @@ def test_losses_compile_whole_and_a_training_step_in_parts():
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def info_nce_with_extras_by_hand(logits, positives):
+    """Compute InfoNCE whose rows see every column, and whose columns are the first, one per row."""
+    items = len(logits)
+    total = 0.0
+    square = [row[:items] for row in logits.tolist()]
+    for z, p in (
+        (logits.tolist(), positives.tolist()),
+        (list(zip(*square, strict=True)), positives[:, :items].T.tolist()),
+    ):
+        for row, mine in zip(z, p, strict=True):
+            lse = math.log(sum(math.exp(value) for value in row))
+            own = [value for value, positive in zip(row, mine, strict=True) if positive]
+            total += sum(lse - value for value in own) / len(own)
+    return total / 2 / items
+
+
+@given(
+    groups=groups_of_captions,
+    extra=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    grouped=st.sampled_from(["no", "items", "all"]),
+    seed=st.integers(0, 2**16),
+)
+def test_extra_negatives_are_columns_that_match_no_row(groups, extra, grouped, seed):
+    items = len(groups)
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(items, items + len(extra), generator=generator, dtype=torch.float64)
+    whole = torch.tensor(groups + extra)
+    given = {"no": None, "items": whole[:items], "all": whole}[grouped]
+    positives = torch.zeros(scores.shape, dtype=torch.bool)
+    positives[:, :items] = torch.eye(items, dtype=torch.bool)
+    if given is not None:
+        positives[:, : len(given)] = whole[:items, None] == given
+    clip, siglip = clipseq.ClipLoss().double(), clipseq.SigLipLoss().double()
+    assert clip.from_scores(scores, given).item() == pytest.approx(
+        info_nce_with_extras_by_hand(scores / 0.07, positives), rel=1e-6
+    )
+    assert siglip.from_scores(scores, given).item() == pytest.approx(
+        sigmoid_by_hand(10 * scores - 10, positives), rel=1e-6
+    )
+
+
+def test_extra_negatives_reach_pooled_and_sequence_losses():
+    x, y = torch.randn(3, 5, 8), torch.randn(7, 4, 8)
+    y_mask = torch.rand(7, 4) < 0.7
+    y_mask[:, 0] = True
+    clip = clipseq.ClipLoss()
+    cosines = torch.cosine_similarity(x[:, None, 0], y[None, :, 0], dim=-1)
+    torch.testing.assert_close(clip(x[:, 0], y[:, 0]), clip.from_scores(cosines))
+    assert clip(x[:, 0], y[:, 0]) > clip(x[:, 0], y[:3, 0])
+    similarity = clipseq.get_similarity("local", window=2)
+    loss = clipseq.SequenceLoss(similarity, "siglip")
+    expected = loss.pair_loss.from_scores(similarity(x, y, None, y_mask))
+    torch.testing.assert_close(loss(x, y, None, y_mask), expected)
+
+
+def test_gradients_reach_extra_negatives():
+    loss = clipseq.ClipLoss().double()
+    inputs = [torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (2, 5)]
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_a_loss_gets_extra_negatives_only_if_it_declares_so():
+    x, y = torch.randn(3, 4), torch.randn(5, 4)
+    with pytest.raises(
+        ValueError, match="as x for Squared, which takes no extra .*got 5 y for 3 x"
+    ):
+        Squared()(x, y)
+
+    class Wide(Squared):
+        takes_extra_negatives = True
+
+    cosines = torch.cosine_similarity(x[:, None], y[None], dim=-1)
+    expected = (cosines - torch.eye(3, 5)).square().sum() / 6
+    torch.testing.assert_close(Wide()(x, y), expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "groups", "said"),
+    [
+        ((3, 4), (2, 4), None, r"x \(B, D\) and y \(C, D\) with C >= B, got \(3, 4\) and \(2, 4\)"),
+        ((2, 4), (3, 5), None, r"got \(2, 4\) and \(3, 5\)"),
+        ((2, 4), (5, 4), 3, r"groups must be 2 or 5 integers, got torch.int64 \(3,\)"),
+        ((2, 4), (2, 4), 3, r"groups must be 2 integers, got torch.int64 \(3,\)"),
+    ],
+)
+def test_wrong_numbers_of_items_are_named(x, y, groups, said, unchecked_signatures):
+    given = None if groups is None else torch.zeros(groups, dtype=torch.int64)
+    with pytest.raises(ValueError, match=said):
+        clipseq.ClipLoss()(torch.randn(x), torch.randn(y), given)
+
+
+def test_the_bias_may_follow_the_number_of_candidates():
+    loss = clipseq.SigLipLoss(init_bias="batch_size")
+    scores = torch.zeros(4, 12)
+    best = loss.from_scores(scores).item()  # log-odds of one positive among twelve
+    for offset in (-0.3, 0.3):
+        with torch.no_grad():
+            loss.bias_offset.fill_(offset)
+        assert loss.from_scores(scores).item() > best

@@ -22,34 +22,37 @@ class World(NamedTuple):
     Attributes:
         sizes: number of items of each rank.
         rank: the rank of this process.
+        extras: number of extra y of each rank, which match no x; empty if there are none.
     """
 
     sizes: tuple[int, ...]
     rank: int
+    extras: tuple[int, ...] = ()
 
     @classmethod
-    def alone(cls, items: int) -> "World":
+    def alone(cls, items: int, extras: int = 0) -> "World":
         """Return the world in which this process's items are the whole batch."""
-        return cls((items,), 0)
+        return cls((items,), 0, (extras,) if extras else ())
 
     @classmethod
-    def meet(cls, items: int, device: torch.device, *, grouped: bool) -> "World":
-        """Exchange the number of items with all processes of the default group.
+    def meet(cls, items: int, device: torch.device, *, grouped: bool, extras: int = 0) -> "World":
+        """Exchange the numbers of items and of extra y with all processes of the default group.
 
         Raises:
             ClipseqError: some processes pass `groups` and others do not, or a process has no item;
                 raised in all of them.
         """
         if count_processes() == 1:
-            return cls.alone(items)
-        rows = share([items, int(grouped)], device)
+            return cls.alone(items, extras)
+        rows = share([items, int(grouped), extras], device)
         require_agreement([row[1] for row in rows], "groups, passed (1) or not (0)")
         sizes = tuple(row[0] for row in rows)
         if 0 in sizes:
             raise ClipseqError(
                 f"every process must have at least one item of its own, got {list(sizes)} by rank"
             )
-        return cls(sizes, dist.get_rank())
+        added = tuple(row[2] for row in rows)
+        return cls(sizes, dist.get_rank(), added if any(added) else ())
 
     @property
     def size(self) -> int:
@@ -60,6 +63,23 @@ class World(NamedTuple):
     def total(self) -> int:
         """N, the number of items of the global batch."""
         return sum(self.sizes)
+
+    @property
+    def columns(self) -> "World":
+        """The world of the y: each rank has its own, and after them its extra ones."""
+        if not self.extras:
+            return self
+        sizes = tuple(size + more for size, more in zip(self.sizes, self.extras, strict=True))
+        return World(sizes, self.rank)
+
+    def put_extras_last(self, scores: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """Move the columns of extra y, which follow those of their rank's own y, to the end."""
+        if not self.extras or self.size == 1:
+            return scores
+        parts = scores.split(
+            [n for pair in zip(self.sizes, self.extras, strict=True) for n in pair], 1
+        )
+        return torch.cat([*parts[::2], *parts[1::2]], dim=1)
 
     def span(self, rank: int) -> slice:
         """Return the positions of a rank's items in the batch."""

@@ -42,16 +42,32 @@ def read_batch(
             f"batch {batch_idx} must hold as many {x.name!r} as {y.name!r}, since {x.name}[i] "
             f"belongs to {y.name}[i], got {sizes[x.name]} and {sizes[y.name]}"
         )
+    values = {x.name: batch[x.name], y.name: _with_negatives(batch, batch_idx, y)}
     read = []
     for tower in (x, y):
         inputs = tower.read(
-            batch[tower.name],
+            values[tower.name],
             lengths=batch.get(f"{tower.name}_lengths") if tower.is_signal else None,
             mask=batch.get(f"{tower.name}_mask"),
         )
         _check_finite(tower, inputs, batch_idx, micro_batch)
         read.append(inputs)
     return read[0], read[1]
+
+
+def _with_negatives(batch: Mapping[str, Any], batch_idx: int, y: Tower) -> Any:
+    """Return the y of a batch, followed by its extra negatives if it has any."""
+    values, key = batch[y.name], f"{y.name}_negatives"
+    negatives = batch.get(key)
+    if negatives is None:
+        return values
+    for name, captions in ((y.name, values), (key, negatives)):
+        if not isinstance(captions, list | tuple):
+            raise TypeError(
+                f"batch {batch_idx} must hold {name!r} as a list of captions if there are extra "
+                f"negatives, got {type(captions).__name__}"
+            )
+    return [*values, *negatives]
 
 
 def _check_finite(tower: Tower, inputs: Inputs, batch_idx: int, micro_batch: int | None) -> None:

@@ -178,8 +178,10 @@ class CLIP(LoadsPretrained):
 
         Args:
             batch: x and y under their `names`, where x[i] belongs to y[i], and optionally
-                ``<name>_lengths`` (signals) and ``<name>_mask``; see `forward`. Other keys are
-                ignored, unless one looks like a misspelling of these. Items whose captions have the
+                ``<name>_lengths`` (signals) and ``<name>_mask``; see `forward`. Captions of y
+                under ``<name>_negatives`` are extra negatives, such as captions with their actions
+                in another order; see `PairLoss`. Other keys are ignored, unless one looks like a
+                misspelling of these. Items whose captions have the
                 same token ids (or are equal, if the text tower has no tokenizer) are positives of
                 one another.
             batch_idx: number of the batch, for error texts.
@@ -200,7 +202,7 @@ class CLIP(LoadsPretrained):
         if groups is not None:
             groups = groups.to(x_pooled.device)
 
-        items = len(y_pooled)
+        items = len(x_pooled)
         loss = loss_clip = self.clip_loss_fn(x_pooled, y_pooled, groups)
         metrics = {"loss_clip": loss_clip, **self.clip_loss_fn.metrics(items)}
         if self.sequence_loss_fn is not None and x_seq is not None and y_seq is not None:

@@ -23,6 +23,9 @@ FEATURES = 6
 # Number of items of each rank, for 1 to 4 ranks: unequal, and 9 in total.
 SIZES = {1: (9,), 2: (5, 4), 3: (2, 4, 3), 4: (3, 1, 4, 1)}
 
+# Number of extra negatives of each rank, 8 in total.
+EXTRAS = {1: (8,), 2: (3, 5), 3: (0, 6, 2), 4: (2, 0, 5, 1)}
+
 SIMILARITIES: dict[str, tuple[str, dict[str, Any]]] = {
     "global": ("global", {"embed_dim": FEATURES}),
     "local": ("local", {"window": 2, "embed_dim": FEATURES}),
@@ -73,6 +76,19 @@ def cases() -> dict[str, dict[str, Any]]:
                         "dtype": getattr(torch, dtype),
                         "grouped": grouped,
                     }
+    for kind in ("clip", "siglip"):
+        for of in ("pooled", "local", "combined"):
+            for gather in ("ring", "all"):
+                # Whether groups are given: not at all, of the items alone, or of the extras too.
+                grouped = ("", "items", "all")[len(found) % 3]
+                found[f"{kind} of {of} with extra negatives, {gather}, grouped: {grouped}"] = {
+                    "kind": kind,
+                    "of": of,
+                    "gather": gather,
+                    "dtype": torch.float64,
+                    "grouped": grouped,
+                    "extras": True,
+                }
     for of in ("pooled", "local"):
         found[f"a third party's loss of {of}"] = {
             "kind": "focal",
@@ -96,12 +112,15 @@ def batch(dtype: torch.dtype) -> dict[str, Tensor]:
     x_mask[:4, 4:], y_mask[:6, 3:] = False, False
     x_mask[8, 6], y_mask[7, 4] = True, True
     y_mask[3] = False  # a caption without a token
+    extra = torch.randn(8, 5, FEATURES, generator=generator, dtype=torch.float64)
     return {
         "x": x.to(dtype),
         "y": y.to(dtype),
         "x_mask": x_mask,
         "y_mask": y_mask,
         "groups": torch.tensor([5, 8, 5, 2, -3, 8, 5, 1, 2]),
+        "extra": extra.to(dtype),
+        "extra_groups": torch.tensor([9, 8, 9, -3, 4, 5, 5, 7]),
     }
 
 
@@ -109,6 +128,10 @@ def part_of(whole: dict[str, Tensor], sizes: tuple[int, ...], rank: int) -> dict
     """Return a rank's items, padded to the longest of them."""
     start = sum(sizes[:rank])
     part = {name: value[start : start + sizes[rank]] for name, value in whole.items()}
+    extras = EXTRAS[len(sizes)]
+    start = sum(extras[:rank])
+    for name in ("extra", "extra_groups"):
+        part[name] = whole[name][start : start + extras[rank]]
     for side in "xy":
         real = part[f"{side}_mask"].any(0).nonzero()
         steps = int(real.max()) + 1 if len(real) else 1
@@ -142,17 +165,33 @@ def loss_of(case: dict[str, Any]) -> nn.Module:
 
 def outcome(loss: nn.Module, case: dict[str, Any], part: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the loss, and the gradient of every parameter and input."""
-    x, y = (part[side].clone().requires_grad_() for side in "xy")
+    leaves = {side: part[side].clone().requires_grad_() for side in "xy"}
+    (x, y), y_mask = leaves.values(), part["y_mask"]
     groups = part["groups"] if case["grouped"] else None
+    if case.get("extras"):
+        leaves["extra"] = part["extra"].clone().requires_grad_()
+        steps = max(y.shape[1], leaves["extra"].shape[1])
+        y = torch.cat([_padded(y, steps), leaves["extra"]])
+        real = torch.ones(len(part["extra"]), steps, dtype=torch.bool)
+        y_mask = torch.cat([_padded(y_mask, steps), real])
+        if case["grouped"] == "all":
+            groups = torch.cat([part["groups"], part["extra_groups"]])
     if case["of"] == "pooled":
         value = loss(x[:, 0], y[:, 0], groups)
     else:
-        value = loss(x, y, part["x_mask"], part["y_mask"], groups)
+        value = loss(x, y, part["x_mask"], y_mask, groups)
     value.backward()
-    found = {"loss": value.detach(), "x": x.grad, "y": y.grad}
+    found = {"loss": value.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
     for name, parameter in loss.named_parameters():
         found[name.removeprefix("module.")] = parameter.grad
     return found
+
+
+def _padded(values: Tensor, steps: int) -> Tensor:
+    """Append steps of zeros."""
+    return torch.cat(
+        [values, values.new_zeros(len(values), steps - values.shape[1], *values.shape[2:])], 1
+    )
 
 
 CAPTIONS = [
