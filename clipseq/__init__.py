@@ -42,6 +42,7 @@ from clipseq.similarity import Similarity
 if TYPE_CHECKING:
     from clipseq.encoders import SignalConfig, TextConfig
     from clipseq.model import CLIP, ModelConfig
+    from clipseq.retrieval import Encoded
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "ClipseqError",
     "ConfigError",
     "DataError",
+    "Encoded",
     "FailedPlugin",
     "LossInfo",
     "ModelConfig",
@@ -84,6 +86,7 @@ __all__ = [
 # Imported on first use, so that a user of similarities and losses does not wait for the model.
 _LAZY = {
     "CLIP": "clipseq.model",
+    "Encoded": "clipseq.retrieval",
     "ModelConfig": "clipseq.model",
     "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",

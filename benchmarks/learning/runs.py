@@ -14,14 +14,8 @@ from benchmarks.learning.datasets import Counts
 from clipseq.config import structure
 from clipseq.data import MapDataset
 from clipseq.evaluation import evaluate
-from clipseq.evaluation.encoding import (
-    encode_captions,
-    encode_side,
-    pooled_pair_scores,
-    sequence_pair_scores,
-    sides,
-)
 from clipseq.evaluation.metrics import order_counts, retrieval_ranks, same_caption
+from clipseq.evaluation.scores import pooled_pair_scores, sequence_pair_scores
 from clipseq.model import CLIP
 from clipseq.training import RunConfig, train
 
@@ -148,7 +142,7 @@ def outcomes(model: CLIP, dataset: MapDataset) -> dict[str, list[float]]:
     actions = [clips[i].actions for i in range(len(clips))]
     right = same_caption(actions)
     scores = next(iter(evaluate(model, dataset, draws=1).scores.values()))
-    wins, pairs = _order(model, dataset, clips)
+    wins, pairs = _order(model, clips)
     return {
         "to_text": _first_is_right(scores, right),
         "to_signal": _first_is_right(scores.T, right),
@@ -162,16 +156,15 @@ def _first_is_right(scores: Tensor, right: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def _order(
-    model: CLIP, dataset: MapDataset, clips: MapDataset
-) -> tuple[Sequence[float], Sequence[float]]:
-    x, y = sides(model, dataset)
-    signals = encode_side(model, x, clips, batch_size=64)
+def _order(model: CLIP, clips: MapDataset) -> tuple[Sequence[float], Sequence[float]]:
+    x, y = model.names
+    signals = model.encode(x, clips, progress=False, dtype=None)
     owner = torch.tensor([i for i, texts in enumerate(clips.permuted) for _ in texts])
-    own = encode_captions(model, y.name, clips.captions)
-    others = encode_captions(model, y.name, [text for texts in clips.permuted for text in texts])
+    own = model.encode(y, clips.captions, progress=False, dtype=None)
+    permuted = [text for texts in clips.permuted for text in texts]
+    others = model.encode(y, permuted, progress=False, dtype=None)
     every = torch.arange(len(clips))
-    if signals.sequences is None:
+    if signals.steps is None:
         scores = [pooled_pair_scores(signals, *side) for side in ((own, every), (others, owner))]
     else:
         scores = [

@@ -127,6 +127,11 @@ class MapDataset(Dataset[Clip]):
         return {split: n for split, n in count.items() if n}
 
     @property
+    def ids(self) -> list[str]:
+        """Id of every clip."""
+        return [clip.id for clip in self._clips]
+
+    @property
     def captions(self) -> list[str]:
         """Caption of every clip."""
         return [clip.caption for clip in self._clips]

@@ -17,9 +17,9 @@ from clipseq.data import Clip, MapDataset
 from clipseq.data.simulation.captions import PHRASES
 from clipseq.demo.figures import Action
 from clipseq.errors import ClipseqError
-from clipseq.evaluation.encoding import collate_for
 from clipseq.evaluation.metrics import Estimate, mean_estimate, resamples
 from clipseq.model import CLIP
+from clipseq.retrieval.sides import collate_for
 
 
 @attrs.frozen(eq=False)

@@ -14,18 +14,7 @@ from torch import Tensor
 
 from clipseq.data import MapDataset
 from clipseq.data.clip import TEXT
-from clipseq.evaluation.encoding import (
-    Encoded,
-    Side,
-    encode_captions,
-    encode_side,
-    pooled_pair_scores,
-    pooled_scores,
-    sequence_pair_scores,
-    sequence_scores,
-    sides,
-)
-from clipseq.evaluation.eval_mode import eval_mode
+from clipseq.encoders.eval_mode import eval_mode
 from clipseq.evaluation.metrics import (
     RECALL_AT,
     Estimate,
@@ -37,6 +26,14 @@ from clipseq.evaluation.metrics import (
     same_caption,
     zero_shot_correct,
 )
+from clipseq.evaluation.scores import (
+    pooled_pair_scores,
+    pooled_scores,
+    sequence_pair_scores,
+    sequence_scores,
+)
+from clipseq.retrieval import Encoded
+from clipseq.retrieval.sides import Side, sides
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -149,8 +146,8 @@ def evaluate(
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
     with eval_mode(model):
-        encoded = encode_side(model, x, clips, batch_size=batch_size)
-        scores = _all_scores(model, encoded, encode_side(model, y, clips, batch_size=batch_size))
+        encoded = _encode(model, x.name, clips, batch_size)
+        scores = _all_scores(model, encoded, _encode(model, y.name, clips, batch_size))
         return _measured(
             _Split(model, x, y, dataset, clips, encoded, scores, draws, seed, batch_size), split
         )
@@ -194,7 +191,7 @@ def _measured(given: _Split, split: str) -> Evaluation:
         for score, metric in results.items():
             metrics[score][name] = metric
     similarity = "pooled cosine"
-    if given.encoded.sequences is not None:
+    if given.encoded.steps is not None:
         similarity = given.model.config.sequence_similarity_type
     return Evaluation(split, len(given.clips), similarity, metrics, absent, given.scores)
 
@@ -248,8 +245,8 @@ def _zero_shot(given: _Split) -> dict[str, Metric]:
         if clip.label is None:
             raise _Absent(f"clip {clip.id!r} of split 'zeroshot' has no label")
         labels.append(classes.index(_folded(class_captions[clip.label])))
-    encoded = encode_side(given.model, given.x, one_action, batch_size=given.batch_size)
-    captions = encode_captions(given.model, given.y.name, list(distinct.values()))
+    encoded = _encode(given.model, given.x.name, one_action, given.batch_size)
+    captions = _encode(given.model, given.y.name, list(distinct.values()), given.batch_size)
     samples = given.resamples(one_action)
     results = {}
     for score, matrix in _all_scores(given.model, encoded, captions).items():
@@ -263,9 +260,9 @@ def _order(given: _Split) -> dict[str, Metric]:
     owner = torch.tensor([i for i, captions in enumerate(permuted) for _ in captions])
     if not len(owner):
         raise _Absent("no clip has permuted captions (the field `permuted`)")
-    model, x, name = given.model, given.encoded, given.y.name
-    text = encode_captions(model, name, [c for captions in permuted for c in captions])
-    own_text = encode_captions(model, name, given.clips.captions)
+    model, x, name, size = given.model, given.encoded, given.y.name, given.batch_size
+    text = _encode(model, name, [c for captions in permuted for c in captions], size)
+    own_text = _encode(model, name, given.clips.captions, size)
     every = torch.arange(len(given.clips))
     samples = given.resamples(given.clips)
     results = {}
@@ -283,9 +280,19 @@ def _order(given: _Split) -> dict[str, Metric]:
     return results
 
 
+def _encode(
+    model: "CLIP", name: str, items: MapDataset | Sequence[str], batch_size: int
+) -> Encoded:
+    """Encode items for scores that equal those of the model: on its device, unrounded."""
+    device = next(model.parameters()).device
+    return model.encode(
+        name, items, batch_size=batch_size, progress=False, device=device, dtype=None
+    )
+
+
 def _all_scores(model: "CLIP", x: Encoded, y: Encoded) -> dict[str, Tensor]:
     scores = {}
-    if x.sequences is not None:
+    if x.steps is not None:
         scores["sequence"] = sequence_scores(model, x, y)
     scores["pooled"] = pooled_scores(x, y)
     return scores

@@ -1,6 +1,6 @@
 """CLIP with two towers, which keeps their two sequences and compares them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -8,23 +8,27 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from clipseq.data import MapDataset
 from clipseq.distributed.sharding import gathers_weights
 from clipseq.encoders import Inputs, SignalConfig, TextConfig, Tokenizer, Tower
+from clipseq.encoders.groups import caption_groups
 from clipseq.encoders.inputs import batch_size
 from clipseq.encoders.micro_batches import encode_in_micro_batches
 from clipseq.encoders.text import check_captions
 from clipseq.engine.unit_vectors import cosines
 from clipseq.errors import suggest
-from clipseq.model.batches import caption_groups, read_batch
+from clipseq.model.batches import read_batch
 from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
 from clipseq.model.loading import LoadsPretrained
 from clipseq.model.metrics import norms, part_weights
+from clipseq.retrieval import Encoded
+from clipseq.retrieval.encoding import encode
 from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
 
 Pooled = Float[Tensor, "B D"]
-Encoded = tuple[Pooled, Sequences | None]
+Output = tuple[Pooled, Sequences | None]
 
 
 class CLIP(LoadsPretrained):
@@ -267,7 +271,7 @@ class CLIP(LoadsPretrained):
     @gathers_weights
     def encode_batch(
         self, name: str, values: Any, *, lengths: Any = None, mask: Tensor | None = None
-    ) -> Encoded:
+    ) -> Output:
         """Return one side's pooled features (B, D), and its sequences if the model compares them.
 
         Args:
@@ -287,6 +291,56 @@ class CLIP(LoadsPretrained):
             )
         tower = self.towers[self.names.index(name)]
         return tower(values, lengths=lengths, mask=mask, sequences=self.compares_sequences)
+
+    def encode(
+        self,
+        name: str,
+        items: Sequence[Any] | MapDataset,
+        *,
+        batch_size: int = 64,
+        progress: bool | Callable[[int, int], object] = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = torch.float16,
+    ) -> Encoded:
+        """Encode any number of items of one side, of any lengths, for a search or a comparison.
+
+        The items are sorted by length, so that a batch has little padding, and returned in the
+        order given. Equal captions are encoded once. The model is in eval mode meanwhile; then each
+        of its modules is put back into its own mode. Nothing is kept for gradients.
+
+        Args:
+            name: one of `names`.
+            items: for a text, captions; for a signal, arrays (F, T), or dictionaries of them by
+                view, of any non-empty subset of the views; for both, clips or a data set, whose
+                other views and signals are ignored. The y side of a model of two
+                signals prefers the second signal of a clip; a data set names its signals.
+            batch_size: number of items that are encoded together.
+            progress: True shows one line on a terminal, and nothing in a file; a function is called
+                with the number of items done and the number of items, after every batch.
+            device: device of the result; None: the CPU. The model computes on its own device.
+            dtype: type of the result; None: that of the towers' outputs.
+
+        Returns:
+            The pooled features and, if the model compares sequences, the sequences, with the ids of
+            the clips (or the places of the items) and the fingerprint of the model.
+
+        Raises:
+            TypeError: `items` is not a list or a data set; an item is of the wrong type (the error
+                names its place).
+            ValueError: an unknown name; no items; an item with an unknown view, another shape, no
+                frame or token, or NaN (the error names its place); a dtype that cannot hold the
+                features.
+            DataError: the data set lacks the modality of the side.
+        """
+        return encode(
+            self,
+            name,
+            items,
+            batch_size=batch_size,
+            progress=progress,
+            device=device,
+            dtype=dtype,
+        )
 
     @gathers_weights
     def similarity(self, x: Any, y: Any, /, **extra: Any) -> Float[Tensor, "B C"]:
@@ -324,7 +378,7 @@ class CLIP(LoadsPretrained):
             return None
         return caption_groups(*(y if self.text_tower is self.y_encoder else x))
 
-    def _encode(self, tower: Tower, inputs: Inputs) -> Encoded:
+    def _encode(self, tower: Tower, inputs: Inputs) -> Output:
         """Encode a checked batch, `micro_batch` items at a time."""
         sequences, size, batch = self.compares_sequences, self.micro_batch, batch_size(inputs)
         if size is None or (batch is not None and batch <= size):

@@ -10,7 +10,7 @@ import torch
 from clipseq.data import MapDataset
 from clipseq.data.simulation.radar import Radar
 from clipseq.errors import CheckpointError, ConfigError, DataError
-from clipseq.evaluation.encoding import sides
+from clipseq.retrieval.sides import sides
 from clipseq.training.checkpoint import Checkpoint, read_last_checkpoint
 from clipseq.training.config import RunConfig, write_config
 from clipseq.training.datasets import check_captions_exist, open_dataset

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 
 from clipseq.augment import AugmentConfig, augment_clip, clip_generator, views_of_channels
 from clipseq.data import Clip, MapDataset
-from clipseq.evaluation.encoding import collate_for
+from clipseq.retrieval.sides import collate_for
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP

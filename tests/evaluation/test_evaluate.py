@@ -14,16 +14,10 @@ from clipseq.data import Clip, MapDataset, collate, simulate
 from clipseq.encoders import train_tokenizer
 from clipseq.errors import DataError
 from clipseq.evaluation import Metric, as_text, evaluate, evaluation_table, metric_table
-from clipseq.evaluation.encoding import (
-    Encoded,
-    collate_for,
-    encode_captions,
-    encode_side,
-    pooled_scores,
-    sequence_scores,
-    sides,
-)
 from clipseq.evaluation.metrics import Estimate
+from clipseq.evaluation.scores import pooled_scores, sequence_scores
+from clipseq.retrieval import Encoded
+from clipseq.retrieval.sides import collate_for
 
 
 @pytest.fixture(scope="module")
@@ -216,16 +210,15 @@ def test_no_split_is_encoded_in_larger_batches_than_asked_for(dataset):
 def test_blocks_change_nothing(dataset, block):
     clip_model = model(dataset).eval()
     clips = dataset.subset("test")
-    radar = encode_side(clip_model, sides(clip_model, clips)[0], clips, batch_size=5)
-    text = encode_captions(clip_model, "text", clips.captions, batch_size=4)
-    radar, text = radar.take(slice(0, 7)), text.take(slice(0, 5))
+    radar = clip_model.encode("radar", clips, batch_size=5, dtype=None)[:7]
+    text = clip_model.encode("text", clips.captions, batch_size=4, dtype=None)[:5]
     whole = sequence_scores(clip_model, radar, text)
     blocks = sequence_scores(clip_model, radar, text, block=block)
     torch.testing.assert_close(blocks, whole, rtol=0, atol=2e-6)
 
 
 def test_pooled_scores_are_not_rounded_by_autocast():
-    radar, text = Encoded(torch.randn(5, 8), None), Encoded(torch.randn(6, 8), None)
+    radar, text = Encoded(torch.randn(5, 8)), Encoded(torch.randn(6, 8))
     expected = torch.cosine_similarity(radar.pooled[:, None], text.pooled[None], dim=-1)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(pooled_scores(radar, text), expected)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from clipseq import CLIP, Sequences, SignalConfig, TextConfig, available_similarities
 from clipseq.encoders import train_tokenizer
+from clipseq.encoders.groups import caption_groups
 from clipseq.errors import ConfigError, UnknownSimilarityError
-from clipseq.model.batches import caption_groups
 
 VIEWS = {"range_time": 5, "doppler_time": 3}
 CAPTIONS = ["walks", "sits down", "waves", "walks"]
