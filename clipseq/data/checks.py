@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clipseq.data.clip import SPLITS, TEXT, Clip, frame_count
-from clipseq.data.header import Header
+from clipseq.data.header import Axis, Header
 from clipseq.errors import DataError, suggest
 
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
@@ -22,7 +22,7 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
     first = clips[0]
     if not first.signal:
         raise DataError(f"{where}: clip {first.id!r} must have at least one map, got no map")
-    _check_header(header, bool(first.paired), where)
+    _check_header(header, first, where)
     bins = {
         name: {view: np.shape(m)[:1] for view, m in maps.items()}
         for name, maps in _signals(first, header).items()
@@ -64,7 +64,8 @@ def _signals(clip: Clip, header: Header) -> dict[str, Mapping[str, np.ndarray]]:
     return {header.modality: clip.signal, header.paired_modality: clip.paired}
 
 
-def _check_header(header: Header, paired: bool, where: str) -> None:
+def _check_header(header: Header, first: Clip, where: str) -> None:
+    paired = bool(first.paired)
     _check_modality(header.modality, f"{where}: modality")
     if header.paired_modality is not None:
         _check_modality(header.paired_modality, f"{where}: paired_modality")
@@ -83,8 +84,25 @@ def _check_header(header: Header, paired: bool, where: str) -> None:
             f"{where}: paired_frame_rate must be None without a second signal, "
             f"got {header.paired_frame_rate}"
         )
+    _check_axes(header.axes, first.signal, f"{where}: axes")
+    _check_axes(header.paired_axes, first.paired, f"{where}: paired_axes")
     for name, caption in header.class_captions.items():
         _check_caption(caption, f"{where}: the caption of class {name!r}")
+
+
+def _check_axes(axes: Mapping[str, Axis], maps: Mapping[str, np.ndarray], what: str) -> None:
+    for view, axis in axes.items():
+        if view not in maps:
+            raise DataError(
+                f"{what} must name views of the clips, {sorted(maps)}, got {view!r}"
+                f"{suggest(view, maps)}"
+            )
+        numbers = (axis.first, axis.last, axis.scale, axis.offset)
+        if not np.isfinite(numbers).all() or axis.scale == 0:
+            raise DataError(
+                f"{what}: first, last, scale and offset of {view!r} must be finite and scale not "
+                f"0, got {numbers}"
+            )
 
 
 def _check_modality(name: Any, what: str) -> None:

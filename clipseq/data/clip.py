@@ -6,6 +6,8 @@ import attrs
 import numpy as np
 from jaxtyping import Num
 
+from clipseq.data.header import Header
+
 SPLITS = ("train", "val", "test", "zeroshot")
 """Names of the splits. `zeroshot` holds clips of one action and may share sources with `test`."""
 
@@ -35,6 +37,8 @@ class Clip:
             source belongs to only one of train, val and test.
         split: one of `SPLITS`.
         label: class name of a one-action clip, a key of the data set's `class_captions`, else None.
+        header: names, rates and axes of the data set that the clip was taken from; None for a clip
+            that does not come from one.
     """
 
     id: str
@@ -47,6 +51,7 @@ class Clip:
     sources: tuple[str, ...] = ()
     split: str = "train"
     label: str | None = None
+    header: Header | None = attrs.field(default=None, repr=False)
 
     @property
     def frames(self) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import SPLITS, TEXT, Clip, Maps, frame_count
 from clipseq.data.folder_format import read_folder
-from clipseq.data.header import Header
+from clipseq.data.header import Axis, Header
 from clipseq.data.single_file_format import read_single_file
 from clipseq.errors import DataError, suggest
 
@@ -34,9 +34,11 @@ class MapDataset(Dataset[Clip]):
         modality: name of the signal; "radar" where the data on disk does not name it.
         views: number of bins of each view.
         frame_rate: frames per second, None if unknown.
+        axes: the `Axis` of each view for which it is known.
         paired_modality: name of the second signal, None if the clips have only one.
         paired_views: number of bins of each view of the second signal, `{}` without one.
         paired_frame_rate: frames per second of the second signal, None if unknown.
+        paired_axes: the `Axis` of each view of the second signal for which it is known.
         class_captions: caption of each class that a clip's `label` may name.
 
     Raises:
@@ -65,6 +67,8 @@ class MapDataset(Dataset[Clip]):
         paired_modality: str | None = None,
         frame_rate: float | None = None,
         paired_frame_rate: float | None = None,
+        axes: Mapping[str, Axis] | None = None,
+        paired_axes: Mapping[str, Axis] | None = None,
         class_captions: Mapping[str, str] | None = None,
     ) -> "MapDataset":
         """Create a data set from clips in memory, with the checks of one that is read.
@@ -78,6 +82,8 @@ class MapDataset(Dataset[Clip]):
             frame_rate=frame_rate,
             paired_modality=paired_modality,
             paired_frame_rate=paired_frame_rate,
+            axes=dict(axes or {}),
+            paired_axes=dict(paired_axes or {}),
             class_captions=dict(class_captions or {}),
         )
         dataset._set(tuple(clips), header, where="clips")
@@ -90,9 +96,11 @@ class MapDataset(Dataset[Clip]):
         self.modality = header.modality
         self.views = {view: m.shape[0] for view, m in clips[0].signal.items()}
         self.frame_rate = header.frame_rate
+        self.axes = header.axes
         self.paired_modality = header.paired_modality
         self.paired_views = {view: m.shape[0] for view, m in clips[0].paired.items()}
         self.paired_frame_rate = header.paired_frame_rate
+        self.paired_axes = header.paired_axes
         self.class_captions = header.class_captions
 
     def __len__(self) -> int:
@@ -106,7 +114,12 @@ class MapDataset(Dataset[Clip]):
                 f"index must be a whole number, got {index!r}; for several clips use "
                 "dataset.subset('train') or [dataset[i] for i in ...]"
             ) from None
-        return attrs.evolve(clip, signal=_copied(clip.signal), paired=_copied(clip.paired))
+        return attrs.evolve(
+            clip,
+            signal=_copied(clip.signal),
+            paired=_copied(clip.paired),
+            header=self._header,
+        )
 
     def __repr__(self) -> str:
         signals = f"{self.modality}={self.views}"

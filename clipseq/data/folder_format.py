@@ -4,6 +4,8 @@
                        "modality": "radar",                      optional, "radar" if absent
                        "views": {"range_time": 64, ...},         number of bins F of each view
                        "frame_rate": 16.0,                       frames per second, optional
+                       "axes": {"range_time": {"label": "range", "unit": "m",        optional
+                                               "first": 0.0, "last": 9.45}, ...},    (see `Axis`)
                        "class_captions": {"wave": "a person waves", ...},            optional
                        "paired": {"modality": "motion", "views": {"joints": 66},
                                   "frame_rate": 30.0}}           the second signal, optional
@@ -38,11 +40,12 @@ from typing import Any
 import attrs
 import numpy as np
 
+from clipseq.config import structure
 from clipseq.data.arrays import load_arrays
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import Clip, Maps, frame_count
-from clipseq.data.header import Header
-from clipseq.errors import DataError, suggest
+from clipseq.data.header import Axis, Header
+from clipseq.errors import ConfigError, DataError, suggest
 
 FORMAT, VERSION = "clipseq maps", 1
 
@@ -61,6 +64,8 @@ def write_dataset(
     paired_modality: str | None = None,
     frame_rate: float | None = None,
     paired_frame_rate: float | None = None,
+    axes: Mapping[str, Axis] | None = None,
+    paired_axes: Mapping[str, Axis] | None = None,
     class_captions: Mapping[str, str] | None = None,
 ) -> Path:
     """Write clips as a data set folder and return its path; after an error, no folder is left.
@@ -74,6 +79,8 @@ def write_dataset(
         paired_modality: name of the second signal, `Clip.paired`; None without one.
         frame_rate: frames per second of the signal.
         paired_frame_rate: frames per second of the second signal.
+        axes: the `Axis` of each view of the signal for which it is known.
+        paired_axes: the same for the second signal.
         class_captions: caption of each class that a clip's `label` may name.
 
     Raises:
@@ -86,6 +93,8 @@ def write_dataset(
         frame_rate=frame_rate,
         paired_modality=paired_modality,
         paired_frame_rate=paired_frame_rate,
+        axes=dict(axes or {}),
+        paired_axes=dict(paired_axes or {}),
         class_captions=dict(class_captions or {}),
     )
     check_clips(clips, header, "clips")
@@ -143,7 +152,7 @@ def write_index(folder: Path, clips: Sequence[Clip], header: Header, **made_by: 
         if number % CLIPS_PER_FILE == 0:
             start = paired_start = 0
         fields = attrs.asdict(
-            clip, filter=lambda field, value: field.name not in ("id", "signal", "paired")
+            clip, filter=lambda field, value: field.name not in ("id", "signal", "paired", "header")
         )
         record = {
             "id": clip.id,
@@ -165,19 +174,28 @@ def write_index(folder: Path, clips: Sequence[Clip], header: Header, **made_by: 
     write_text(folder / "clips.jsonl", "\n".join(lines) + "\n")
 
     head: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    head |= _signal_head(header.modality, clips[0].signal, header.frame_rate)
+    head |= _signal_head(header.modality, clips[0].signal, header.frame_rate, header.axes)
     if header.class_captions:
         head["class_captions"] = header.class_captions
     if header.paired_modality is not None:
         head["paired"] = _signal_head(
-            header.paired_modality, clips[0].paired, header.paired_frame_rate
+            header.paired_modality, clips[0].paired, header.paired_frame_rate, header.paired_axes
         )
     write_text(folder / "dataset.json", json.dumps(head | made_by, indent=2, ensure_ascii=False))
 
 
-def _signal_head(modality: str, maps: Maps, frame_rate: float | None) -> dict[str, Any]:
-    head = {"modality": modality, "views": {view: m.shape[0] for view, m in maps.items()}}
-    return head if frame_rate is None else head | {"frame_rate": frame_rate}
+def _signal_head(
+    modality: str, maps: Maps, frame_rate: float | None, axes: Mapping[str, Axis]
+) -> dict[str, Any]:
+    head: dict[str, Any] = {
+        "modality": modality,
+        "views": {view: m.shape[0] for view, m in maps.items()},
+    }
+    if frame_rate is not None:
+        head["frame_rate"] = frame_rate
+    if axes:
+        head["axes"] = {view: attrs.asdict(axis) for view, axis in axes.items()}
+    return head
 
 
 def write_text(path: Path, text: str) -> None:
@@ -211,6 +229,8 @@ def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
         frame_rate=signal.frame_rate,
         paired_modality=None if paired is None else paired.modality,
         paired_frame_rate=None if paired is None else paired.frame_rate,
+        axes=signal.axes,
+        paired_axes={} if paired is None else paired.axes,
         class_captions=_mapping(head, "class_captions", str, str(at)),
     )
     index = folder / "clips.jsonl"
@@ -259,6 +279,7 @@ class _Signal:
     modality: str
     views: dict[str, int]
     frame_rate: float | None
+    axes: dict[str, Axis]
     files: dict[str, Maps] = attrs.field(factory=dict)
 
 
@@ -268,7 +289,18 @@ def _read_signal(head: Mapping[str, Any], at: str) -> _Signal:
         raise DataError(f"{at}: modality must be a string, got {modality!r}")
     if rate is not None and not isinstance(rate, int | float):
         raise DataError(f"{at}: frame_rate must be a number, got {rate!r}")
-    return _Signal(modality, _mapping(head, "views", int, at), rate)
+    axes = {
+        view: _axis(fields, f"{at}: axes of {view!r}")
+        for view, fields in _mapping(head, "axes", dict, at).items()
+    }
+    return _Signal(modality, _mapping(head, "views", int, at), rate, axes)
+
+
+def _axis(fields: dict[str, Any], at: str) -> Axis:
+    try:
+        return structure(Axis, fields)
+    except ConfigError as error:
+        raise DataError(f"{at}: {error}") from error
 
 
 def _mapping(head: Mapping[str, Any], key: str, kind: type, at: str) -> dict[str, Any]:

@@ -122,8 +122,13 @@ def simulate(
         done += part
         if progress is not None:
             progress(len(done), clips)
-    header = Header(modality="radar", frame_rate=radar.frame_rate, class_captions=classes)
-    dataset = MapDataset.from_clips(done, **attrs.asdict(header))
+    header = Header(
+        modality="radar",
+        frame_rate=radar.frame_rate,
+        axes=radar.described_axes(),
+        class_captions=classes,
+    )
+    dataset = MapDataset.from_clips(done, **attrs.asdict(header, recurse=False))
     write_index(out, done, header, simulated=arguments)
     (out / UNFINISHED).unlink()
     return dataset

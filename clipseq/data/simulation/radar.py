@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from clipseq.data.header import Axis
+
 LIGHT_SPEED = 299_792_458.0
 RANGE, DOPPLER, AZIMUTH = "range_time", "doppler_time", "azimuth_time"
 
@@ -115,6 +117,26 @@ class Radar:
             AZIMUTH: 2
             * np.arange(-(self.azimuth_bins // 2), (self.azimuth_bins + 1) // 2)
             / self.azimuth_bins,
+        }
+
+    def described_axes(self) -> dict[str, Axis]:
+        """Return label, unit and range of each view's bins, and the decibels of its values."""
+        names = {
+            RANGE: ("range", "m"),
+            DOPPLER: ("velocity", "m/s"),
+            AZIMUTH: ("sin(bearing)", ""),
+        }
+        return {
+            view: Axis(
+                label=names[view][0],
+                unit=names[view][1],
+                first=float(centres[0]),
+                last=float(centres[-1]),
+                values="power over noise (dB)",
+                scale=DECIBELS[view][1],
+                offset=DECIBELS[view][0],
+            )
+            for view, centres in self.axes().items()
         }
 
     def burst_times(self, frames: int) -> Float[np.ndarray, "T 3"]:
