@@ -54,6 +54,16 @@ class HuggingFaceTokenizer:
         """Return the piece of the caption that each id of `encode` stands for."""
         return [self.tokenizer.decode([i]).strip() for i in self.encode(caption)]
 
+    def offsets(self, caption: str) -> list[tuple[int, int]] | None:
+        """Return the place in the caption of each piece; None if transformers does not know."""
+        if not self.tokenizer.is_fast:
+            return None
+        found = self.tokenizer(
+            caption, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [span for i, span in pairs if i not in self.special_ids]
+
     def save(self, directory: Path) -> None:
         """Write the tokenizer's files, as transformers does."""
         self.tokenizer.save_pretrained(directory)

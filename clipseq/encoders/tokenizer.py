@@ -55,6 +55,11 @@ class ByteTokenizer:
         pieces = [char for char in caption for _ in char.encode()]
         return pieces if caption.strip() else []
 
+    def offsets(self, caption: str) -> list[tuple[int, int]]:
+        """Return the place in the caption of the character that each byte belongs to."""
+        places = [(i, i + 1) for i, char in enumerate(caption) for _ in char.encode()]
+        return places if caption.strip() else []
+
     def save(self, directory: Path) -> None:
         """Write nothing: this tokenizer has no state."""
 
@@ -82,8 +87,12 @@ class TrainedTokenizer:
 
     def tokens(self, caption: str) -> list[str]:
         """Return the piece of the caption that each id stands for, unknown words unchanged."""
-        spans = self._tokenizer.encode(caption).offsets
-        return [caption[start:stop].strip() for start, stop in spans]
+        return [caption[start:stop].strip() for start, stop in self.offsets(caption)]
+
+    def offsets(self, caption: str) -> list[tuple[int, int]]:
+        """Return the place in the caption of the piece that each id stands for."""
+        spans: list[tuple[int, int]] = self._tokenizer.encode(caption).offsets
+        return spans
 
     def unknown(self, caption: str) -> list[str]:
         """Return the words that are read as the unknown token, in lower case; none for "bpe"."""
