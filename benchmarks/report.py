@@ -14,7 +14,7 @@ from results import Entry
 from sizes import FEATURES, PADDINGS, SIZES
 from tables import ratio_to_ours, share_of_parts
 
-from clipseq.demo.figures import save
+from clipseq.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import clipseq
-from clipseq.demo.figures import save
+from clipseq.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

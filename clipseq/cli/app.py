@@ -193,6 +193,46 @@ def evaluate(
 
 @app.command()
 @report_errors
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a saved model.")],
+    clip: Annotated[str, typer.Option(help="Id of the clip to explain.")],
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Data set; by default the one that the run was trained on."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the picture; its suffix names the format.")
+    ] = None,
+    caption: Annotated[
+        str | None, typer.Option(help="Text to compare the clip with, instead of its own caption.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Draw this part of the similarity, such as temporal.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which steps of a clip match which words of its caption.
+
+    The score is printed, with what each part of the similarity contributes to it.
+    With --out, the alignment is drawn (extra plot).
+    """
+    from clipseq.training.runs import explain_run
+
+    found = explain_run(run, data, clip=clip, caption=caption)
+    if out is not None:
+        from clipseq.figures import save
+
+        save(found.plot(part=part), out)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2))
+        return
+    print(found.as_text())
+    if out is not None:
+        print(f"written to {out}")
+
+
+@app.command()
+@report_errors
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the new data set.")],
     clips: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 600,

@@ -7,7 +7,7 @@ of the caption describe it, so the explanation can be compared with the truth.
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -15,11 +15,14 @@ import torch
 
 from clipseq.data import Clip, MapDataset
 from clipseq.data.simulation.captions import PHRASES
-from clipseq.demo.figures import Action
 from clipseq.errors import ClipseqError
 from clipseq.evaluation.metrics import Estimate, mean_estimate, resamples
+from clipseq.figures import Action
 from clipseq.model import CLIP
 from clipseq.retrieval.sides import collate_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @attrs.frozen(eq=False)
@@ -178,3 +181,15 @@ def choose_typical(alignments: Sequence[ClipAlignment]) -> ClipAlignment:
     """Return the clip to show: the median, by `right`, of those with three actions."""
     three = [a for a in alignments if len(a.actions) == 3] or list(alignments)
     return sorted(three, key=lambda a: a.right)[len(three) // 2]
+
+
+def draw_aligned(model: CLIP, shown: ClipAlignment, *, title: str) -> "Figure":
+    """Draw the `temporal` part of a clip's explanation, with its true actions and their words."""
+    found = model.explain(shown.clip)
+    # `shown` counts the words without punctuation.
+    places = [i for i, word in enumerate(found.words) if any(char.isalnum() for char in word)]
+    actions = [
+        attrs.evolve(action, words=tuple(places[word] for word in action.words))
+        for action in shown.actions
+    ]
+    return found.plot(part="temporal", actions=actions, title=title)

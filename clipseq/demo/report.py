@@ -9,12 +9,12 @@ import attrs
 import numpy as np
 
 from clipseq.data import MapDataset
-from clipseq.demo import figures
-from clipseq.demo.alignment import ClipAlignment, choose_typical
+from clipseq.demo.alignment import ClipAlignment, choose_typical, draw_aligned
 from clipseq.demo.configs import COMBINED, PLAIN
 from clipseq.demo.folder import DemoFolder
 from clipseq.evaluation import Evaluation, as_text, metric_table
 from clipseq.evaluation.metrics import Estimate
+from clipseq.figures import Curve, draw_losses, draw_matrices, save
 from clipseq.model import CLIP
 
 
@@ -33,19 +33,19 @@ class Results:
     agreement: Mapping[str, Estimate]
 
 
-def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results) -> None:
+def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results, combined: CLIP) -> None:
     """Draw the losses, the score matrices and one alignment into the folder of the figures."""
     curves = {
         PLAIN: read_curves(folder.plain.metrics),
         COMBINED: read_curves(folder.combined.metrics),
     }
-    figures.save(figures.loss_curves(curves), folder.figures / "losses.png")
+    save(draw_losses(curves), folder.figures / "losses.png")
 
     test = dataset.subset("test")
     actions = [test[i].actions for i in range(len(test))]
     order = sorted(range(len(actions)), key=lambda i: actions[i])
-    figures.save(
-        figures.similarity_matrices(
+    save(
+        draw_matrices(
             {name: own_scores(evaluation) for name, evaluation in results.evaluations.items()},
             first=[names[0].replace("_", " ") for names in actions],
             order=np.asarray(order),
@@ -60,13 +60,10 @@ def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results) -> N
         folder.figures / "similarity.png",
     )
     shown, agreement = choose_typical(results.alignments), results.agreement
-    figures.save(
-        figures.alignment(
-            shown.clip.signal,
-            duration=shown.duration,
-            words=shown.words,
-            weights=shown.weights,
-            actions=shown.actions,
+    save(
+        draw_aligned(
+            combined,
+            shown,
             title=(
                 "When the words of the caption match the radar (part 'temporal')\n"
                 f"the right action's words lead {shown.right:.0%} of the time; over all test clips "
@@ -82,7 +79,7 @@ def own_scores(evaluation: Evaluation) -> np.ndarray:
     return next(iter(evaluation.scores.values())).numpy()
 
 
-def read_curves(metrics: Path) -> dict[str, figures.Curve]:
+def read_curves(metrics: Path) -> dict[str, Curve]:
     """Return the losses in a run's metrics.csv, in the order loss_clip, loss_seq, loss_total."""
     with metrics.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
@@ -91,7 +88,7 @@ def read_curves(metrics: Path) -> dict[str, figures.Curve]:
         if name not in rows[0]:
             continue
         validated = [row for row in rows if row.get(f"val_{name}")]
-        curves[name] = figures.Curve(
+        curves[name] = Curve(
             steps=np.array([int(row["step"]) for row in rows]),
             values=np.array([float(row[name]) for row in rows]),
             validation_steps=np.array([int(row["step"]) for row in validated], dtype=int),

@@ -139,7 +139,7 @@ def _run(
         alignments = align_clips(models[COMBINED], dataset.subset("test"))
         results = Results(evaluations, alignments, mean_agreement(alignments))
     with clock.part("drawing the figures"):
-        draw_figures(folder, dataset, results)
+        draw_figures(folder, dataset, results, models[COMBINED])
     report = format_report(folder, results, sum(clock.seconds.values()))
     metrics = {
         "size": attrs.asdict(size),

@@ -2,5 +2,6 @@
 
 from clipseq.model.clip import CLIP
 from clipseq.model.config import ModelConfig
+from clipseq.model.explanation import ExplainedPart, Explanation
 
-__all__ = ["CLIP", "ModelConfig"]
+__all__ = ["CLIP", "ExplainedPart", "Explanation", "ModelConfig"]

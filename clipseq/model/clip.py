@@ -20,6 +20,8 @@ from clipseq.errors import suggest
 from clipseq.model.batches import read_batch
 from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
+from clipseq.model.explain import explain
+from clipseq.model.explanation import Explanation
 from clipseq.model.loading import LoadsPretrained
 from clipseq.model.metrics import norms, part_weights
 from clipseq.retrieval import Encoded
@@ -355,6 +357,44 @@ class CLIP(LoadsPretrained):
         if self.sequence_loss_fn is None or x_seq is None or y_seq is None:
             return cosines(x_pooled, y_pooled)
         return self.sequence_loss_fn.scores(x_seq.values, y_seq.values, x_seq.mask, y_seq.mask)
+
+    @gathers_weights
+    def explain(
+        self, x: Any, y: Any = None, /, *, frame_rate: float | Mapping[str, float] | None = None
+    ) -> Explanation:
+        """Explain the similarity of one x and one y: which steps and words match, and how strongly.
+
+        >>> model = CLIP({"views": {"doppler_time": 64}, "patch_frames": 4}, transformer_width=64)
+        >>> found = model.explain(torch.randn(64, 10), "a person walks", frame_rate=4.0)
+        >>> found.words
+        ('a', 'person', 'walks')
+        >>> found.seconds.tolist()  # the last patch of 4 frames holds only 2
+        [[0.0, 1.0], [1.0, 2.0], [2.0, 2.5]]
+        >>> found.weights.shape, sorted(found.parts)
+        ((3, 3), ['attention', 'global', 'local', 'temporal'])
+
+        The model is evaluated in eval mode and without gradients. Cost: one pair, and for
+        ``combined`` one more pair of each part.
+
+        Args:
+            x: one recording, as a map (F, T) or a dictionary of maps by view, or a caption,
+                depending on the side; or a `Clip`, of which its signal or its caption is taken.
+            y: the other side, likewise. None: that of the clip x.
+            frame_rate: frames per second, of all signals or by the name of the signal. None: that
+                of the clip's data set; if that is unknown too, times are in frames.
+
+        Returns:
+            The score, which is that of `similarity`; the words of a text and the times of a
+            signal's steps; their weights (T, L), also for each part of ``combined``. The steps of a
+            user's text tower are numbered, and those of a user's signal tower divide the time
+            evenly.
+
+        Raises:
+            TypeError: a side is not one recording or one caption.
+            ValueError: the model compares pooled features only; the maps do not fit the tower or
+                hold NaN; an empty caption; a clip without the signal; see also the towers.
+        """
+        return explain(self, x, y, frame_rate)
 
     def caption_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
         """Return one integer for each caption, equal where the model reads the same text.

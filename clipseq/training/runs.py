@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from clipseq.errors import CheckpointError, ConfigError
+from clipseq.data import MapDataset
+from clipseq.errors import CheckpointError, ConfigError, DataError, suggest
 from clipseq.evaluation import Evaluation, evaluate
-from clipseq.model import CLIP
+from clipseq.model import CLIP, Explanation
 from clipseq.training.config import read_config
 from clipseq.training.datasets import open_dataset, open_path
 from clipseq.training.folder import RunFolder
@@ -32,6 +33,52 @@ def load_model(run: Path) -> CLIP:
     raise ConfigError(f"run must be a run folder or a saved model, got {run}")
 
 
+def open_data(run: Path, data: Path | None) -> MapDataset:
+    """Open `data`, or, if it is None, the data set that the run was trained on.
+
+    Raises:
+        CheckpointError: `data` is None for a model without a run.
+        DataError: a file is missing or corrupt.
+    """
+    folder = RunFolder(run)
+    if data is not None:
+        return open_path(data)
+    if folder.config.exists():
+        return open_dataset(read_config(folder.config).data, folder)
+    raise CheckpointError(
+        f"data must be a data set for a model without a run, got None for {run}; "
+        "name the data set too"
+    )
+
+
+def explain_run(
+    run: Path, data: Path | None = None, *, clip: str, caption: str | None = None
+) -> Explanation:
+    """Explain one clip of a data set with the model of a run.
+
+    Args:
+        run: a run folder, or a folder written by `CLIP.save_pretrained`.
+        data: a data set, as in `evaluate_run`.
+        clip: the id of the clip.
+        caption: the text to compare it with; None: the clip's other side.
+
+    Raises:
+        ConfigError: `run` is neither of these.
+        CheckpointError: the run is not finished, or `data` is None for a model without a run.
+        DataError: the data set has no such clip.
+        ValueError: the model does not compare sequences; see `CLIP.explain`.
+    """
+    model = load_model(run)
+    dataset = open_data(run, data)
+    ids = dataset.ids
+    if clip in ids:
+        return model.explain(dataset[ids.index(clip)], caption)
+    raise DataError(
+        f"clip must be the id of a clip, such as {', '.join(map(repr, ids[:3]))}, got {clip!r}"
+        f"{suggest(clip, ids)}"
+    )
+
+
 def evaluate_run(
     run: Path, data: Path | None = None, *, split: str = "test"
 ) -> tuple[Evaluation, Path]:
@@ -52,16 +99,7 @@ def evaluate_run(
         DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
     model = load_model(run).to(_device())
-    folder = RunFolder(run)
-    if data is not None:
-        dataset = open_path(data)
-    elif folder.config.exists():
-        dataset = open_dataset(read_config(folder.config).data, folder)
-    else:
-        raise CheckpointError(
-            f"data must be a data set for a model without a run, got None for {run}; "
-            "name the data set to evaluate on"
-        )
+    folder, dataset = RunFolder(run), open_data(run, data)
     evaluation = evaluate(model, dataset, split=split)
     evaluation.write(folder.evaluation)
     return evaluation, folder.evaluation

@@ -21,7 +21,7 @@ LAYERS = (
     ("registry",),
     ("encoders", "sequence_loss"),
     ("data",),
-    ("augment", "retrieval"),
+    ("augment", "figures", "retrieval"),
     ("model",),
     ("face",),
     ("evaluation",),

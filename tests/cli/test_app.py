@@ -84,6 +84,28 @@ def test_train_then_evaluate(clipseq, data, tmp_path):
     assert json.loads(out)["split"] == "val"
 
 
+def test_explain_draws_a_clip_and_prints_its_score(clipseq, data, tmp_path):
+    from clipseq import CLIP
+
+    model = CLIP({"views": {"doppler_time": 64}, "patch_frames": 8}, transformer_width=8,
+                 transformer_layers=1, transformer_heads=2)  # fmt: skip
+    model.save_pretrained(tmp_path / "model")
+    clip, picture = "train-00003", tmp_path / "new" / "clip.png"
+    status, out, _ = clipseq("explain", tmp_path / "model", data, "--clip", clip, "--out", picture)
+    assert status == 0
+    assert out.startswith("combined: ")
+    assert "temporal" in out
+    assert out.rstrip().endswith(f"written to {picture}")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    options = ("--caption", "somebody waves", "--json")
+    status, out, _ = clipseq("explain", tmp_path / "model", data, "--clip", clip, *options)
+    assert status == 0
+    assert json.loads(out)["y"]["words"] == ["somebody", "waves"]
+    status, _, err = clipseq("explain", tmp_path / "model", data, "--clip", "nobody")
+    assert status == 2
+    assert "clip must be the id of a clip, such as 'train-00000', " in err
+
+
 def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
     config = write_config(tmp_path, data)
     assert clipseq("train", config)[0] == 0

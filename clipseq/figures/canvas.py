@@ -1,0 +1,32 @@
+"""Figures without pyplot: each has its own canvas, and `save` writes it to a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipseq.errors import ClipseqError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
+RUN_COLOURS = ("#4d4d4d", "#d55e00", "#0072b2", "#009e73", "#cc79a7")
+ACTION_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MUTED = "#8a8a8a"
+
+
+def make_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size in inches; raise ClipseqError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ClipseqError("figures need matplotlib: pip install 'clipseq[plot]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write `figure` to `path` (the suffix names the format) at 150 dots per inch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
