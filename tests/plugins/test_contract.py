@@ -2,7 +2,7 @@
 
 The kit calls a similarity some thousands of times, each time with tiny tensors. Checking every
 signature would take two thirds of the time, so the checks run without it, as they do for users, and
-`test_signatures` runs a few of them with it.
+`test_signatures` calls every function of each variant once with it.
 """
 
 import subprocess
@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import pytest
+import torch
 
-from clipseq import get_similarity
+from clipseq import Similarity, get_similarity
 from clipseq.testing import CHECKS, Make, parametrize_with_checks
+from clipseq.testing.conformance import tiles_of
 
 Variant = tuple[str, dict[str, object]]
 
@@ -96,48 +98,61 @@ OF_THE_PROJECTION = (
     "two_processes",
 )
 
-# Together, these call every function of a built-in: both passes, every dtype, tiles, alignments.
-OF_THE_SIGNATURES = (
-    "forward_and_backward",
-    "shape_and_dtype",
-    "one_row_batches",
-    "tile_size",
-    "pairs",
-    "alignment_weights",
-)
-
 
 @pytest.mark.usefixtures("unchecked_signatures")
-@parametrize_with_checks(makes(DEFAULTS), skip=ELSEWHERE)
+@parametrize_with_checks(makes(DEFAULTS), skip=ELSEWHERE, max_examples=10)
 def test_defaults(check: Callable[[], None]) -> None:
     check()
 
 
 # Few examples for each of many variants; the defaults get more.
 @pytest.mark.usefixtures("unchecked_signatures")
-@parametrize_with_checks(makes(OPTIONS), skip=ELSEWHERE | OF_THE_CLASS, max_examples=6)
+@parametrize_with_checks(makes(OPTIONS), skip=ELSEWHERE | OF_THE_CLASS, max_examples=4)
 def test_options(check: Callable[[], None]) -> None:
     check()
 
 
 @pytest.mark.usefixtures("unchecked_signatures")
-@parametrize_with_checks(makes(PROJECTED), skip=all_but(*OF_THE_PROJECTION), max_examples=6)
+@parametrize_with_checks(makes(PROJECTED), skip=all_but(*OF_THE_PROJECTION), max_examples=4)
 def test_projections(check: Callable[[], None]) -> None:
     check()
 
 
-@parametrize_with_checks(
-    makes(DEFAULTS + OPTIONS + PROJECTED), skip=all_but(*OF_THE_SIGNATURES), max_examples=2
-)
-def test_signatures(check: Callable[[], None]) -> None:
-    check()
+ALL = makes(DEFAULTS + OPTIONS + PROJECTED)
+
+
+# Both passes, every dtype, padding, an empty sequence, single tiles, pairs and alignments together
+# call every function of a built-in.
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+def test_signatures(make: Callable[[], Similarity]) -> None:
+    similarity = make()
+    features = similarity.embed_dim or 4
+    x_mask = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    y_mask = torch.tensor([[1, 1, 1], [0, 1, 0], [1, 0, 1]]).bool()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        x, y = (
+            torch.randn(3, steps, features, dtype=dtype, requires_grad=True) for steps in (4, 3)
+        )
+        for elements in (similarity.tile_elements, 1):
+            with tiles_of(similarity, elements):
+                scores = similarity(x, y[:2], x_mask, y_mask[:2])
+                pairs = similarity.pairs(x, y, x_mask, y_mask)
+                (scores.sum() + pairs.sum()).backward()
+                with torch.no_grad():
+                    similarity(x[:1], y)
+                    similarity.pairs(x, y)
+        similarity.explain(x, y, x_mask, y_mask)
+
+
+# combined compiles all other defaults, and test_compile compiles each for any shape.
+COMPILED = [*OPTIONS, ("combined", {})]
 
 
 def test_compiled() -> None:
     program = f"""
-from clipseq import get_similarity
+from clipseq import Similarity, get_similarity
 from clipseq.testing import CHECKS
-for name, options in {DEFAULTS + OPTIONS!r}:
+for name, options in {COMPILED!r}:
     CHECKS["compile"].run(lambda: get_similarity(name, **options))
 """
     done = subprocess.run(

@@ -24,6 +24,7 @@ from clipseq.testing import (
     sequences,
 )
 from clipseq.testing.checks.memory import peak_bytes
+from clipseq.testing.kernels import CHECKS_IN_FLOAT32
 
 # Authors do not check signatures either, and without these checks a search takes half the time.
 pytestmark = pytest.mark.usefixtures("unchecked_signatures")
@@ -315,6 +316,24 @@ def test_checks_are_named_and_explained() -> None:
 )
 def test_the_decorator_runs_checks(check: Callable[[], None]) -> None:
     check()
+
+
+def test_the_checks_that_reach_kernels_are_those_that_score_in_float32() -> None:
+    dtypes = set()
+
+    class Noted(Cosine):
+        def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+            dtypes.add(x.values.dtype)
+            return super().score(x, y)
+
+    found = set()
+    # The class is local, so it cannot be pickled; a compiler does not trace the note.
+    for name in set(CHECKS) - {"pickle", "compile"}:
+        dtypes.clear()
+        CHECKS[name].run(Noted, max_examples=1)
+        if torch.float32 in dtypes:
+            found.add(name)
+    assert found | {"pickle", "compile"} == set(CHECKS_IN_FLOAT32)
 
 
 def test_the_decorator_marks_and_names() -> None:
