@@ -16,6 +16,9 @@ from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 
+PHASES = (Phase.generate, Phase.shrink)
+"""Phases of a search: it finds an example, and then makes it smaller for the message."""
+
 Make = str | type[Similarity] | Callable[[], Similarity]
 """A source of fresh similarities: a registered name, a class, or a function without arguments."""
 
@@ -112,7 +115,7 @@ class Subject:
             derandomize=True,
             database=None,
             deadline=None,
-            phases=(Phase.generate, Phase.shrink),
+            phases=PHASES,
             suppress_health_check=list(HealthCheck),
             report_multiple_bugs=False,
             print_blob=False,
