@@ -10,7 +10,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from clipseq.errors import ClipseqError
 
@@ -58,10 +58,11 @@ def unsharded_class(module: nn.Module) -> type[nn.Module]:
     return cast(type[nn.Module], kind.__bases__[-1]) if is_sharded(module) else kind
 
 
-def gather_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
+def gather_state(model: nn.Module) -> tuple[dict[str, Any], bool]:
     """Return ``model.state_dict()`` with whole weights, and True if any of them was sharded.
 
-    If any was, every process must call this function, and only rank 0 gets the weights, on the CPU.
+    The values are tensors, except for what modules return as extra state. If any weight was
+    sharded, every process must call this function, and only rank 0 gets the weights, on the CPU.
     """
     state = model.state_dict()
     tensors = sys.modules.get("torch.distributed.tensor")
@@ -70,7 +71,7 @@ def gather_state(model: nn.Module) -> tuple[dict[str, Tensor], bool]:
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=options)), True
+    return get_model_state_dict(model, options=options), True
 
 
 def run_in_first_process(work: Callable[[], None]) -> None:

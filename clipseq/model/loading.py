@@ -1,24 +1,39 @@
 """Loading a saved model; see `clipseq.model.saved` for its files."""
 
-import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from clipseq.config import structure
-from clipseq.encoders import HuggingFaceTextTower, TextConfig
+from clipseq.encoders import HuggingFaceTextTower, TextConfig, Tokenizer
 from clipseq.encoders.tokenizer import load_tokenizer
-from clipseq.errors import CheckpointError
+from clipseq.errors import CheckpointError, ClipseqError
+from clipseq.model.blueprint import (
+    EXTRA_STATE,
+    Weight,
+    describe,
+    make_blueprint,
+    misfits,
+    require_plausible,
+)
 from clipseq.model.config import SIDES, ModelConfig
-from clipseq.model.saved import CONFIG, WEIGHTS, Origin, SavedModel, own_weights
-from clipseq.model.saving import SavesPretrained
+from clipseq.model.saved import (
+    CONFIG,
+    TOKENIZER,
+    WEIGHTS,
+    Origin,
+    SavedModel,
+    own_weights,
+    read_saved,
+)
+from clipseq.model.saving import SavesPretrained, as_path
+from clipseq.model.wrappers import plain_name, plain_names, unwrap
 from clipseq.registry import (
     LossInfo,
     SimilarityInfo,
@@ -43,6 +58,7 @@ class LoadsPretrained(SavesPretrained):
         *,
         encoder_cfg: nn.Module | None = None,
         text_cfg: nn.Module | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> Model:
         """Load the model that `save_pretrained` wrote, in eval mode, on the CPU, in saved dtypes.
 
@@ -54,60 +70,106 @@ class LoadsPretrained(SavesPretrained):
             encoder_cfg: the tower of x, if that was a user's module; the saved weights are loaded
                 into it.
             text_cfg: the tower of y, likewise.
+            tokenizer: the tokenizer, if that was the user's own; the files that it wrote are in
+                ``directory / "tokenizer"``.
 
         Raises:
             CheckpointError: a file is missing, corrupt or unreadable; a similarity or a loss is not
                 installed (the error names plugin, distribution and version); weights do not fit
-                (the error lists the keys); a tower was a module, which is not given.
-            ValueError: a module is given for a tower that was not a module.
+                (the error lists the keys), or are NaN; a tower or the tokenizer was the user's own,
+                and is not given.
+            ValueError: a module or a tokenizer is given where clipseq builds its own.
+            TypeError: `directory` is not a path.
         """
-        directory = Path(directory)
-        saved = _read_config(directory)
+        directory = as_path(directory)
+        saved = read_saved(directory)
         _check_plugins(saved, directory)
-        given = {"encoder_cfg": encoder_cfg, "text_cfg": text_cfg}
+        given = {"encoder_cfg": encoder_cfg, "text_cfg": text_cfg, "tokenizer": tokenizer}
         options: dict[str, Any] = {
             field.name: getattr(saved.model, field.name) for field in attrs.fields(ModelConfig)
         }
+        for argument, value in given.items():
+            options[argument] = _given(saved, value, argument, directory) or options[argument]
         for side in SIDES:
-            module = _module(saved, given[side.argument], side.argument, directory)
             tower = options[side.argument]
-            if module is not None:
-                options[side.argument] = module
-            elif isinstance(tower, TextConfig) and tower.pretrained is not None:
+            if isinstance(tower, TextConfig) and tower.pretrained is not None:
                 options[side.argument] = attrs.evolve(tower, pretrained=str(directory / side.tower))
         if saved.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(saved.tokenizer, directory)
-        try:
+        _check_sizes(cls, saved, getattr(options["tokenizer"], "vocab_size", None), directory)
+        with _built(directory), torch.random.fork_rng(devices=[]):
             # The initial weights are replaced below, so their draws must not change later ones.
-            with torch.random.fork_rng(devices=[]):
-                model = cls(**options)
-        except (TypeError, ValueError) as error:
-            cause = "; ".join([str(error), *getattr(error, "__notes__", ())])
-            raise CheckpointError(
-                f"the model in {directory} cannot be built as its {CONFIG} says: {cause}"
-            ) from error
+            model = cls(**options)
         _load_weights(model, directory)
         return model.eval()
 
 
-def _read_config(directory: Path) -> SavedModel:
-    path = directory / CONFIG
+@contextmanager
+def _built(directory: Path) -> Iterator[None]:
+    """Raise CheckpointError for the errors of building a model from its config."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(table, dict) and "model" in table:
-            table["model"] = ModelConfig.from_table(table["model"], where="model")
-        return structure(SavedModel, table)
-    except (FileNotFoundError, NotADirectoryError):
+        yield
+    except (CheckpointError, ImportError):
+        raise
+    except (
+        TypeError, ValueError, ClipseqError, RuntimeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
+        cause = "; ".join([str(error), *getattr(error, "__notes__", ())])
         raise CheckpointError(
-            f"{path} is missing: expected a directory written by save_pretrained (a model of the "
-            f"hub: huggingface_hub.snapshot_download gives its directory)"
-        ) from None
+            f"the model in {directory} cannot be built as its {CONFIG} says: {cause}"
+        ) from error
+
+
+def _check_sizes(
+    cls: type[SavesPretrained], saved: SavedModel, vocab_size: int | None, directory: Path
+) -> None:
+    """Compare the weights file with the config, before memory is allocated for the model."""
+    path = directory / WEIGHTS
+    with _opened(path) as file:
+        found = {name: _weight(file, name) for name in file.keys()}  # noqa: SIM118
+    require_plausible(saved, found)
+    with _built(directory):
+        plan = make_blueprint(cls, saved, vocab_size)
+    _refuse_misfits(plan.weights(), plan.of(_without_extra_state(found)), path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a weights file; raise CheckpointError for its errors."""
+    try:
+        path.open("rb").close()  # safetensors calls an unreadable file missing
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path} is corrupt: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not what save_pretrained writes: {error}") from error
+
+
+_FLOATS = ("F64", "F32", "BF16", "F16")
+_OTHERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
+           "BOOL": "bool"}  # fmt: skip
+
+
+def _weight(file: Any, name: str) -> Weight:
+    """Describe a weight from the header of its file."""
+    entry = file.get_slice(name)
+    kind = str(entry.get_dtype())
+    named = "floating point" if kind in _FLOATS else _OTHERS.get(kind, kind)
+    return Weight(tuple(entry.get_shape()), named)
+
+
+def _without_extra_state(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    return {n: weight for n, weight in weights.items() if n.rpartition(".")[2] != EXTRA_STATE}
+
+
+def _refuse_misfits(
+    expected: Mapping[str, Weight], found: Mapping[str, Weight], path: Path
+) -> None:
+    if difference := misfits(expected, found):
+        raise CheckpointError(f"the weights in {path} do not fit the model; {difference}")
 
 
 def _check_plugins(saved: SavedModel, directory: Path) -> None:
@@ -160,21 +222,27 @@ def _needed(
         yield "loss", name, origin, losses.get(name)
 
 
-def _module(
-    saved: SavedModel, given: nn.Module | None, argument: str, directory: Path
-) -> nn.Module | None:
-    """Return the module to use as a tower; None if the tower is built from its config."""
+def _given(saved: SavedModel, given: Any, argument: str, directory: Path) -> Any:
+    """Return what the user has passed for a part that only the user can build; None for others."""
     if argument not in saved.modules:
         if given is not None:
+            what = "tokenizer" if argument == "tokenizer" else "tower"
             raise ValueError(
-                f"{argument} must be None, since that tower of the model in {directory} is "
+                f"{argument} must be None, since that {what} of the model in {directory} is "
                 f"clipseq's own and is built from its {CONFIG}, got {type(given).__name__}; "
                 f"leave it out"
             )
         return None
     if given is None:
+        kind = saved.modules[argument]
+        if argument == "tokenizer":
+            raise CheckpointError(
+                f"the tokenizer of the model in {directory} was a {kind}, which only you can "
+                f"build: load with from_pretrained(..., tokenizer=<the tokenizer>); the files that "
+                f"it wrote are in {directory / TOKENIZER}"
+            )
         raise CheckpointError(
-            f"a tower of the model in {directory} was the module {saved.modules[argument]}, which "
+            f"a tower of the model in {directory} was the module {kind}, which "
             f"only you can build: load with from_pretrained(..., {argument}=<the module>)"
         )
     return given
@@ -182,36 +250,26 @@ def _module(
 
 def _load_weights(model: SavesPretrained, directory: Path) -> None:
     path = directory / WEIGHTS
-    try:
-        path.open("rb").close()  # safetensors calls an unreadable file missing
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is corrupt: {error}") from error
-    own = own_weights(model, model.state_dict())
-    problems = {
-        "missing": sorted(own.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - own.keys()),
-        "of another shape": [
-            f"{name} (must be {tuple(own[name].shape)}, got {tuple(weights[name].shape)})"
-            for name in sorted(own.keys() & weights.keys())
-            if own[name].shape != weights[name].shape
-        ],
-    }
-    if any(problems.values()):
-        lines = [f"{problem}: {', '.join(keys)}" for problem, keys in problems.items() if keys]
-        raise CheckpointError(f"the weights in {path} do not fit the model; " + "; ".join(lines))
+    with _opened(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = model.state_dict()
+    named = {plain_name(name): name for name in state}
+    own = own_weights(model, plain_names(state))
+    _refuse_misfits(describe(own), describe(weights), path)
     # Each weight keeps the dtype that it was saved in: a float64 model is restored exactly.
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
     for name, value in weights.items():
-        tensors[name].data = tensors[name].data.to(value.dtype)
-    model.load_state_dict(weights, strict=False)
-    for tower in (model.x_encoder, model.y_encoder):
+        tensor = tensors.get(named[name])
+        if tensor is None:  # extra state
+            continue
+        if named[name] in parameters and bool(value.isnan().any()):
+            raise CheckpointError(f"{path} is corrupt: {name} holds NaN")
+        tensor.data = tensor.data.to(value.dtype)
+    try:
+        model.load_state_dict({named[n]: value for n, value in weights.items()}, strict=False)
+    except Exception as error:  # a user's module may load its state in its own way
+        raise CheckpointError(f"the weights in {path} cannot be loaded: {error}") from error
+    for tower in map(unwrap, (model.x_encoder, model.y_encoder)):
         if isinstance(tower, HuggingFaceTextTower):
             tower.language_model.to(tower.projection.weight.dtype)

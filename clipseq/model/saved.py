@@ -4,24 +4,30 @@ config.json          the options that the model was built with, and the similari
                      are needed to build it again, each with its distribution and version
 model.safetensors    every weight (only the projection of a Hugging Face text tower)
 tokenizer.json       a trained tokenizer
+tokenizer/           the files that a tokenizer of the user's own writes
 y_encoder/           a Hugging Face text tower: config, weights (safetensors) and tokenizer; in
                      x_encoder/ if it is the tower of x
 """
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import attrs
 from torch import Tensor
 
+from clipseq.config import structure
 from clipseq.distributed.sharding import GathersWeights
 from clipseq.encoders import HuggingFaceTextTower, Tower
 from clipseq.encoders.tokenizer import FILE_NAME
+from clipseq.errors import CheckpointError
 from clipseq.model.config import SIDES, ModelConfig
+from clipseq.model.wrappers import unwrap
 from clipseq.registry import LossInfo, SimilarityInfo
 from clipseq.sequence_loss import SequenceLoss
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FILES = (WEIGHTS, FILE_NAME, *(side.tower for side in SIDES), CONFIG)
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
+FILES = (WEIGHTS, FILE_NAME, TOKENIZER, *(side.tower for side in SIDES), CONFIG)
 """The files and folders that a save may write, in the order in which they are moved into place."""
 
 
@@ -45,8 +51,8 @@ class SavedModel:
     Attributes:
         clipseq_version: the version that wrote it.
         model: the options of the model, with all options of its similarity and loss.
-        modules: class of each tower that was a user's module, by its argument.
-        tokenizer: kind of the tokenizer; None if no tower has one of clipseq's tokenizers.
+        modules: class of each tower and tokenizer that only the user can build, by its argument.
+        tokenizer: kind of the tokenizer; None if no tower has a tokenizer that clipseq can build.
         similarities: the similarities in it, with their origins.
         losses: the losses in it, with their origins.
     """
@@ -73,7 +79,7 @@ def language_model_keys(model: TwoTowers) -> dict[str, str]:
     return {
         side.tower: f"{side.tower}.language_model."
         for side in SIDES
-        if isinstance(getattr(model, side.tower), HuggingFaceTextTower)
+        if isinstance(unwrap(getattr(model, side.tower)), HuggingFaceTextTower)
     }
 
 
@@ -81,3 +87,50 @@ def own_weights(model: TwoTowers, state: Mapping[str, Tensor]) -> dict[str, Tens
     """Return the weights that go into the weights file, without those of Hugging Face models."""
     foreign = tuple(language_model_keys(model).values())
     return {name: value for name, value in state.items() if not name.startswith(foreign)}
+
+
+def read_saved(directory: Path) -> SavedModel:
+    """Read config.json of a saved model.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, corrupt, or not what `save_pretrained` writes.
+    """
+    path = directory / CONFIG
+    try:
+        return parse_saved(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"{path} is missing: {_what_to_pass(directory)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is corrupt: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is corrupt: its JSON is nested too deeply") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path} is not what save_pretrained writes: {error}") from error
+
+
+def parse_saved(text: str) -> SavedModel:
+    """Return the record that the text of a config.json describes.
+
+    Raises:
+        ValueError: the text is not JSON, or not what `save_pretrained` writes.
+    """
+    table = json.loads(text)
+    if isinstance(table, dict) and "model" in table:
+        table["model"] = ModelConfig.from_table(table["model"], where="model")
+    return structure(SavedModel, table)
+
+
+def _what_to_pass(directory: Path) -> str:
+    if (directory / "model" / CONFIG).exists():
+        return f"{directory} is a run folder; load the model in it, {directory / 'model'}"
+    if (directory / "config.toml").exists():
+        return (
+            f"{directory} is the folder of a run that is not finished; "
+            f"finish it with: clipseq train --resume {directory}"
+        )
+    return (
+        "expected a directory written by save_pretrained (a model of the hub: "
+        "huggingface_hub.snapshot_download gives its directory)"
+    )

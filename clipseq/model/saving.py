@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 from safetensors.torch import save_file
@@ -16,18 +16,30 @@ from torch import Tensor
 from clipseq import __version__
 from clipseq.config import to_plain, unstructure
 from clipseq.distributed.sharding import gather_state, run_in_first_process, unsharded_class
-from clipseq.encoders import HuggingFaceTextTower, ModuleTower, SignalTower, TextTower
+from clipseq.encoders import (
+    ByteTokenizer,
+    HuggingFaceTextTower,
+    ModuleTower,
+    SignalTower,
+    TextTower,
+    TrainedTokenizer,
+)
+from clipseq.errors import CheckpointError
+from clipseq.model.blueprint import check_loadable
 from clipseq.model.config import SIDES, ModelConfig
 from clipseq.model.saved import (
     CONFIG,
     FILES,
+    TOKENIZER,
     WEIGHTS,
     Origin,
     SavedModel,
     TwoTowers,
     language_model_keys,
     own_weights,
+    parse_saved,
 )
+from clipseq.model.wrappers import plain_names, unwrap
 from clipseq.registry import available_losses, available_similarities
 from clipseq.similarity import Similarity
 
@@ -47,20 +59,29 @@ class SavesPretrained(TwoTowers):
         All options of similarity and loss are recorded: "combined" with the parts that it has now,
         so that a plugin that is installed later does not change the model.
 
+        Parts that torch.compile has wrapped are saved under their plain names. A tower or a
+        tokenizer of your own is recorded by its class, and is passed to `from_pretrained` again;
+        what such a tokenizer writes is in the folder ``tokenizer``.
+
         A model that FSDP2 has sharded is saved whole. Every process must call this method, because
         weights are gathered from all of them; the first process writes, and all return when it is
         done.
 
         Raises:
+            CheckpointError: `from_pretrained` could not load the model, or would load another one:
+                weights or modules are not those that the options describe (an adapter, a
+                parametrised layer, an exchanged part), a weight is NaN, or a module has extra state
+                that is not a tensor. Nothing is written.
             ValueError: a value that JSON cannot hold, most likely an option of the similarity.
-            OSError: the directory cannot be written.
+            OSError: the directory cannot be written, or is a file.
             ClipseqError: in the other processes, if the first could not write.
         """
+        folder = as_path(directory)
         state, sharded = gather_state(self)
         if sharded:
-            run_in_first_process(lambda: _save(self, state, Path(directory)))
+            run_in_first_process(lambda: _save(self, plain_names(state), folder))
         else:
-            _save(self, state, Path(directory))
+            _save(self, plain_names(state), folder)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub.
@@ -101,7 +122,9 @@ def resolve_options(
     if info.composite and "parts" in info.options and isinstance(parts, Mapping):
         given = options.get("parts") or {}
         resolved["parts"] = {
-            part: resolve_options(part, given.get(part) or {}, inner, origins)
+            part: resolve_options(
+                part, given.get(part) or {}, cast(Similarity, unwrap(inner)), origins
+            )
             for part, inner in parts.items()
         }
         if "weights" in info.options:
@@ -113,11 +136,29 @@ def resolve_options(
     return resolved
 
 
-def _save(model: TwoTowers, state: dict[str, Tensor], directory: Path) -> None:
+def as_path(directory: object) -> Path:
+    """Return a folder's path; raise TypeError if it is not a path."""
+    if not isinstance(directory, str | os.PathLike):
+        raise TypeError(f"directory must be a path, got {directory!r}")
+    return Path(os.fsdecode(directory))
+
+
+def _save(model: TwoTowers, state: dict[str, Any], directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(
+            f"directory must be a folder or not exist yet, got the file {directory}; "
+            "choose another name"
+        )
+    saved, tokenizer = _describe(model)
+    text = _as_json(saved)
+    # Compare with what a load will read, and not with what was meant to be written.
+    read = _read_back(text, saved)
+    check_loadable(model, state, read, getattr(tokenizer, "vocab_size", None))
     directory.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=directory))
     try:
-        _write(model, state, staging)
+        (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
+        _write(model, state, tokenizer, staging)
         _move_into_place(staging, directory)
     except BaseException:
         # A second interrupt may have stopped the restoration; then the old files are only here.
@@ -127,8 +168,23 @@ def _save(model: TwoTowers, state: dict[str, Tensor], directory: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write(model: TwoTowers, state: Mapping[str, Tensor], directory: Path) -> None:
-    (directory / CONFIG).write_text(_as_json(_describe(model)) + "\n", encoding="utf-8")
+def _read_back(text: str, saved: SavedModel) -> SavedModel:
+    """Return what a load reads; raise CheckpointError if it differs from what was written."""
+    try:
+        read = parse_saved(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"the options must be read back as they are, got {error}") from error
+    for name in ("loss_options", "sequence_similarity_options"):
+        written, found = getattr(saved.model, name), getattr(read.model, name)
+        if to_plain(written) != to_plain(found):
+            raise CheckpointError(
+                f"{name} must be read back from JSON as they are, got {found!r} for {written!r}; "
+                "use strings as the keys of dictionaries"
+            )
+    return read
+
+
+def _write(model: TwoTowers, state: Mapping[str, Tensor], tokenizer: Any, directory: Path) -> None:
     # Cloned, because safetensors rejects tensors that share memory, as tied weights do.
     own = own_weights(model, state)
     weights = {name: value.clone().contiguous() for name, value in own.items()}
@@ -140,48 +196,72 @@ def _write(model: TwoTowers, state: Mapping[str, Tensor], directory: Path) -> No
             if name.startswith(prefix)
         }
         getattr(model, attribute).save(directory / attribute, language_model)
-    for tower in (model.x_encoder, model.y_encoder):
-        if isinstance(tower, TextTower):
-            tower.tokenizer.save(directory)
+    if tokenizer is not None:
+        folder = directory
+        if not _is_own_tokenizer(tokenizer):
+            folder = directory / TOKENIZER
+            folder.mkdir()
+        tokenizer.save(folder)
     # safetensors creates files that only the owner may read, whatever the umask.
     for path in directory.rglob("*.safetensors"):
         shutil.copymode(directory / CONFIG, path)
 
 
-def _describe(model: TwoTowers) -> SavedModel:
+def _describe(model: TwoTowers) -> tuple[SavedModel, Any]:
+    """Return the content of config.json, and the tokenizer that belongs to it, or None."""
     towers: dict[str, Any] = {}
     modules: dict[str, str] = {}
-    tokenizer = None
+    tokenizers: list[Any] = []
     for side in SIDES:
-        tower = getattr(model, side.tower)
+        tower = unwrap(getattr(model, side.tower))
         if isinstance(tower, ModuleTower):
-            kind = unsharded_class(tower.module)
-            modules[side.argument] = f"{kind.__module__}.{kind.__qualname__}"
+            modules[side.argument] = _path(unsharded_class(unwrap(tower.module)))
         elif isinstance(tower, HuggingFaceTextTower):
             towers[side.argument] = attrs.evolve(tower.config, pretrained=side.tower)
         elif isinstance(tower, SignalTower | TextTower):
             towers[side.argument] = tower.config
-        if isinstance(tower, TextTower):
-            tokenizer = tower.tokenizer.kind
+        if isinstance(tower, TextTower) and not any(
+            tower.tokenizer is other or type(tower.tokenizer) is type(other) is ByteTokenizer
+            for other in tokenizers
+        ):
+            tokenizers.append(tower.tokenizer)
+    if len(tokenizers) > 1:
+        raise CheckpointError(
+            "the text towers of a model must share one tokenizer, got two; build the model with "
+            "tokenizer=..."
+        )
+    tokenizer = tokenizers[0] if tokenizers else None
+    if tokenizer is not None and not _is_own_tokenizer(tokenizer):
+        modules["tokenizer"] = _path(type(tokenizer))
     config, origins = model.config, dict[str, Origin]()
     if model.sequence_loss_fn is not None:
         options = resolve_options(
             config.sequence_similarity_type,
             config.sequence_similarity_options or {},
-            model.sequence_loss_fn.similarity_fn,
+            cast(Similarity, unwrap(model.sequence_loss_fn.similarity_fn)),
             origins,
         )
         config = attrs.evolve(config, sequence_similarity_options=options)
     loss = available_losses([config.loss])[config.loss]
     config = attrs.evolve(config, **towers, loss_options=_loss_options(config))
-    return SavedModel(
+    saved = SavedModel(
         clipseq_version=__version__,
         model=config,
         modules=modules,
-        tokenizer=tokenizer,
+        tokenizer=None if tokenizer is None or "tokenizer" in modules else tokenizer.kind,
         similarities=origins,
         losses={config.loss: Origin.of(loss)},
     )
+    return saved, tokenizer
+
+
+def _is_own_tokenizer(tokenizer: object) -> bool:
+    """Return True for a tokenizer that clipseq can build again, and not for one derived from it."""
+    return type(tokenizer) in (ByteTokenizer, TrainedTokenizer)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _loss_options(config: ModelConfig) -> dict[str, Any]:
