@@ -31,6 +31,10 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
     owners: dict[str, tuple[str, str]] = {}
     for clip in clips:
         at = f"{where}: clip {clip.id!r}"
+        _check_unicode(clip.id, f"{at}: its id")
+        for name, texts in (("an action", clip.actions), ("a source", clip.sources)):
+            for text in texts:
+                _check_unicode(text, f"{at}: {name}")
         if clip.id in seen:
             raise DataError(f"{at}: its id must be unique, got {clip.id!r} used twice; rename one")
         seen.add(clip.id)
@@ -87,6 +91,7 @@ def _check_header(header: Header, first: Clip, where: str) -> None:
     _check_axes(header.axes, first.signal, f"{where}: axes")
     _check_axes(header.paired_axes, first.paired, f"{where}: paired_axes")
     for name, caption in header.class_captions.items():
+        _check_unicode(name, f"{where}: the name of a class")
         _check_caption(caption, f"{where}: the caption of class {name!r}")
 
 
@@ -139,6 +144,20 @@ def _check_caption(caption: Any, what: str) -> None:
         raise DataError(f"{what} must be a string, got {caption!r}")
     if not caption.strip():
         raise DataError(f"{what} must not be empty, got {caption!r}")
+    _check_unicode(caption, what)
+
+
+def _check_unicode(text: object, what: str) -> None:
+    """Raise DataError unless `text` is a string that UTF-8 can represent."""
+    if not isinstance(text, str):
+        raise DataError(f"{what} must be a string, got {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{what} must be Unicode text, got {text!r} with half of a surrogate pair; "
+            "write the whole character"
+        ) from None
 
 
 def _check_actions(clip: Clip, at: str) -> None:

@@ -107,6 +107,8 @@ class TextConfig:
             projection to the model's width. Needs `pretrained`.
         causal: True: a word attends only to earlier words, as in CLIP; False: to all. Ignored by a
             pretrained model.
+        truncate: True: a caption with more tokens than the context is cut to its first ones, and
+            counted; False: it is an error.
         vocab_size: size of the vocabulary, if token ids come from a tokenizer that the model does
             not hold. None: that of the model's tokenizer.
         dropout: dropout probability in the transformer, in training only. Ignored by a pretrained
@@ -120,6 +122,7 @@ class TextConfig:
     )
     freeze: bool = field(default=False, validator=_flag)
     causal: bool = field(default=True, validator=_flag)
+    truncate: bool = field(default=False, validator=_flag)
     vocab_size: int | None = field(default=None, validator=attrs.validators.optional(_whole_number))
     dropout: float = field(default=0.0, validator=_fraction)
     gradient_checkpointing: bool = field(default=False, validator=_flag)

@@ -31,5 +31,7 @@ def caption_groups(text: Any, mask: Tensor | None = None) -> Int[Tensor, "B"] | 
         keys = list(text)
     else:
         return None
-    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    digests = [
+        hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest() for key in keys
+    ]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])

@@ -46,6 +46,13 @@ class HuggingFaceTokenizer:
         ids: list[int] = self.tokenizer(caption, truncation=False, verbose=False)["input_ids"]
         return ids
 
+    def cut(self, caption: str, limit: int) -> list[int]:
+        """Return the first `limit` ids that the model reads, special tokens at the end included."""
+        ids: list[int] = self.tokenizer(caption, truncation=True, max_length=limit, verbose=False)[
+            "input_ids"
+        ]
+        return ids[:limit]
+
     def encode(self, caption: str) -> list[int]:
         """Return the ids of the caption's words, without special tokens."""
         return [i for i in self.with_special(caption) if i not in self.special_ids]
@@ -84,7 +91,12 @@ class HuggingFaceTextTower(Tower):
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: the directory does not exist, or transformers cannot load it.
+        ValueError: the directory does not exist, transformers cannot load it, it is not a model of
+            text (two halves, of images, without an encoder), or its tokenizer has more ids than the
+            model has embeddings.
+
+    Attributes:
+        truncated: number of captions that `read` has cut so far, with `TextConfig.truncate`.
     """
 
     def __init__(self, config: TextConfig, *, context_length: int, width: int):
@@ -93,7 +105,8 @@ class HuggingFaceTextTower(Tower):
         self.config = config
         self.tokenizer = HuggingFaceTokenizer(tokenizer)
         self.language_model = model
-        limits = (context_length, getattr(model.config, "max_position_embeddings", None))
+        self.truncated = 0
+        limits = (context_length, _positions(model))
         self.context_length = min(
             limit for limit in (*limits, tokenizer.model_max_length) if limit is not None
         )
@@ -141,11 +154,19 @@ class HuggingFaceTextTower(Tower):
                 values.to(device), mask, self.tokenizer.vocab_size, pad_id, name=self.name
             )
             counts = torch.stack([real.sum(1), self._words(ids, real).sum(1)]).tolist()
+            if self.config.truncate:
+                self.truncated += sum(count > self.context_length for count in counts[0])
+                counts = [[min(count, self.context_length) for count in row] for row in counts]
             longest = check_token_counts(counts[0], self.context_length, self.name)
             check_token_counts(counts[1], self.context_length, self.name)
             return Inputs(*real_first(ids, real, longest))
         captions = check_captions(values, mask, name=self.name)
         rows = [self.tokenizer.with_special(caption) for caption in captions]
+        if self.config.truncate:
+            long = [item for item, row in enumerate(rows) if len(row) > self.context_length]
+            self.truncated += len(long)
+            for item in long:
+                rows[item] = self.tokenizer.cut(captions[item], self.context_length)
         check_token_counts([len(row) for row in rows], self.context_length, self.name)
         words = [sum(i not in self.tokenizer.special_ids for i in row) for row in rows]
         check_token_counts(words, self.context_length, self.name)
@@ -215,17 +236,34 @@ def check_pretrained(config: TextConfig) -> None:
 
 def _load(config: TextConfig) -> tuple[Any, Any]:
     check_pretrained(config)
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
     directory = Path(config.pretrained or "")
     try:
+        described = AutoConfig.from_pretrained(directory, local_files_only=True)
+        # T5 and its relatives: the half that reads text is a model of its own.
+        kind: Any = ENCODERS.get(type(described), None)
+        half = kind is not None and kind.__name__.endswith("EncoderModel")
+        _check_text_model(described, directory, half=half)
         with _no_progress_bar():
-            model, report = AutoModel.from_pretrained(
+            model, report = (AutoModelForTextEncoding if half else AutoModel).from_pretrained(
                 directory, local_files_only=True, dtype="auto", output_loading_info=True
             )
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except _NotATextModel:
+        raise
     except Exception as error:
         raise ValueError(f"transformers cannot load {directory}: {error}") from error
+    if model.main_input_name != "input_ids":
+        raise _NotATextModel(directory, f"a model of {model.main_input_name}")
+    rows = model.get_input_embeddings().num_embeddings
+    ids = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if ids > rows:
+        raise ValueError(
+            f"the tokenizer in {directory} must have at most {rows} ids, the embeddings of its "
+            f"model, got {ids}; call model.resize_token_embeddings({ids}) and save the model again"
+        )
     # transformers fills missing weights with random numbers. A pooler is not used here.
     missing = [key for key in report["missing_keys"] if "pooler" not in key]
     if missing:
@@ -235,6 +273,44 @@ def _load(config: TextConfig) -> tuple[Any, Any]:
             parameter.requires_grad_(False)
     # Weights stored in half precision are trained in full precision; float64 stays float64.
     return model.to(torch.promote_types(model.dtype, torch.get_default_dtype())), tokenizer
+
+
+class _NotATextModel(ValueError):
+    """The directory holds something other than one encoder of text."""
+
+    def __init__(self, directory: Path, got: str):
+        super().__init__(
+            f"TextConfig.pretrained must hold one model that encodes text, such as BERT, got "
+            f"{got} in {directory}; save its text model alone into a directory, with its tokenizer"
+        )
+
+
+def _check_text_model(config: Any, directory: Path, *, half: bool) -> None:
+    """Raise ValueError for a model with two halves, of which it is unclear which one to use."""
+    if half:
+        return
+    kind = type(config).__name__.removesuffix("Config")
+    if getattr(config, "is_encoder_decoder", False):
+        raise _NotATextModel(directory, f"{kind}, with an encoder and a decoder,")
+    parts = [name for name in vars(config) if name.endswith("_config") and name != "text_config"]
+    if hasattr(config, "text_config") or not hasattr(config, "hidden_size"):
+        halves = f" (text_config, {', '.join(parts)})" if parts else ""
+        raise _NotATextModel(directory, f"{kind}, which has several parts{halves},")
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Return the largest number of tokens that the model has positions for, or None.
+
+    RoBERTa, XLM-R, MPNet and others count positions from behind the padding id.
+    """
+    config: Any = model.config
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            usable = module.num_embeddings - first
+            limit = usable if limit is None else min(limit, usable)
+    return limit
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from clipseq.encoders.config import TextConfig
 from clipseq.encoders.inputs import Inputs
-from clipseq.encoders.tokenizer import Tokenizer
+from clipseq.encoders.tokenizer import Tokenizer, is_unicode
 from clipseq.encoders.tower import Tower
 from clipseq.encoders.transformer import Transformer, insert_eot
 from clipseq.sequences import Sequences
@@ -32,6 +32,9 @@ class TextTower(Tower):
         width: D of all outputs.
         layers: number of transformer blocks.
         heads: number of attention heads.
+
+    Attributes:
+        truncated: number of captions that `read` has cut so far, with `TextConfig.truncate`.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class TextTower(Tower):
         self.config = config
         self.tokenizer: Tokenizer = tokenizer
         self.context_length = context_length
+        self.truncated = 0
         self.vocab_size = config.vocab_size or tokenizer.vocab_size
         if self.vocab_size < tokenizer.vocab_size:
             raise ValueError(
@@ -93,10 +97,13 @@ class TextTower(Tower):
         device, pad_id = self.eot.device, self.tokenizer.pad_id
         if isinstance(values, Tensor):
             ids, real = check_ids(values.to(device), mask, self.vocab_size, pad_id, name=self.name)
-            longest = check_token_counts(real.sum(1).tolist(), self.context_length, self.name)
+            counts = self._cut(real.sum(1).tolist())
+            longest = check_token_counts(counts, self.context_length, self.name)
             return Inputs(*real_first(ids, real, longest))
         rows = [self.tokenizer.encode(c) for c in check_captions(values, mask, name=self.name)]
-        check_token_counts([len(row) for row in rows], self.context_length, self.name)
+        counts = self._cut([len(row) for row in rows])
+        check_token_counts(counts, self.context_length, self.name)
+        rows = [row[:count] for row, count in zip(rows, counts, strict=True)]
         ids, real = pad(rows, pad_id)
         return Inputs(ids.to(device), real.to(device))
 
@@ -122,6 +129,13 @@ class TextTower(Tower):
     def trim(self, inputs: Inputs) -> Inputs:
         """Cut off the columns in which every token is padding."""
         return trim_tokens(inputs)
+
+    def _cut(self, counts: list[int]) -> list[int]:
+        """Return the number of tokens to keep of each caption, and count those that are cut."""
+        if not self.config.truncate:
+            return counts
+        self.truncated += sum(count > self.context_length for count in counts)
+        return [min(count, self.context_length) for count in counts]
 
 
 def trim_tokens(inputs: Inputs) -> Inputs:
@@ -163,6 +177,11 @@ def check_captions(text: Any, mask: Tensor | None = None, *, name: str = "text")
     for item, caption in enumerate(text):
         if not isinstance(caption, str):
             raise TypeError(f"{name} caption {item} must be a string, got {caption!r}")
+        if not is_unicode(caption):
+            raise ValueError(
+                f"{name} caption {item} must be Unicode text, got {caption!r} with half of a "
+                "surrogate pair; write the whole character"
+            )
     return list(text)
 
 
@@ -213,8 +232,8 @@ def check_token_counts(counts: Sequence[int], limit: int, name: str) -> int:
         if count > limit:
             raise ValueError(
                 f"{name} caption {item} must have at most {limit} tokens, the context_length, "
-                f"got {count}; shorten it, train a tokenizer (fewer tokens per word), or build the "
-                f"model with a larger context_length"
+                f"got {count}; shorten it, train a tokenizer (fewer tokens per word), build the "
+                f"model with a larger context_length, or cut it with TextConfig(truncate=True)"
             )
     return max(counts)
 

@@ -5,9 +5,10 @@ token belongs to the text tower, not to the vocabulary.
 """
 
 import importlib.util
+import operator
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, SupportsIndex, runtime_checkable
 
 from clipseq.errors import CheckpointError
 
@@ -37,6 +38,15 @@ class Tokenizer(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the files that `load_tokenizer` needs into an existing directory."""
+
+
+def is_unicode(text: str) -> bool:
+    """Return True unless a string holds half of a surrogate pair, which UTF-8 cannot represent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class ByteTokenizer:
@@ -128,16 +138,29 @@ def train_tokenizer(
 
     Raises:
         ImportError: the tokenizers library is not installed.
-        ValueError: no caption contains a word; an unknown kind; too small a vocabulary.
+        ValueError: no caption contains a word; an unknown kind; too small a vocabulary; a caption
+            that is not Unicode text.
+        TypeError: a caption is not a string, or `vocab_size` is not a whole number.
     """
     smallest = {"bpe": 257, "word": 3}
     if kind not in smallest:
         raise ValueError(f"kind must be one of {', '.join(smallest)}, got {kind!r}")
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, SupportsIndex):
+        raise TypeError(f"vocab_size must be a whole number, got {vocab_size!r}")
+    vocab_size = operator.index(vocab_size)
     if vocab_size < smallest[kind]:
         raise ValueError(
             f"vocab_size must be at least {smallest[kind]} for kind={kind!r}, got {vocab_size}"
         )
     captions = [captions] if isinstance(captions, str) else list(captions)
+    for item, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise TypeError(f"caption {item} must be a string, got {caption!r}")
+        if not is_unicode(caption):
+            raise ValueError(
+                f"caption {item} must be Unicode text, got {caption!r} with half of a surrogate "
+                "pair; write the whole character"
+            )
     if not any(caption.strip() for caption in captions):
         raise ValueError("captions must hold at least one word to train a tokenizer on, got none")
     library = _tokenizers()

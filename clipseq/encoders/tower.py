@@ -17,10 +17,12 @@ class Tower(nn.Module, ABC):
         name: the side's name, used in batch keys, metrics and error texts.
         is_signal: True if its input is a signal, which may come with lengths; False for a text.
         tokenizer: the tokenizer of a text tower; None in every other tower.
+        truncated: number of captions that a text tower has cut so far.
     """
 
     is_signal: bool = False
     tokenizer: Any = None
+    truncated: int = 0
 
     def __init__(self, name: str):
         super().__init__()

@@ -1,6 +1,6 @@
 """The sides of a model, matched to the modalities of a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -77,20 +77,35 @@ def views_of(tower: Tower) -> Mapping[str, int] | None:
     return config.views if isinstance(config, SignalConfig) else None
 
 
-def collate_for(model: "CLIP", dataset: MapDataset) -> Callable[[Sequence[Clip]], dict[str, Any]]:
+@attrs.frozen
+class Collate:
+    """A `collate` that leaves out the views and signals that a model does not take.
+
+    It is a class so that it can be pickled: worker processes that are spawned, and not forked, get
+    a copy of it.
+
+    Attributes:
+        x: the side of x.
+        y: the side of y.
+        modality: name of the data set's signal.
+        paired_modality: name of its second signal, or None.
+    """
+
+    x: Side
+    y: Side
+    modality: str
+    paired_modality: str | None
+
+    def __call__(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """Return the batch of `clips` that the model takes, and their ids."""
+        whole = collate(clips, modality=self.modality, paired_modality=self.paired_modality)
+        return self.x.cut(whole) | self.y.cut(whole) | {"ids": whole["ids"]}
+
+
+def collate_for(model: "CLIP", dataset: MapDataset) -> Collate:
     """Return a `collate` that leaves out the views and signals that `model` does not take.
 
     Raises:
         DataError: a side of the model fits no modality of the data set.
     """
-    x, y = sides(model, dataset)
-    names: dict[str, Any] = {
-        "modality": dataset.modality,
-        "paired_modality": dataset.paired_modality,
-    }
-
-    def batch(clips: Sequence[Clip]) -> dict[str, Any]:
-        whole = collate(clips, **names)
-        return x.cut(whole) | y.cut(whole) | {"ids": whole["ids"]}
-
-    return batch
+    return Collate(*sides(model, dataset), dataset.modality, dataset.paired_modality)

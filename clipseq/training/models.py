@@ -1,5 +1,6 @@
 """Building a CLIP from [model] and [tokenizer] of a run's configuration."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,10 +117,17 @@ def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None
 def _check_captions(model: CLIP, captions: Sequence[str], where: str) -> None:
     if model.text_tower is None:
         return
+    before = model.text_tower.truncated
     try:
         model.text_tower.read(captions)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+    if cut := model.text_tower.truncated - before:
+        warnings.warn(
+            f"{where}: {cut} of {len(captions)} captions are longer than the context and are cut "
+            "(truncate = true)",
+            stacklevel=2,
+        )
 
 
 def build_model(

@@ -260,3 +260,121 @@ def test_a_saved_model_needs_the_directory_no_more(bert, tmp_path):
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"transformers cannot load .*y_encoder"):
         CLIP.from_pretrained(tmp_path / "model")
+
+
+def write_tokenizer(directory, words=("walk",), **special):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate([*special.values(), *words])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(directory)
+
+
+SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+SMALL = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 8,
+}
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta", "MPNet"])
+def test_positions_that_start_behind_the_padding_id_are_not_counted(kind, tmp_path):
+    write_tokenizer(tmp_path, **SPECIAL)
+    config = getattr(transformers, f"{kind}Config")
+    config = config(vocab_size=5, max_position_embeddings=10, pad_token_id=1, **SMALL)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(tmp_path)
+    tower = make(tmp_path)
+    assert tower.context_length == 8
+    assert tower(["walk " * 8])[1].lengths.tolist() == [8]
+    with pytest.raises(ValueError, match="text caption 0 must have at most 8 tokens"):
+        tower(["walk " * 9])
+
+
+def t5(**more):
+    config = transformers.T5Config(
+        vocab_size=5, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, **more,
+    )  # fmt: skip
+    return transformers.T5Model(config)
+
+
+def test_the_encoder_half_of_t5_is_the_tower(tmp_path):
+    write_tokenizer(tmp_path / "t5", **SPECIAL)
+    torch.manual_seed(0)
+    whole = t5().eval()
+    whole.save_pretrained(tmp_path / "t5")
+    model = CLIP(
+        {"views": {"d": 4}}, TextConfig(pretrained=tmp_path / "t5"), transformer_width=8,
+        transformer_layers=1, transformer_heads=2, sequence_similarity_type="global",
+    ).eval()  # fmt: skip
+    hidden = whole.encoder(torch.tensor([[4, 4]])).last_hidden_state[0]
+    expected = hidden @ model.y_encoder.projection.weight.T
+    torch.testing.assert_close(model.encode_batch("text", ["walk walk"])[1].values[0], expected)
+    model.save_pretrained(tmp_path / "model")
+    again = CLIP.from_pretrained(tmp_path / "model")
+    for one, other in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert one[0] == other[0]
+        assert torch.equal(one[1], other[1])
+
+
+def clip():
+    side = {"vocab_size": 5, **SMALL}
+    image = {"image_size": 8, "patch_size": 4, **SMALL}
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config=side, vision_config=image))
+
+
+def bart():
+    return transformers.BartModel(
+        transformers.BartConfig(
+            vocab_size=5,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_ffn_dim=8,
+            decoder_ffn_dim=8,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            max_position_embeddings=16,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=0,
+            forced_eos_token_id=2,
+        )
+    )
+
+
+def vit():
+    return transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **SMALL))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("create", [clip, bart, vit])
+def test_a_model_that_is_not_one_encoder_of_text_is_refused_by_name(create, tmp_path):
+    write_tokenizer(tmp_path, **SPECIAL)
+    create().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"must hold one model that encodes text.*{tmp_path}"):
+        make(tmp_path)
+
+
+def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(bert, tmp_path):
+    for path in bert.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    tokenizer.add_tokens(["radar"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"at most 12 ids, .* got 13; call .*resize"):
+        make(tmp_path)
+
+
+def test_a_long_caption_is_cut_on_request_and_counted(bert):
+    long, short = "a person walks then waves", "waves"
+    tower = make(bert, context_length=4, truncate=True)
+    pooled, tokens = tower([long, short])
+    assert tower.truncated == 1
+    assert tokens.lengths.tolist() == [2, 1]  # [CLS] a person [SEP]
+    expected = make(bert)(["a person", short])
+    torch.testing.assert_close(pooled, expected[0])

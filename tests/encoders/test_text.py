@@ -154,3 +154,20 @@ def test_the_same_seed_gives_the_same_tower():
 def test_freeze_needs_something_pretrained():
     with pytest.raises(ConfigError, match="freeze must be False without pretrained"):
         TextConfig(freeze=True)
+
+
+def test_a_long_caption_is_cut_on_request_and_counted():
+    tower = make(context_length=4, truncate=True)
+    pooled, tokens = tower(["walks", "sit", "waves"])
+    assert tower.truncated == 2
+    assert tokens.lengths.tolist() == [4, 3, 4]
+    torch.testing.assert_close(pooled, make(context_length=4)(["walk", "sit", "wave"])[0])
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    torch.testing.assert_close(tower(ids)[0], make(context_length=4)(ids[:, :4])[0])
+    with pytest.raises(ValueError, match=r"or cut it with TextConfig\(truncate=True\)"):
+        make(context_length=4)(["walks"])
+
+
+def test_half_a_character_is_named():
+    with pytest.raises(ValueError, match="text caption 1 must be Unicode text, got .*surrogate"):
+        make()(["a", "waves \ud83d"])
