@@ -70,3 +70,8 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the choice most like `word`, or ``""``."""
     close = find_closest(word, choices)
     return "" if close is None else f": did you mean {close!r}?"
+
+
+def end_clause(hint: str) -> str:
+    """Return `hint` with a semicolon behind it, unless it ends with a question mark."""
+    return hint if hint.endswith("?") else f"{hint};"

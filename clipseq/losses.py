@@ -287,7 +287,9 @@ class PairLoss(nn.Module, ABC):
         """Return the loss of sequences as `similarity` scores them; see `SequenceLoss`."""
         world = self._meet(len(x), len(y), groups, x.device)
         if world.size == 1 or self.gather is None:
-            return self._from_rows(similarity(x, y, x_mask, y_mask), groups, world)
+            scores = similarity(x, y, x_mask, y_mask)
+            _check_differentiable(scores, similarity, x, y)
+            return self._from_rows(scores, groups, world)
         own, theirs = similarity.prepare(x, y, x_mask, y_mask)
 
         def compare(x: Any, y: Any, steps: int) -> Tensor:
@@ -346,6 +348,18 @@ class PairLoss(nn.Module, ABC):
                 f"got {got}"
             )
         return value
+
+
+def _check_differentiable(scores: Tensor, similarity: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Refuse scores that would silently train nothing."""
+    if scores.requires_grad or not torch.is_grad_enabled():
+        return
+    if x.requires_grad or y.requires_grad:
+        raise TypeError(
+            f"the scores of {type(similarity).__name__} must have a gradient to x and y for a "
+            "loss, got scores without one; compute them with torch, without detach(), .data or "
+            "no_grad()"
+        )
 
 
 def check_floats(**inputs: object) -> None:

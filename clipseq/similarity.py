@@ -371,6 +371,11 @@ class Similarity(nn.Module, ABC):
                 f"{type(self).__name__}.{method} must return a tensor with one score for each "
                 f"pair, {shape}, got {got}"
             )
+        if scores.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{type(self).__name__}.{method} must return scores in float32, or in float64 for "
+                f"float64 inputs, got {scores.dtype}"
+            )
 
 
 def _check_matched(count: int, others: int, who: str) -> None:

@@ -4,7 +4,6 @@ A command reads its arguments, calls the module that does the work, and prints t
 `exit_status` turns errors into one line and an exit status.
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from clipseq.cli.exit_status import one_line_warnings, report_errors
 from clipseq.cli.invocation import command_line
+from clipseq.cli.json_output import print_json
 from clipseq.errors import ConfigError
 
 DESCRIPTION = (
@@ -185,7 +185,7 @@ def evaluate(
 
     evaluation, path = evaluate_run(run, data, split=split)
     if as_json:
-        print(json.dumps(evaluation.to_json(), indent=2))
+        print_json(evaluation.to_json())
     else:
         print(as_text(evaluation_table(evaluation)), end="")
         print(f"written to {path}")
@@ -385,10 +385,13 @@ def new_plugin(
 
 def _print_listing(listing: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(listing.to_json(), indent=2))
+        print_json(listing.to_json())
     else:
         listing.print()
 
 
 def _print_record(record: Any, as_json: bool) -> None:
-    print(json.dumps(record.to_json(), indent=2) if as_json else record.as_text().rstrip())
+    if as_json:
+        print_json(record.to_json())
+    else:
+        print(record.as_text().rstrip())

@@ -15,11 +15,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import typer
 
+from clipseq.cli.json_output import json_alone
 from clipseq.errors import (
     ClipseqError,
     ConfigError,
@@ -43,7 +44,8 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            with json_alone() if options.get("as_json") else nullcontext():
+                command(*args, **options)
         except KeyboardInterrupt as error:
             error.args = ("interrupted",)
             raise _exit(error, INTERRUPTED) from None

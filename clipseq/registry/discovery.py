@@ -4,17 +4,20 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib import metadata
+from importlib.metadata import EntryPoint, PackageNotFoundError, version
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import attrs
 import pluggy
 
 from clipseq import losses
+from clipseq.engine.process_state import restored
 from clipseq.errors import PluginError, PluginWarning, suggest
 from clipseq.registry import hookspecs
 from clipseq.registry.validation import (
@@ -234,10 +237,21 @@ class Registry:
         self._clear()
         disabled = _disabled()
         strict = os.environ.get("CLIPSEQ_STRICT", "") not in ("", "0")
-        found = sorted(entry_points(group=GROUP), key=lambda e: e.name)
+        unreadable, everything = entry_points(GROUP)
+        for owner, cause in unreadable:
+            self._fail(
+                owner.name,
+                owner,
+                cause,
+                f"the entry points of {owner} cannot be read: {cause}; plugins in it are left out "
+                "(install it again)",
+                strict,
+            )
+        found = sorted(_distinct(everything), key=lambda e: e.name)
         self.unmatched = [d for d in disabled if not any(_matches(d, e) for e in found)]
         for entry_point in found:
-            if any(_matches(entry, entry_point) for entry in disabled):
+            copies = [e for e in everything if _same_module(e, entry_point)]
+            if any(_disables(entry, entry_point, copies) for entry in disabled):
                 self.disabled.append(entry_point.name)
             else:
                 alone = [e.name for e in found].count(entry_point.name) == 1
@@ -249,20 +263,18 @@ class Registry:
         distribution, version = _origin(entry_point)
         started = time.perf_counter()
         try:
-            similarities, losses = self._read_offers(entry_point, distribution, version)
+            # What a plugin prints must not mix with what the program prints.
+            with restored(), contextlib.redirect_stdout(sys.stderr):
+                similarities, losses = self._read_offers(entry_point, distribution, version)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # a module may call sys.exit(), or a test's skip()
-            cause = describe(error)
-            origin = f"{distribution} {version}".rstrip()
+            cause, owner = describe(error), _Owner(distribution, version)
             message = (
-                f"plugin {entry_point.name!r} of {origin} cannot be used: {cause}; "
+                f"plugin {entry_point.name!r} of {owner} cannot be used: {cause}; "
                 f"the others work without it (CLIPSEQ_DISABLE={switch} silences this)"
             )
-            if strict:
-                raise PluginError(message) from error
-            self.failed.append(FailedPlugin(entry_point.name, distribution, version, cause))
-            warnings.warn(message, PluginWarning, stacklevel=5)
+            self._fail(entry_point.name, owner, cause, message, strict, error)
             return
         seconds = time.perf_counter() - started
         self.loaded.append(
@@ -279,6 +291,21 @@ class Registry:
             self.similarities.add(similarity, _switch(entry_point))
         for loss in losses:
             self.losses.add(loss, _switch(entry_point))
+
+    def _fail(
+        self,
+        name: str,
+        owner: "_Owner",
+        cause: str,
+        message: str,
+        strict: bool,
+        error: BaseException | None = None,
+    ) -> None:
+        """Record and report a plugin that cannot be used."""
+        if strict:
+            raise PluginError(message) from error
+        self.failed.append(FailedPlugin(name, owner.name, owner.version, cause))
+        warnings.warn(message, PluginWarning, stacklevel=6)
 
     def _read_offers(
         self, entry_point: EntryPoint, distribution: str, version: str
@@ -301,13 +328,74 @@ class Registry:
     ) -> Iterator[AnyInfo]:
         others = self._manager.get_plugins() - {plugin}
         call = self._manager.subset_hook_caller(catalogue.hook, others)
-        for offered in call():
+        answers = call()
+        # pluggy leaves out answers of None.
+        if not answers and any(
+            caller.name == catalogue.hook for caller in self._manager.get_hookcallers(plugin) or ()
+        ):
+            answers = [None]
+        for offered in answers:
             if not isinstance(offered, Mapping):
                 raise TypeError(
                     f"{catalogue.hook}() must return a mapping name -> class, got {offered!r}"
                 )
             for name, cls in offered.items():
                 yield catalogue.validate_offer(name, cls, distribution, version)
+
+
+class _Owner(NamedTuple):
+    """The distribution that a plugin comes from."""
+
+    name: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}".rstrip()
+
+
+def entry_points(group: str) -> tuple[list[tuple[_Owner, str]], list[EntryPoint]]:
+    """Return the distributions whose entry points cannot be read, and the entry points of `group`.
+
+    `importlib.metadata.entry_points` raises if those of any distribution cannot be read, whether or
+    not it has a plugin. Of a distribution that lies on the path twice, the first counts.
+    """
+    unreadable: list[tuple[_Owner, str]] = []
+    found: list[EntryPoint] = []
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        # The name of its folder, which exists without metadata, too.
+        folder = getattr(getattr(distribution, "_path", None), "name", "")
+        key = _normalise(re.split(r"-\d", folder)[0].removesuffix(".egg-info"))
+        if folder and key in seen:
+            continue
+        seen.add(key)
+        try:
+            found += [e for e in distribution.entry_points if e.group == group]
+        except Exception as error:
+            name = version = None
+            with contextlib.suppress(Exception):
+                name, version = distribution.name, distribution.version
+            unreadable.append((_Owner(name or folder, version or ""), describe(error)))
+    return unreadable, found
+
+
+def _same_module(one: EntryPoint, other: EntryPoint) -> bool:
+    return (one.name, one.value) == (other.name, other.value)
+
+
+def _is_leftover(entry_point: EntryPoint) -> bool:
+    """Return True if pip left this distribution behind when an upgrade was interrupted."""
+    folder = getattr(getattr(entry_point.dist, "_path", None), "name", "")
+    return folder.startswith("~")
+
+
+def _distinct(found: Iterable[EntryPoint]) -> list[EntryPoint]:
+    """Return each module once, preferably from a distribution that is whole."""
+    kept: list[EntryPoint] = []
+    for entry_point in sorted(found, key=_is_leftover):
+        if not any(_same_module(entry_point, other) for other in kept):
+            kept.append(entry_point)
+    return kept
 
 
 def describe(error: BaseException) -> str:
@@ -331,6 +419,17 @@ def _matches(entry: str, entry_point: EntryPoint) -> bool:
     if name != entry_point.name or not colon:
         return name == entry_point.name
     return _normalise(distribution) == _normalise(_origin(entry_point)[0])
+
+
+def _disables(entry: str, entry_point: EntryPoint, copies: Sequence[EntryPoint]) -> bool:
+    """Return True if an entry of ``CLIPSEQ_DISABLE`` leaves this plugin out.
+
+    DISTRIBUTION:NAME chooses between several offers of a name. Where the distribution offers the
+    same module several times, it leaves out the copies alone.
+    """
+    if not _matches(entry, entry_point):
+        return False
+    return ":" not in entry or sum(_matches(entry, copy) for copy in copies) == 1
 
 
 def _normalise(distribution: str) -> str:

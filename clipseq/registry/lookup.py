@@ -11,11 +11,18 @@ from clipseq.errors import (
     PluginError,
     UnknownLossError,
     UnknownSimilarityError,
+    end_clause,
     suggest,
 )
 from clipseq.losses import PairLoss
-from clipseq.registry.discovery import Catalogue, FailedPlugin, LoadedPlugin, Registry
-from clipseq.registry.validation import Info, LossInfo, SimilarityInfo
+from clipseq.registry.discovery import (
+    Catalogue,
+    FailedPlugin,
+    LoadedPlugin,
+    Registry,
+    describe,
+)
+from clipseq.registry.validation import Info, Kind, LossInfo, SimilarityInfo
 from clipseq.similarity import Similarity
 
 AnyInfo = TypeVar("AnyInfo", bound=Info)
@@ -86,7 +93,7 @@ def get_loss(name: str, /, **options: Any) -> PairLoss:
     if info is None:
         raise UnknownLossError(_unknown(_registry.losses, name))
     _check_options(_registry.losses, info, options)
-    loss = info.cls(**options)
+    loss = _create(info, options)
     if not all(hasattr(loss, attribute) for attribute in ("log_scale", "gather")):
         raise PluginError(_incomplete(info, "super().__init__()"))
     return loss
@@ -190,7 +197,7 @@ def make_similarity(info: SimilarityInfo, /, **options: Any) -> Similarity:
     Raises:
         PluginError: its ``__init__`` does not call that of `Similarity`.
     """
-    similarity = info.cls(**options)
+    similarity = _create(info, options)
     # Without this check it would fail at its first use, deep in torch and without its name.
     if not all(hasattr(similarity, name) for name in ("embed_dim", "x_projection")):
         raise PluginError(_incomplete(info, "super().__init__(embed_dim=embed_dim)"))
@@ -198,6 +205,20 @@ def make_similarity(info: SimilarityInfo, /, **options: Any) -> Similarity:
     # Kept as text: an option may be a value that can neither be copied nor pickled.
     similarity._made_with = ", ".join(f"{name}={v!r}" for name, v in given if v is not None)
     return similarity
+
+
+def _create(info: Info[Kind], options: Mapping[str, Any]) -> Kind:
+    """Create an instance; an ``__init__`` that ends the program is an error that names it."""
+    try:
+        return info.cls(**options)
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # sys.exit(), or a test's skip()
+        raise PluginError(
+            f"{info.path} of {info.origin}: its __init__ must create {info.name!r} or raise an "
+            f"error, got {describe(error)}; to leave it out, disable its plugin with "
+            f"CLIPSEQ_DISABLE, or do not name it"
+        ) from error
 
 
 def _listed(catalogue: Catalogue[AnyInfo], names: list[str] | None) -> Mapping[str, AnyInfo]:
@@ -221,7 +242,8 @@ def _check_options(
             hint = suggest(option, info.options)
         known = ", ".join(info.options) or "none"
         raise TypeError(
-            f"the {catalogue.noun} {info.name!r} has no option {option!r}{hint}; options: {known}"
+            f"the {catalogue.noun} {info.name!r} has no option {option!r}"
+            f"{end_clause(hint)} options: {known}"
         )
 
 
@@ -246,7 +268,7 @@ def _unknown(catalogue: Catalogue[Any], name: str) -> str:
             "tree on the path has no entry points); install it with `pip install -e .` or "
             "`pip install clipseq`"
         )
-    guess = suggest(name, names) or ";"
+    guess = end_clause(suggest(name, names))
     disabled = ", ".join(_registry.disabled)
     left_out = f" (left out by CLIPSEQ_DISABLE: {disabled})" if disabled else ""
     return f"{message}{guess} registered: {', '.join(names) or 'none'}{left_out}"

@@ -301,7 +301,7 @@ def test_an_init_that_leaves_out_that_of_pair_loss_is_named(distribution, body):
 
 
 def test_the_built_ins_are_there_where_nothing_is_installed(fresh_registry, monkeypatch):
-    monkeypatch.setattr(discovery, "entry_points", lambda group: ())
+    monkeypatch.setattr(discovery, "entry_points", lambda group: ([], []))
     monkeypatch.setattr(discovery, "version", not_installed)
     monkeypatch.setattr(lookup, "_registry", lookup.Registry())
     assert clipseq.available_losses()["clip"].version == ""

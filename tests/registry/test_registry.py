@@ -96,6 +96,10 @@ BROKEN = {
         "from clipseq import hookimpl\n@hookimpl\ndef clipseq_similarities(): return ['foo']",
         "must return a mapping name -> class",
     ),
+    "hook returns nothing": (
+        "from clipseq import hookimpl\n@hookimpl\ndef clipseq_similarities(): {'foo': int}",
+        r"clipseq_similarities\(\) must return a mapping name -> class, got None",
+    ),
     "hook raises": (
         "from clipseq import hookimpl\n@hookimpl\ndef clipseq_similarities(): return 1 / 0",
         "ZeroDivisionError",
@@ -339,7 +343,7 @@ def test_an_init_that_leaves_out_that_of_similarity_is_named(distribution, body)
 
 
 def test_an_empty_registry_says_that_nothing_is_installed(fresh_registry, monkeypatch):
-    monkeypatch.setattr(discovery, "entry_points", lambda group: ())
+    monkeypatch.setattr(discovery, "entry_points", lambda group: ([], []))
     with pytest.raises(clipseq.UnknownSimilarityError, match="clipseq is not installed"):
         clipseq.get_similarity("local")
 
