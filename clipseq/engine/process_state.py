@@ -1,4 +1,4 @@
-"""The state of the process that calls must leave as it was: random numbers, dtype, modes, warnings.
+"""The state of the process that calls must not change: random numbers, dtype, modes, warnings.
 
 A plugin's module, or a library that training imports, may change any of these at import.
 """
@@ -67,7 +67,7 @@ SETTINGS = {
     "the environment": _Part(lambda: dict(os.environ), _write_environment),
     "the warning filters": _Part(lambda: list(warnings.filters), _write_filters),
 }
-"""Everything else that a call must leave as it was."""
+"""Everything else that a call must not change."""
 
 
 def process_state(*, randomness: bool = True) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def process_state(*, randomness: bool = True) -> dict[str, Any]:
 
 @contextmanager
 def restored(*, randomness: bool = True) -> Iterator[None]:
-    """Leave the state of the process after the block as it was before it, also after an error.
+    """Restore the state of the process after the block, also after an error.
 
     Args:
         randomness: whether to restore the random generators too.

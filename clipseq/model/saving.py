@@ -173,12 +173,12 @@ def _read_back(text: str, saved: SavedModel) -> SavedModel:
     try:
         read = parse_saved(text)
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"the options must be read back as they are, got {error}") from error
+        raise CheckpointError(f"the options must be read back unchanged, got {error}") from error
     for name in ("loss_options", "sequence_similarity_options"):
         written, found = getattr(saved.model, name), getattr(read.model, name)
         if to_plain(written) != to_plain(found):
             raise CheckpointError(
-                f"{name} must be read back from JSON as they are, got {found!r} for {written!r}; "
+                f"{name} must be read back from JSON unchanged, got {found!r} for {written!r}; "
                 "use strings as the keys of dictionaries"
             )
     return read

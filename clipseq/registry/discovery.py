@@ -357,7 +357,7 @@ def entry_points(group: str) -> tuple[list[tuple[_Owner, str]], list[EntryPoint]
     """Return the distributions whose entry points cannot be read, and the entry points of `group`.
 
     `importlib.metadata.entry_points` raises if those of any distribution cannot be read, whether or
-    not it has a plugin. Of a distribution that lies on the path twice, the first counts.
+    not it has a plugin. The first copy of a distribution on the path counts.
     """
     unreadable: list[tuple[_Owner, str]] = []
     found: list[EntryPoint] = []
