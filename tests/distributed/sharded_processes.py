@@ -1,10 +1,6 @@
-"""The scenarios of the sharded tests; test_fsdp.py starts one process for each rank.
-
-python sharded_processes.py SCENARIO,SCENARIO,... RANK WORLD FOLDER
-"""
+"""The scenarios of the sharded tests; test_fsdp.py calls `main` in a process for each rank."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from processes import PATIENCE
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import (
@@ -121,14 +118,16 @@ def ddp_step(model, data, micro_batch=None):
 
 def same_gradients(rank, folder):
     data = batch(rank)
+    data["radar"] = {name: view.double() for name, view in data["radar"].items()}
     found = {}
     for kind in ("clip", "siglip"):
         siglip = kind == "siglip"
         for micro_batch in (None, 2):
-            found[kind, "ddp", micro_batch] = ddp_step(make(use_siglip=siglip), data, micro_batch)
-            for layout, shard in LAYOUTS.items():
-                model = make(use_siglip=siglip)
-                shard(model)
+            model = make(use_siglip=siglip).double()
+            found[kind, "ddp", micro_batch] = ddp_step(model, data, micro_batch)
+            for layout in ("documented",) if siglip else LAYOUTS:
+                model = make(use_siglip=siglip).double()
+                LAYOUTS[layout](model)
                 model.micro_batch = micro_batch
                 loss = model.training_step(data)
                 loss.backward()
@@ -179,7 +178,7 @@ def other_calls(rank, folder):
 def half_precision(rank, folder):
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     found = {}
-    for layout, micro_batch in (("all", None), ("documented", None), ("documented", 2)):
+    for layout, micro_batch in (("all", None), ("documented", 2)):
         model = make()
         seen = set()
         model.x_encoder.projection.register_forward_hook(
@@ -313,7 +312,7 @@ def process_group(rank: int, world: int, folder: Path) -> Iterator[None]:
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=PATIENCE),
     )
     try:
         yield
@@ -321,11 +320,10 @@ def process_group(rank: int, world: int, folder: Path) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    scenarios, rank, world, folder = sys.argv[1:]
-    torch.set_num_threads(1)
-    with process_group(int(rank), int(world), Path(folder)):
-        for scenario in scenarios.split(","):
-            result = SCENARIOS[scenario](int(rank), Path(folder))
-            torch.save(result, Path(folder) / f"{scenario}.{rank}.pt")
+def main(folder: Path, rank: int, world: int, *scenarios: str) -> None:
+    """Run the scenarios, and save the result of each."""
+    with process_group(rank, world, folder):
+        for scenario in scenarios:
+            result = SCENARIOS[scenario](rank, folder)
+            torch.save(result, folder / f"{scenario}.{rank}.pt")
         dist.barrier()
