@@ -1,11 +1,11 @@
 """A batch larger than memory has the same loss and gradients, one micro-batch at a time."""
 
 import csv
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import fork
 from torch import nn
 
 from clipseq import CLIP, Sequences, SignalConfig, TextConfig
@@ -345,8 +345,6 @@ MEASURE = """
 import resource, sys, torch
 from clipseq import CLIP, SignalConfig
 
-items, micro_batch = int(sys.argv[1]), int(sys.argv[2]) or None
-torch.set_num_threads(1)
 torch.manual_seed(0)
 model = CLIP(
     SignalConfig(views={"doppler_time": 16}, patch_frames=4),
@@ -362,18 +360,20 @@ def step(items):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 step(2)  # what is loaded at the first call, and the gradients
-model.micro_batch = micro_batch
-print(step(items))
+model.micro_batch = MICRO_BATCH
+print(step(ITEMS), file=sys.stderr)
 """
 
 
-def _peak(items, micro_batch=0):
-    """Return the KiB that a step adds to a process of its own, beyond the model and the batch."""
-    command = [sys.executable, "-c", MEASURE, str(items), str(micro_batch)]
-    measured = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return int(measured.stdout)
+def _start(folder, items, micro_batch=None):
+    """Start a process that prints the KiB that a step adds beyond the model and the batch."""
+    sizes = f"ITEMS, MICRO_BATCH = {items}, {micro_batch}\n"
+    return fork(sizes + MEASURE, folder / f"{items}.txt")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
-def test_eight_times_the_batch_takes_hardly_more_memory():
-    assert _peak(256, 16) <= 1.3 * _peak(32)
+def test_eight_times_the_batch_takes_hardly_more_memory(tmp_path):
+    processes = [_start(tmp_path, 256, micro_batch=16), _start(tmp_path, 32)]
+    (status, many), (other_status, few) = (process.ended() for process in processes)
+    assert status == other_status == 0, many + few
+    assert 0 < int(many) <= 1.3 * int(few)

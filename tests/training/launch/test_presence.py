@@ -4,6 +4,7 @@ import signal
 import time
 
 import pytest
+from processes import PATIENCE
 
 from clipseq.errors import ConfigError
 from clipseq.training import RunFolder
@@ -30,7 +31,7 @@ def enter(fork, folder, rank):
 
 
 def wait_for(condition):
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
