@@ -16,7 +16,7 @@ LAYERS = (
     ("config", "engine"),
     ("sequences",),
     ("similarity",),
-    ("distributed",),
+    ("distributed", "bridges"),
     ("losses",),
     ("registry",),
     ("encoders", "sequence_loss"),
