@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from clipseq import CLIP, Similarity, register_similarity
-from clipseq.data import MapDataset, collate
+from clipseq.data import MapDataset, collate, simulate
 from clipseq.encoders import SignalTower, TextTower
 from clipseq.errors import CheckpointError, ClipseqError, ConfigError, DataError
 from clipseq.training import (
@@ -601,6 +601,13 @@ def test_a_recording_that_is_missing_leaves_no_folder(small_run, tmp_path):
     assert not small_run().training.out.exists()
 
 
+@pytest.fixture
+def short_clips(monkeypatch):
+    """Simulate clips of 5 s, which take half the time."""
+    monkeypatch.setattr("clipseq.training.datasets.simulate", partial(simulate, seconds=5.0))
+
+
+@pytest.mark.usefixtures("short_clips")
 def test_what_only_the_clips_tell_is_said_with_how_to_go_on(small_run):
     data = DataConfig(simulated=SimulatedData(clips=20))
     config = attrs.evolve(small_run(max_steps=1, model={"context_length": 3}), data=data)
@@ -627,6 +634,7 @@ def test_without_lightning_the_error_says_what_to_install(dataset, small_run, mo
         train(small_run(), dataset=dataset)
 
 
+@pytest.mark.usefixtures("short_clips")
 def test_ctrl_c_while_simulating_loses_nothing(small_run, monkeypatch):
     config = small_run(max_steps=2)
     config = attrs.evolve(config, data=DataConfig(simulated=SimulatedData(clips=20)))
