@@ -1,9 +1,10 @@
 """MaxSim over sliding windows."""
 
+from numbers import Real
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +31,8 @@ class LocalSimilarity(Similarity):
     A window is the mean of its real steps, L2-normalised. Windows start every `stride` steps until
     one reaches the last real step; a window that extends past that step consists of the real steps
     that it covers. A sequence shorter than the window is one window. (A stride longer than the
-    window skips steps.)
+    window skips steps.) A window below 1 is a share of each sequence: ``window=1/6`` takes 5 of 30
+    steps, and 1 of 5.
 
     ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
     (arXiv:2004.12832, which sums where we average). A window longer than both sequences gives
@@ -40,12 +42,14 @@ class LocalSimilarity(Similarity):
     places of the maxima would take more memory than the steps, backward searches for them again.
 
     Args:
-        window: number of steps in a window, or a pair of numbers, for x and for y.
+        window: number of steps in a window, or a pair of numbers, for x and for y. A number below 1
+            is a share of the sequence's real steps, rounded, and at least one step.
         stride: number of steps from the start of one window to the next, or a pair.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
-        ValueError: a window or stride is below 1.
+        ValueError: a window is neither a positive integer nor a share between 0 and 1; a stride is
+            below 1.
     """
 
     default_weight = 0.5
@@ -54,12 +58,12 @@ class LocalSimilarity(Similarity):
     def __init__(
         self,
         *,
-        window: int | tuple[int, int] = 16,
+        window: int | float | tuple[int | float, int | float] = 16,
         stride: int | tuple[int, int] = 1,
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        self.window = _check_pair("window", window)
+        self.window = _check_windows(window)
         self.stride = _check_pair("stride", stride)
 
     def prepare_x(self, x: Sequences) -> Sequences:
@@ -109,8 +113,8 @@ class LocalSimilarity(Similarity):
         chosen_u = torch.zeros_like(cosines).scatter(1, masked.argmax(1, keepdim=True), 1.0)
         pairs = chosen_v / u.lengths[:, None, None] + chosen_u / v.lengths[:, None, None]
         pairs = (pairs * cosines.clamp(min=0.0) / 2).masked_fill(~real, 0.0)
-        x_share = _membership(x_mask, u.mask, self.window[0], self.stride[0], cosines.dtype)
-        y_share = _membership(y_mask, v.mask, self.window[1], self.stride[1], cosines.dtype)
+        x_share = _shares(x_mask, u.mask, self.window[0], self.stride[0], cosines.dtype)
+        y_share = _shares(y_mask, v.mask, self.window[1], self.stride[1], cosines.dtype)
         return x_share.mT @ pairs @ y_share
 
 
@@ -122,8 +126,56 @@ def _check_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     raise ValueError(f"{name} must be a positive integer or a pair of them, got {value!r}")
 
 
-def _windows(x: Sequences, window: int, stride: int) -> Sequences:
+def _check_windows(window: object) -> tuple[int | float, int | float]:
+    pair = window if isinstance(window, tuple | list) else (window, window)
+    match [positive_integer(size) or _share(size) for size in pair]:
+        case [int() | float() as x, int() | float() as y]:
+            return x, y
+    raise ValueError(
+        f"window must be a positive integer or a share between 0 and 1, or a pair of them, "
+        f"got {window!r}"
+    )
+
+
+def _share(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value) if 0 < float(value) < 1 else None
+
+
+def _share_of(lengths: Int[Tensor, "B"], share: float) -> Int[Tensor, "B"]:
+    """Return the number of steps in a window of each sequence."""
+    return (lengths * share + 0.5).floor().long().clamp(min=1)
+
+
+def _windows(x: Sequences, window: int | float, stride: int) -> Sequences:
     """Return the unit mean of the real steps in each window of x, which is packed to the front."""
+    if window < 1:
+        return _relative_windows(x, window, stride)
+    return _fixed_windows(x, int(window), stride)
+
+
+def _relative_windows(x: Sequences, share: float, stride: int) -> Sequences:
+    sizes, steps = _share_of(x.lengths, share), x.values.shape[1]
+    # The longest possible sequence has the most windows; rounding down gives a bound on them.
+    last = steps - max(1, int(steps * share)) + stride
+    starts = torch.arange(0, min(last, steps), stride, device=x.values.device)
+    # A window is needed if the one before it did not reach the last real step.
+    mask = (starts == 0) | (starts - stride + sizes[:, None] < x.lengths[:, None])
+    mask &= starts < x.lengths[:, None]
+    inside = _inside(starts, sizes[:, None, None], steps) & mask[..., None]
+    # Padding is zero and `unit` removes any factor; dividing first keeps large values finite.
+    shares = inside.to(x.values.dtype) / sizes[:, None, None]
+    return Sequences(unit(torch.bmm(shares, x.values)), mask)
+
+
+def _inside(starts: Int[Tensor, "W"], sizes: int | Tensor, steps: int) -> Bool[Tensor, "*n W T"]:
+    """Return True where a step lies in the window with that start, which has `sizes` steps."""
+    offsets = torch.arange(steps, device=starts.device) - starts[:, None]
+    return (offsets >= 0) & (offsets < sizes)
+
+
+def _fixed_windows(x: Sequences, window: int, stride: int) -> Sequences:
     steps = x.values.shape[1]
     window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
     if stride == 1:  # then no window reaches past the end
@@ -228,16 +280,15 @@ def _members(windows: int, steps: slice, window: int, stride: int, like: Tensor)
     return ((offsets >= 0) & (offsets < window)).to(like.dtype)
 
 
-def _membership(
+def _shares(
     steps: Bool[Tensor, "n T"],
     windows: Bool[Tensor, "n W"],
-    window: int,
+    window: int | float,
     stride: int,
     dtype: torch.dtype,
 ) -> Float[Tensor, "n W T"]:
     """Return the share of each real step in each window: 1/m if the window has m of them."""
-    window = min(window, steps.shape[1])
-    starts = torch.arange(windows.shape[1], device=steps.device)[:, None] * stride
-    offsets = torch.arange(steps.shape[1], device=steps.device) - starts
-    inside = (offsets >= 0) & (offsets < window) & steps[:, None, :] & windows[:, :, None]
+    starts = torch.arange(windows.shape[1], device=steps.device) * stride
+    sizes = int(window) if window >= 1 else _share_of(steps.sum(1), window)[:, None, None]
+    inside = _inside(starts, sizes, steps.shape[1]) & steps[:, None, :] & windows[:, :, None]
     return inside.to(dtype) / inside.sum(2, keepdim=True).clamp(min=1)

@@ -34,6 +34,7 @@ OPTIONS: list[Variant] = [
     ("global", {"embed_dim": 3}),
     ("local", {"window": 1}),
     ("local", {"window": 3, "stride": 2}),
+    ("local", {"window": 0.4}),
     ("attention", {"num_heads": 1}),
     ("attention", {"num_heads": 2}),
     ("temporal", {"gamma": 0.5, "band": 0.3}),

@@ -46,6 +46,39 @@ def test_is_maxsim_over_windows(window, other, stride, seed):
                 assert pairs[i].item() == pytest.approx(expected, abs=1e-12)
 
 
+@given(
+    share=st.floats(0.01, 0.99),
+    other=st.integers(1, 8),
+    stride=st.integers(1, 4),
+    seed=st.integers(0, 2**16),
+)
+def test_a_window_below_one_is_a_share_of_each_sequence(share, other, stride, seed):
+    share = round(share, 2)
+    x, x_mask = ragged(3, 9, 4, seed=seed)
+    y, y_mask = ragged(2, 6, 4, seed=seed + 1)
+    similarity = clipseq.get_similarity("local", window=(share, other), stride=stride)
+    x.requires_grad_(True)
+    scores = similarity(x, y, x_mask, y_mask)
+    expected = torch.zeros_like(scores)
+    for i, a in enumerate(real_steps(x, x_mask)):
+        size = max(1, int(len(a) * np.float32(share) + np.float32(0.5)))
+        for j, b in enumerate(real_steps(y, y_mask)):
+            u, v = windows(a, size, stride), windows(b, other, stride)
+            expected[i, j] = ((u @ v.mT).amax(1).mean() + (u @ v.mT).amax(0).mean()) / 2
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-10)
+    for found, wanted in zip(
+        torch.autograd.grad(scores.sum(), x), torch.autograd.grad(expected.sum(), x), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+def test_windows_of_a_share_share_their_weights_among_their_steps():
+    x, y = torch.eye(4)[None, [0, 0, 1, 1, 2, 2]], torch.eye(4)[None, :3]
+    relative = clipseq.get_similarity("local", window=1 / 3).explain(x, y)
+    fixed = clipseq.get_similarity("local", window=(2, 1)).explain(x, y)
+    torch.testing.assert_close(relative.weights, fixed.weights)
+
+
 @pytest.mark.parametrize("others", [4, 31, 32, 70, 110])  # maxima are found in two ways
 def test_a_window_of_one_step_is_symmetrised_mean_maxsim(others):
     x = torch.randn(3, 9, 8, dtype=torch.float64, requires_grad=True)
