@@ -1,6 +1,8 @@
 """The base class of similarities: their contract, and the code that fulfils most of it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
@@ -51,6 +53,7 @@ class Similarity(nn.Module, ABC):
 
     Attributes:
         default_weight: starting weight in ``combined``, unless its user chooses another.
+        combined_options: options as a part of ``combined``, unless its user names the parts.
         composite: True for a similarity made of others; ``combined`` leaves it out.
         operators: operators of `clipseq.engine` that compute the scores, if there are any;
             ``clipseq doctor`` lists them, and the devices on which their kernels run.
@@ -60,6 +63,7 @@ class Similarity(nn.Module, ABC):
     """
 
     default_weight: ClassVar[float] = 0.1
+    combined_options: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     composite: ClassVar[bool] = False
     operators: ClassVar[tuple[Operator, ...]] = ()
     tile_elements: int = 2**20
@@ -124,6 +128,22 @@ class Similarity(nn.Module, ABC):
         Weights are never negative. The arguments are the results of `prepare_align_x` and
         `prepare_align_y`.
         """
+
+    def degenerate(self, x_steps: int, y_steps: int) -> tuple[str, ...]:
+        """Return the reasons why options make this similarity a trivial one for such lengths.
+
+        `CLIP` warns of them once, so that nobody trains with a window longer than every sequence
+        without knowing. By default there are none.
+
+        Args:
+            x_steps: number of steps of the longest x, at least 2.
+            y_steps: number of steps of the longest y, at least 2.
+
+        Returns:
+            Reasons that follow the name of the similarity, such as ``"has a window of 16 steps, and
+            no x has more than 10; set window=..."``.
+        """
+        return ()
 
     def score_all(self, x: Tree, y: Tree, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """Score every pair of two prepared batches, tile by tile, and recompute tiles in backward.

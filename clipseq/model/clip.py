@@ -22,6 +22,7 @@ from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
 from clipseq.model.explain import explain
 from clipseq.model.explanation import Explanation
+from clipseq.model.lengths import warn_of_degenerate
 from clipseq.model.loading import LoadsPretrained
 from clipseq.model.metrics import norms, part_weights
 from clipseq.retrieval import Encoded
@@ -120,6 +121,7 @@ class CLIP(LoadsPretrained):
         self.micro_batch = None
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
+        self._lengths_checked = False
 
         self.x_encoder, self.y_encoder = make_towers(self.config)
         self.clip_loss_fn = make_pair_loss(self.config)
@@ -195,6 +197,10 @@ class CLIP(LoadsPretrained):
         Returns:
             loss_total.
 
+        Warns:
+            UserWarning: in the first call, an option makes the similarity a trivial one for these
+                lengths, such as a window longer than every sequence; see `Similarity.degenerate`.
+
         Raises:
             ValueError: a side is missing, or a key is misspelt; an empty batch; sides of different
                 sizes; NaN or infinity in a real frame (the error names view, item and batch); see
@@ -212,6 +218,10 @@ class CLIP(LoadsPretrained):
         loss = loss_clip = self.clip_loss_fn(x_pooled, y_pooled, groups)
         metrics = {"loss_clip": loss_clip, **self.clip_loss_fn.metrics(items)}
         if self.sequence_loss_fn is not None and x_seq is not None and y_seq is not None:
+            if not self._lengths_checked:
+                self._lengths_checked = True
+                name = self.config.sequence_similarity_type
+                warn_of_degenerate(self.sequence_loss_fn, name, self.towers, x_seq, y_seq)
             loss_seq = self.sequence_loss_fn(
                 x_seq.values, y_seq.values, x_seq.mask, y_seq.mask, groups
             )

@@ -120,7 +120,9 @@ def resolve_options(
     resolved = {**info.options, **options}
     parts = getattr(similarity, "parts", None)
     if info.composite and "parts" in info.options and isinstance(parts, Mapping):
-        given = options.get("parts") or {}
+        given = options.get("parts")
+        if given is None:  # the similarity has chosen them itself
+            given = {part: inner.combined_options for part, inner in parts.items()}
         resolved["parts"] = {
             part: resolve_options(
                 part, given.get(part) or {}, cast(Similarity, unwrap(inner)), origins

@@ -103,6 +103,12 @@ def validate_similarity(name: Any, cls: Any, distribution: str, version: str) ->
         raise PluginError(
             f"{name!r}: default_weight must be a positive, finite number, got {weight!r}"
         )
+    options = cls.combined_options
+    if not isinstance(options, Mapping) or not options.keys() <= common["options"].keys():
+        raise PluginError(
+            f"{name!r}: combined_options must map some of its options "
+            f"({', '.join(common['options'])}) to values, got {options!r}"
+        )
     return SimilarityInfo(
         distribution=distribution,
         version=version,

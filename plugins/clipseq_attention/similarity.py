@@ -1,6 +1,7 @@
 """Cross-attention between the steps of every pair."""
 
 import math
+from types import MappingProxyType
 from typing import SupportsFloat
 
 import torch
@@ -50,6 +51,7 @@ class AttentionSimilarity(Similarity):
     """
 
     default_weight = 0.3
+    combined_options = MappingProxyType({"num_heads": 2})
     operators = (attention_scores,)
 
     def __init__(

@@ -30,7 +30,7 @@ class CombinedSimilarity(Similarity):
 
     Args:
         parts: similarities to combine, name -> options. None: every registered similarity that is
-            not composite, including those of third parties, with default options.
+            not composite, including those of third parties, with its `combined_options`.
         weights: name -> starting weight, positive and finite; a part that is not named starts at
             its `default_weight`.
         embed_dim: see `clipseq.Similarity`.
@@ -62,7 +62,11 @@ class CombinedSimilarity(Similarity):
         asked = parts is not None
         if parts is None:
             infos = available_similarities()
-            parts = {name: {} for name, info in infos.items() if not info.composite}
+            parts = {
+                name: info.cls.combined_options
+                for name, info in infos.items()
+                if not info.composite
+            }
         elif not isinstance(parts, Mapping) or not all(
             isinstance(options, Mapping) for options in parts.values()
         ):
@@ -98,6 +102,14 @@ class CombinedSimilarity(Similarity):
             name.removeprefix(_PREFIX): float(value.detach().exp())
             for name, value in self.log_weights.items()
         }
+
+    def degenerate(self, x_steps: int, y_steps: int) -> tuple[str, ...]:
+        """Return the reasons of the parts, each with the part's name."""
+        return tuple(
+            f"has the part {name!r}, which {reason}"
+            for name, part in self.parts.items()
+            for reason in part.degenerate(x_steps, y_steps)
+        )
 
     def prepare_x(self, x: Sequences) -> dict[str, Any]:
         """Return the result of each part's `prepare_x`."""

@@ -1,6 +1,7 @@
 """MaxSim over sliding windows."""
 
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class LocalSimilarity(Similarity):
     """
 
     default_weight = 0.5
+    combined_options = MappingProxyType({"window": (1 / 6, 1)})
     operators = (maxima,)
 
     def __init__(
@@ -65,6 +67,16 @@ class LocalSimilarity(Similarity):
         super().__init__(embed_dim=embed_dim)
         self.window = _check_windows(window)
         self.stride = _check_pair("stride", stride)
+
+    def degenerate(self, x_steps: int, y_steps: int) -> tuple[str, ...]:
+        """Name each side on which one window covers every sequence."""
+        return tuple(
+            f"has a window of {window} steps for {side}, which covers every {side} (the longest "
+            f"has {steps}), so that its parts are not compared; set a window that is shorter, or "
+            "a share of each sequence such as 1/6"
+            for side, window, steps in zip("xy", self.window, (x_steps, y_steps), strict=True)
+            if window >= steps
+        )
 
     def prepare_x(self, x: Sequences) -> Sequences:
         """Return the unit windows of x."""

@@ -64,6 +64,12 @@ class TemporalSimilarity(Similarity):
         self.gamma = float(gamma)
         self.band = None if band is None else float(band)
 
+    def degenerate(self, x_steps: int, y_steps: int) -> tuple[str, ...]:
+        """Name a band that excludes no cell."""
+        if self.band != 1:
+            return ()
+        return ("has a band of 1, which excludes nothing; set a narrower band, or band=None",)
+
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
         return temporal_scores(
             x.values, y.values, x.lengths, y.lengths, self.gamma, self._useful_band

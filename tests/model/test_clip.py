@@ -154,6 +154,7 @@ def test_migration_from_plain_to_global_to_combined():
         state = {k: v for k, v in model.state_dict().items() if "similarity_fn" not in k}
 
 
+@pytest.mark.filterwarnings("ignore:x is radar")  # of the window of local
 @pytest.mark.parametrize("name", sorted(available_similarities()))
 def test_every_registered_similarity_trains_every_parameter(name):
     model = make(sequence_similarity_type=name)
@@ -557,3 +558,34 @@ def test_the_weight_may_change_while_training():
     torch.testing.assert_close(loss.detach(), expected)
     with pytest.raises(ValueError, match=r"\[0, 1\], got -1.0"):
         model.sequence_similarity_weight = -1.0
+
+
+def test_warns_once_of_a_window_longer_than_every_sequence():
+    model = make(
+        sequence_similarity_type="combined",
+        sequence_similarity_options={"parts": {"global": {}, "local": {"window": 16}}},
+    )
+    with pytest.warns(UserWarning, match="has a window of 16 steps") as found:
+        model.training_step(batch(frames=24))
+    model.training_step(batch(frames=24))  # does not warn again
+    assert [str(warning.message) for warning in found] == [
+        "x is radar, y is text: combined has the part 'local', which has a window of 16 steps for "
+        f"{side}, which covers every {side} (the longest has {steps}), so that its parts are not "
+        "compared; set a window that is shorter, or a share of each sequence such as 1/6"
+        for side, steps in (("x", 6), ("y", 9))
+    ]
+
+
+def test_warns_once_of_sequences_of_one_step():
+    model = make(
+        encoder_cfg=SignalConfig(views=VIEWS, patch_frames=16), sequence_similarity_type="temporal"
+    )
+    with pytest.warns(UserWarning, match="every radar of the first batch has a single") as found:
+        model.training_step(batch())
+    model.training_step(batch())  # does not warn again
+    assert len(found) == 1
+    assert "set a smaller patch_frames" in str(found[0].message)
+
+
+def test_does_not_warn_of_the_defaults_of_combined():
+    make(sequence_similarity_type="combined").training_step(batch())

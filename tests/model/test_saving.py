@@ -161,8 +161,8 @@ def test_a_plugin_that_is_disabled_is_not_said_to_be_missing(tmp_path, fresh_reg
 def test_a_part_whose_options_do_not_fit_is_named(tmp_path):
     make(sequence_similarity_type="combined").save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"window": 16', '"window": 0'))
-    with pytest.raises(CheckpointError, match="; raised by the part 'local' of clipseq "):
+    path.write_text(path.read_text().replace('"num_heads": 2', '"num_heads": 0'))
+    with pytest.raises(CheckpointError, match="; raised by the part 'attention' of clipseq "):
         CLIP.from_pretrained(tmp_path)
 
 

@@ -1,4 +1,5 @@
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -34,7 +35,10 @@ def test_is_the_weighted_mean_of_its_parts():
     x, x_mask = ragged(3, 7, 8, seed=1)
     y, y_mask = ragged(4, 6, 8, seed=2)
     weights = {"attention": 0.3, "global": 1.0, "local": 0.5, "temporal": 0.2}
-    scores = {n: clipseq.get_similarity(n)(x, y, x_mask, y_mask) for n in PARTS}
+    options = {"local": {"window": (1 / 6, 1)}, "attention": {"num_heads": 2}}
+    scores = {
+        n: clipseq.get_similarity(n, **options.get(n, {}))(x, y, x_mask, y_mask) for n in PARTS
+    }
     expected = sum(weights[n] * scores[n] for n in PARTS) / sum(weights.values())
     combined = clipseq.get_similarity("combined")
     torch.testing.assert_close(combined(x, y, x_mask, y_mask), expected, atol=1e-6, rtol=0)
@@ -49,6 +53,39 @@ def test_takes_parts_with_options_and_weights():
     local = clipseq.get_similarity("local", window=2)(x, y)
     pooled = clipseq.get_similarity("global")(x, y)
     torch.testing.assert_close(combined(x, y), (0.5 * local + 3 * pooled) / 3.5)
+
+
+class Suited(Constant):
+    """A similarity with another option as a part of combined."""
+
+    combined_options = MappingProxyType({"value": -0.25})
+
+
+def test_a_part_that_combined_chooses_has_its_options_for_it(fresh_registry):
+    clipseq.register_similarity("suited", Suited)
+    assert clipseq.get_similarity("combined").parts["suited"].value == -0.25
+    for options, value in (({}, 0.5), ({"value": 0.1}, 0.1)):
+        combined = clipseq.get_similarity("combined", parts={"suited": options})
+        assert combined.parts["suited"].value == value
+
+
+@pytest.mark.parametrize(
+    ("parts", "lengths", "found"),
+    [
+        (None, (36, 14), []),
+        (None, (2, 2), []),
+        ({"local": {"window": 16}}, (10, 12), ["x", "y"]),
+        ({"local": {"window": 16}}, (17, 16), ["y"]),
+        ({"temporal": {"band": 1.0}}, (10, 12), ["band of 1"]),
+        ({"temporal": {"band": 0.9}, "local": {"window": (1, 3)}}, (10, 4), []),
+    ],
+)
+def test_names_options_that_are_trivial_for_the_lengths(parts, lengths, found):
+    reasons = clipseq.get_similarity("combined", parts=parts).degenerate(*lengths)
+    assert len(reasons) == len(found)
+    for reason, word in zip(reasons, found, strict=True):
+        assert word in reason
+        assert reason.startswith(f"has the part {next(iter(parts))!r}, which has a ")
 
 
 def test_whatever_is_registered_joins(constant):

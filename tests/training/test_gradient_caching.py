@@ -113,7 +113,8 @@ def _masked_ids(data):
     ids=["mask", "ids", "ids and mask", "no lengths", "list of lengths", "tuple", "one view"],
 )
 def test_every_form_of_input(change, unchecked_signatures):
-    model = make(sequence_similarity_type="local").double()
+    local = {"sequence_similarity_options": {"window": 2}}
+    model = make(sequence_similarity_type="local", **local).double()
     data = change(batch())
     assert_same(step(model, data, 4), step(model, data))
 
