@@ -77,6 +77,35 @@ def test_each_pair_is_scored_as_it_is_alone(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_the_diagonal_and_of_finite_differences(name):
+    similarity = clipseq.get_similarity(name).double()
+    x, x_mask = batch(3, 4, 1)
+    y, y_mask = batch(3, 3, 2)
+    x, y = (side.nan_to_num(0.0).requires_grad_() for side in (x, y))
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    wanted = [x, y, *similarity.parameters()]
+
+    def total(score):
+        return (score(x, y, x_mask, y_mask) * weights).sum()
+
+    found = torch.autograd.grad(total(similarity.pairs), wanted)
+    whole = torch.autograd.grad(total(lambda *sides: similarity(*sides).diagonal()), wanted)
+    torch.testing.assert_close(found, whole, atol=1e-12, rtol=1e-9)
+    # A central difference along one direction of each input, independent of both backward passes.
+    step = 1e-5
+    with torch.no_grad():
+        for value, gradient in zip(wanted, found, strict=True):
+            along = torch.randn_like(value)
+            value += step * along
+            above = total(similarity.pairs)
+            value -= 2 * step * along
+            below = total(similarity.pairs)
+            value += step * along
+            slope = (above - below) / (2 * step)
+            torch.testing.assert_close((gradient * along).sum(), slope, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_single_and_half_precision_are_computed_in_float32(name):
     similarity = clipseq.get_similarity(name)
     for dtype in (torch.float32, torch.bfloat16):
