@@ -60,9 +60,9 @@ class Strip:
         shape: rows and columns of a field that is large enough for every lane.
     """
 
-    start: Int[Tensor, "x"]
-    rows: Int[Tensor, "x"]
-    first: Int[Tensor, "y"]
+    start: Int[Tensor, " x"]
+    rows: Int[Tensor, " x"]
+    first: Int[Tensor, " y"]
     shape: tuple[int, int]
 
     def for_lanes(self, x_of: Int[Tensor, "n"], y_of: Int[Tensor, "n"]) -> "Strip":
@@ -71,7 +71,7 @@ class Strip:
 
 
 def strips(
-    x_lengths: Int[Tensor, "x"], y_lengths: Int[Tensor, "y"], band: float | None
+    x_lengths: Int[Tensor, " x"], y_lengths: Int[Tensor, " y"], band: float | None
 ) -> list[Strip]:
     """Cut the cells of every pair into strips that leave out most cells outside a band.
 
@@ -379,7 +379,7 @@ def edges(
     y_lengths: Int[Tensor, "#n"],
     band: float,
     dtype: torch.dtype,
-) -> tuple[Float[Tensor, "rows #n"], Float[Tensor, "rows #n"]]:
+) -> tuple[Float[Tensor, " rows #n"], Float[Tensor, " rows #n"]]:
     """Return the first and last column of each lane's band in every row of a strip.
 
     Columns are counted from the strip's own first, and computed in float64. Columns outside the
@@ -421,8 +421,8 @@ def reach_of(low: Float[Tensor, "rows n"], high: Float[Tensor, "rows n"]) -> Rea
 
 def confine(
     rates: Float[Tensor, "rows columns n"],
-    low: Float[Tensor, "rows #n"],
-    high: Float[Tensor, "rows #n"],
+    low: Float[Tensor, " rows #n"],
+    high: Float[Tensor, " rows #n"],
     spare: Tensor | None = None,
 ) -> None:
     """Close the cells outside each lane's `edges` to all paths: their rates become about `NEVER`.

@@ -14,6 +14,7 @@ from clipseq_temporal.ratios import SCALE, InPlace, Kept, fits
 from clipseq_temporal.recursion import (
     GROWTH,
     NEVER,
+    Reach,
     Sweep,
     backward,
     blocks,
