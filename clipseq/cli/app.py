@@ -137,7 +137,10 @@ def train(
             summary = training.plan(
                 settings, data_progress=lambda done, clips: simulating(done, clips, {})
             )
-        print(json.dumps(summary.to_json(), indent=2) if as_json else summary.as_text())
+        if as_json:
+            print_json(summary.to_json())
+        else:
+            print(summary.as_text())
         return
     trained = False
     with ProgressBar("simulating") as simulating, ProgressBar("training") as progress:
@@ -224,7 +227,7 @@ def explain(
 
         save(found.plot(part=part), out)
     if as_json:
-        print(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
         return
     print(found.as_text())
     if out is not None:
