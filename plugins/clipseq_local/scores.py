@@ -33,16 +33,19 @@ def local_scores(
     y: Float[Tensor, "C L D"],
     x_lengths: Int[Tensor, "B"],
     y_lengths: Int[Tensor, "C"],
+    x_weight: int = 1,
 ) -> Float[Tensor, "B C"]:
-    """Return the symmetrised mean MaxSim of every pair of x and y, both packed to the front.
+    """Return the mean MaxSim of every pair of x and y, both packed to the front.
 
-    If several cells are tied for the maximum, one of them gets the gradient, the same in every run.
+    The mean over the steps of x has the weight `x_weight`, out of 2, and that over the steps of y
+    the rest: 1 symmetrises, 2 takes the best matches of x alone, and 0 those of y. If several cells
+    are tied for the maximum, one of them gets the gradient, the same in every run.
     """
     (batch, steps, _), (others, length, _) = x.shape, y.shape
     size = _index_type(max(steps, length)).itemsize * batch * others * (steps + length)
     needed = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     keep = bool(needed and size <= x.element_size() * (x.numel() + y.numel()))
-    return maxima(x, y, x_lengths, y_lengths, keep)[0]
+    return maxima(x, y, x_lengths, y_lengths, keep, x_weight)[0]
 
 
 def empty_places(
@@ -63,12 +66,12 @@ def empty_places(
 
 
 def _score(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool, x_weight: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     best_y, best_x = empty_places(x, y, x_lengths, y_lengths, keep)
     scores = x.new_empty(len(x), len(y))
     for tile in _tiles(x, x_lengths, _columns(y, y_lengths)):
-        scores[tile.where] = tile.scores()
+        scores[tile.where] = tile.scores(x_weight)
         if keep:
             tile.search(best_y, best_x)
     return scores, best_y, best_x
@@ -80,6 +83,7 @@ def _differentiate(
     y: Tensor,
     x_lengths: Tensor,
     y_lengths: Tensor,
+    x_weight: int,
     best_y: Tensor,
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -101,13 +105,13 @@ def _differentiate(
                     tile.search(*found)
             shares = grad[xs, ys] / 2
             grad_x[xs] += _spread(
-                x[xs], y[ys], x_lengths[xs], y_lengths[ys], shares, *found, grad_y[ys]
+                x[xs], y[ys], x_lengths[xs], y_lengths[ys], shares, x_weight, *found, grad_y[ys]
             )
     return grad_x, grad_y
 
 
 def _fake(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool, x_weight: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     scores = x.new_empty(x.shape[0], y.shape[0])
     return scores, *empty_places(x, y, x_lengths, y_lengths, keep)
@@ -134,6 +138,7 @@ def _spread(
     x_lengths: Int[Tensor, "b"],
     y_lengths: Int[Tensor, "c"],
     shares: Float[Tensor, "b c"],
+    x_weight: int,
     where_y: Integer[Tensor, "b T c"],
     where_x: Integer[Tensor, "b c L"],
     grad_y: Float[Tensor, "c L D"],
@@ -141,13 +146,13 @@ def _spread(
     """Return the gradient to x, and add the gradient to y to `grad_y`.
 
     Each maximum adds its step of y, weighted, to the gradient of its step of x, and vice versa.
-    `shares` is the gradient to each direction's mean.
+    `shares` is the gradient to each half of the score.
     """
     (rows, steps, size), (others, length, _) = x.shape, y.shape
     real_x = torch.arange(steps, device=x.device) < x_lengths[:, None]
     real_y = torch.arange(length, device=x.device) < y_lengths[:, None]
-    weight_y = (shares / x_lengths[:, None])[:, None, :] * real_x[:, :, None]
-    weight_x = (shares / y_lengths)[:, :, None] * real_y
+    weight_y = (x_weight * shares / x_lengths[:, None])[:, None, :] * real_x[:, :, None]
+    weight_x = ((2 - x_weight) * shares / y_lengths)[:, :, None] * real_y
     flat_x, flat_y = x.reshape(-1, size), y.reshape(-1, size)
     # Steps are numbered through the batch.
     steps_x = torch.arange(rows * steps, device=x.device).view(rows, steps, 1)
@@ -215,14 +220,15 @@ class _Tile:
             where = rows[:, None], columns.items
         return cls(where, lengths, columns.lengths, products, spare, over_y, over_x)
 
-    def scores(self) -> Float[Tensor, "b c"]:
-        """Return the mean of both directions, each a mean of maxima over real steps."""
+    def scores(self, x_weight: int) -> Float[Tensor, "b c"]:
+        """Return the weighted mean of both directions, each a mean of maxima over real steps."""
         steps, length = self.products.shape[1:3]
         step = torch.arange(steps, device=self.x_lengths.device)
         real_x = step[:, None] < self.x_lengths[:, None, None]
         real_y = torch.arange(length, device=step.device)[:, None] < self.y_lengths
         mean_y = (self.over_y * real_x).sum(1) / self.x_lengths[:, None]
-        return (mean_y + (self.over_x * real_y).sum(1) / self.y_lengths) / 2
+        mean_x = (self.over_x * real_y).sum(1) / self.y_lengths
+        return (x_weight * mean_y + (2 - x_weight) * mean_x) / 2
 
     def search(self, best_y: Integer[Tensor, "B S C"], best_x: Integer[Tensor, "B C M"]) -> None:
         """Write the places of the maxima."""

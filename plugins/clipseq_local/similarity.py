@@ -2,7 +2,7 @@
 
 from numbers import Real
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,17 +35,20 @@ class LocalSimilarity(Similarity):
     window skips steps.) A window below 1 is a share of each sequence: ``window=1/6`` takes 5 of 30
     steps, and 1 of 5.
 
-    ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783) and ColBERT
-    (arXiv:2004.12832, which sums where we average). A window longer than both sequences gives
-    ``global`` with mean pooling. Cost: O(B·C·W·V·D) for W and V windows, in one matrix product of
-    all windows with all others; some passes over its cells for the maxima, which take longer than
-    the product if sequences are short; and in backward a gather and a scatter of the maxima. If the
-    places of the maxima would take more memory than the steps, backward searches for them again.
+    ``window=1`` is the symmetrised mean MaxSim of FILIP (arXiv:2111.07783). With
+    ``direction="x"``, it is that of ColBERT with x as the query (arXiv:2004.12832, which sums where
+    we average). A window longer than both sequences gives ``global`` with mean pooling. Cost:
+    O(B·C·W·V·D) for W and V windows, in one matrix product of all windows with all others; some
+    passes over its cells for the maxima, which take longer than the product if sequences are short;
+    and in backward a gather and a scatter of the maxima. If the places of the maxima would take
+    more memory than the steps, backward searches for them again.
 
     Args:
         window: number of steps in a window, or a pair of numbers, for x and for y. A number below 1
             is a share of the sequence's real steps, rounded, and at least one step.
         stride: number of steps from the start of one window to the next, or a pair.
+        direction: "both", or one of the two means alone: "x" finds the best match of each window of
+            x (MaxSim with x as the query), "y" that of each window of y.
         embed_dim: see `clipseq.Similarity`.
 
     Raises:
@@ -62,9 +65,13 @@ class LocalSimilarity(Similarity):
         *,
         window: int | float | tuple[int | float, int | float] = 16,
         stride: int | tuple[int, int] = 1,
+        direction: Literal["both", "x", "y"] = "both",
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
+        if direction not in _X_WEIGHTS:
+            raise ValueError(f"direction must be one of {', '.join(_X_WEIGHTS)}, got {direction!r}")
+        self.direction = direction
         self.window = _check_windows(window)
         self.stride = _check_pair("stride", stride)
 
@@ -95,7 +102,7 @@ class LocalSimilarity(Similarity):
         return self.prepare_y(y), y.mask
 
     def score(self, x: Sequences, y: Sequences) -> Float[Tensor, "b c"]:
-        return local_scores(x.values, y.values, x.lengths, y.lengths)
+        return local_scores(x.values, y.values, x.lengths, y.lengths, _X_WEIGHTS[self.direction])
 
     def score_all(self, x: Sequences, y: Sequences, steps: tuple[int, int]) -> Float[Tensor, "B C"]:
         """Score everything at once, since the operator cuts its own tiles."""
@@ -106,7 +113,9 @@ class LocalSimilarity(Similarity):
         over_y = cosines.masked_fill(~y.mask[:, None, :], -torch.inf).max(2).values
         over_x = cosines.masked_fill(~x.mask[:, :, None], -torch.inf).max(1).values
         mean_y = over_y.masked_fill(~x.mask, 0.0).sum(1) / x.lengths
-        return (mean_y + over_x.masked_fill(~y.mask, 0.0).sum(1) / y.lengths) / 2
+        mean_x = over_x.masked_fill(~y.mask, 0.0).sum(1) / y.lengths
+        weight = _X_WEIGHTS[self.direction]
+        return (weight * mean_y + (2 - weight) * mean_x) / 2
 
     def align(
         self, x: tuple[Sequences, Tensor], y: tuple[Sequences, Tensor]
@@ -123,11 +132,17 @@ class LocalSimilarity(Similarity):
         masked = cosines.masked_fill(~real, -torch.inf)
         chosen_v = torch.zeros_like(cosines).scatter(2, masked.argmax(2, keepdim=True), 1.0)
         chosen_u = torch.zeros_like(cosines).scatter(1, masked.argmax(1, keepdim=True), 1.0)
-        pairs = chosen_v / u.lengths[:, None, None] + chosen_u / v.lengths[:, None, None]
+        weight = _X_WEIGHTS[self.direction]
+        pairs = weight * chosen_v / u.lengths[:, None, None]
+        pairs = pairs + (2 - weight) * chosen_u / v.lengths[:, None, None]
         pairs = (pairs * cosines.clamp(min=0.0) / 2).masked_fill(~real, 0.0)
         x_share = _shares(x_mask, u.mask, self.window[0], self.stride[0], cosines.dtype)
         y_share = _shares(y_mask, v.mask, self.window[1], self.stride[1], cosines.dtype)
         return x_share.mT @ pairs @ y_share
+
+
+_X_WEIGHTS = {"both": 1, "x": 2, "y": 0}
+"""The weight, out of 2, of the mean over x, for each direction."""
 
 
 def _check_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:

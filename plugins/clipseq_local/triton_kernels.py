@@ -12,11 +12,13 @@ Backward is a gather and a scatter, written as a matrix product, since atomic ad
 a fixed order. Pair (i, j) adds to the gradient of x_i
 
 .. math::
-    \frac{g_{ij}}{2tl} \big( l\,[\text{best}_y(a) = b] + t\,[\text{best}_x(b) = a] \big)_{ab} \, y_j
+    \frac{g_{ij}}{2tl} \big( w\,l\,[\text{best}_y(a) = b] + (2 - w)\,t\,[\text{best}_x(b) = a]
+        \big)_{ab} \, y_j
 
-and one program per block of x_i loops over all j, so that no two programs add to the same number.
-The matrix is built in registers, from the indices. It holds integers of at most t + l, which half
-precision represents exactly up to 2048 (for longer sequences, its two parts are multiplied
+(w, out of 2, is the weight of the mean over x) and one program per block of x_i loops over all j,
+so that no two programs add to the same number. The matrix is built in registers, from the indices.
+It holds integers of at most t + l, or even ones of at most twice the longer, which half precision
+represents exactly up to 2048 and 4096 (for longer sequences, its two parts are multiplied
 separately), so two products, with the high and the low halves of y, give the precision of float32.
 The gradient to y is computed in the same way with the sides swapped. Indices that were not kept are
 found again, for as many rows at a time as `WORKSPACE` holds.
@@ -41,13 +43,13 @@ WORKSPACE = 2**28
 
 
 def forward(
-    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool
+    x: Tensor, y: Tensor, x_lengths: Tensor, y_lengths: Tensor, keep: bool, x_weight: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the scores (B, C) and, if `keep`, the places of the maxima: (B, T, C), (B, C, L)."""
     best_y, best_x = empty_places(x, y, x_lengths, y_lengths, keep)
     places = (best_y, best_x) if keep else (None, None)
     with torch.cuda.device_of(x):
-        scores = _search(halves(x), halves(y), x_lengths, y_lengths, *places)
+        scores = _search(halves(x), halves(y), x_lengths, y_lengths, x_weight, *places)
     return scores, best_y, best_x
 
 
@@ -57,6 +59,7 @@ def backward(
     y: Tensor,
     x_lengths: Tensor,
     y_lengths: Tensor,
+    x_weight: int,
     best_y: Tensor,
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
@@ -79,11 +82,11 @@ def backward(
             else:
                 where_y = x.new_empty(len(t), steps, others, dtype=kind)
                 where_x = x.new_empty(len(t), others, length, dtype=kind)
-                _search(some, y_halves, t, y_lengths, where_y, where_x)
+                _search(some, y_halves, t, y_lengths, x_weight, where_y, where_x)
             to_y, to_x = where_y.mT, where_x  # (B, C, T) and (B, C, L)
-            _spread(grad_x[block], share, y_halves, t, y_lengths, to_y, to_x, False)
+            _spread(grad_x[block], share, y_halves, t, y_lengths, x_weight, to_y, to_x, False)
             swapped = to_x.transpose(0, 1), to_y.transpose(0, 1)
-            _spread(grad_y, share.mT, some, y_lengths, t, *swapped, first > 0)
+            _spread(grad_y, share.mT, some, y_lengths, t, 2 - x_weight, *swapped, first > 0)
     return grad_x, grad_y
 
 
@@ -92,6 +95,7 @@ def _search(
     y: tuple[Tensor, Tensor],
     x_lengths: Tensor,
     y_lengths: Tensor,
+    x_weight: int,
     best_y: Tensor | None,
     best_x: Tensor | None,
 ) -> Tensor:
@@ -131,6 +135,7 @@ def _search(
             length,
             features,
             TERMS=terms(),
+            X_WEIGHT=x_weight,
             KEEP=keep,
             WHOLE=blocks == 1,
             GROUP=_GROUP,
@@ -145,7 +150,8 @@ def _search(
             t = x_lengths[some, None]
             real = torch.arange(steps, device=t.device) < t
             over_y = top.masked_fill_(~real[:, None], 0.0).sum(2) / t
-            scores[some] = (over_y + over_x.sum(0) / y_lengths) / 2
+            over_y, over_x = x_weight * over_y, (2 - x_weight) * over_x.sum(0)
+            scores[some] = (over_y + over_x / y_lengths) / 2
             if best_y is not None:
                 best_y[some] = places.gather(0, block[None])[0].mT
     return scores
@@ -176,6 +182,7 @@ def _maxima(
     length,
     features,
     TERMS: tl.constexpr,
+    X_WEIGHT: tl.constexpr,
     KEEP: tl.constexpr,
     WHOLE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -247,7 +254,8 @@ def _maxima(
         tl.store(to, column_place.to(best_x.dtype.element_ty), mask=b_real)
     column_sum = tl.sum(tl.where(b_real, column_top, 0.0), 0)
     if WHOLE:
-        tl.store(scores + pair, (tl.sum(row_sums, 0) / t + column_sum / l) / 2)
+        mean_y, mean_x = tl.sum(row_sums, 0) / t, column_sum / l
+        tl.store(scores + pair, (X_WEIGHT * mean_y + (2 - X_WEIGHT) * mean_x) / 2)
     else:
         tl.store(over_x + block.to(tl.int64) * batch * others + pair, column_sum)
 
@@ -258,11 +266,15 @@ def _spread(
     other: tuple[Tensor, Tensor],
     own_lengths: Tensor,
     other_lengths: Tensor,
+    own_weight: int,
     own_places: Tensor,
     other_places: Tensor,
     add: bool,
 ) -> None:
-    """Write or add to `to` the gradient (n, S, D) of one side, given `grad` (n, m)."""
+    """Write or add to `to` the gradient (n, S, D) of one side, given `grad` (n, m).
+
+    The mean over this side has the weight `own_weight`, out of 2.
+    """
     count, steps, features = to.shape
     _, length, padded = other[0].shape
     apart = steps + length > 2**11
@@ -290,6 +302,7 @@ def _spread(
         *own_places.stride(),
         *other_places.stride(),
         TERMS=terms(),
+        OWN_WEIGHT=own_weight,
         ADD=add,
         APART=apart,
         BLOCK_A=block,
@@ -331,6 +344,7 @@ def _gradient(
     other_1,
     other_2,
     TERMS: tl.constexpr,
+    OWN_WEIGHT: tl.constexpr,
     ADD: tl.constexpr,
     APART: tl.constexpr,
     BLOCK_A: tl.constexpr,
@@ -373,13 +387,14 @@ def _gradient(
                         part = tl.dot(chosen_a, steps_low, part)
                         part_b = tl.dot(chosen_b, steps_low, part_b)
                 else:
-                    chosen = tl.where(from_a, l, 0) + tl.where(from_b, t, 0)
+                    chosen = tl.where(from_a, OWN_WEIGHT * l, 0)
+                    chosen += tl.where(from_b, (2 - OWN_WEIGHT) * t, 0)
                     part = tl.dot(chosen.to(tl.float16), steps_high, part)
                     if TERMS == 3:
                         steps_low = tl.load(other_low + at, mask=inside, other=0.0)
                         part = tl.dot(chosen.to(tl.float16), steps_low, part)
             if APART:
-                total += share / t * part + share / l * part_b
+                total += OWN_WEIGHT * share / t * part + (2 - OWN_WEIGHT) * share / l * part_b
             else:
                 total += share / (t * l) * part
     at = to + i * to_0 + a[:, None].to(tl.int64) * to_1 + d[None, :] * to_2

@@ -35,6 +35,7 @@ OPTIONS: list[Variant] = [
     ("local", {"window": 1}),
     ("local", {"window": 3, "stride": 2}),
     ("local", {"window": 0.4}),
+    ("local", {"window": 2, "direction": "x"}),
     ("attention", {"num_heads": 1}),
     ("attention", {"num_heads": 2}),
     ("temporal", {"gamma": 0.5, "band": 0.3}),

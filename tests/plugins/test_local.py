@@ -79,6 +79,54 @@ def test_windows_of_a_share_share_their_weights_among_their_steps():
     torch.testing.assert_close(relative.weights, fixed.weights)
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("direction", ["x", "y"])
+def test_one_direction_is_the_maxsim_of_colbert(direction, keep, monkeypatch):
+    """The query is x or y; ColBERT's sum over the query's steps is divided by their number."""
+    x, x_mask = ragged(3, 7, 4, seed=1)
+    y, y_mask = ragged(2 if keep else 40, 6, 4, seed=2)  # many pairs: their places are not kept
+    x, y = x.requires_grad_(), y.requires_grad_()
+    similarity = clipseq.get_similarity("local", window=1, direction=direction)
+    scores = similarity(x, y, x_mask, y_mask)
+    rows = []
+    for a in real_steps(x, x_mask):
+        row = []
+        for b in real_steps(y, y_mask):
+            query, document = (a, b) if direction == "x" else (b, a)
+            cosines = torch.cosine_similarity(query[:, None], document[None], dim=-1)
+            row.append(cosines.max(dim=1).values.sum() / len(query))
+        rows.append(torch.stack(row))
+    expected = torch.stack(rows)
+    torch.testing.assert_close(scores, expected)
+    weights = torch.randn_like(scores)
+    found = torch.autograd.grad((scores * weights).sum(), (x, y))
+    wanted = torch.autograd.grad((expected * weights).sum(), (x, y))
+    torch.testing.assert_close(found, wanted)
+    pairs = similarity.pairs(x[:2], y[:2], x_mask[:2], y_mask[:2])
+    torch.testing.assert_close(pairs, expected.diagonal()[:2])
+
+
+def test_both_directions_are_the_mean_of_each():
+    x, y = torch.randn(3, 7, 4).double(), torch.randn(5, 6, 4).double()
+    one, other, both = (
+        clipseq.get_similarity("local", window=(2, 1), direction=direction)
+        for direction in ("x", "y", "both")
+    )
+    torch.testing.assert_close(both(x, y), (one(x, y) + other(x, y)) / 2)
+    torch.testing.assert_close(
+        one(x, y), clipseq.get_similarity("local", window=(1, 2), direction="y")(y, x).T
+    )
+    weights = one.explain(x[:3], y[:3]).weights
+    torch.testing.assert_close(
+        both.explain(x[:3], y[:3]).weights, (weights + other.explain(x[:3], y[:3]).weights) / 2
+    )
+
+
+def test_a_wrong_direction_is_named(unchecked_signatures):
+    with pytest.raises(ValueError, match="direction must be one of both, x, y, got 'queries'"):
+        clipseq.get_similarity("local", direction="queries")
+
+
 @pytest.mark.parametrize("others", [4, 31, 32, 70, 110])  # maxima are found in two ways
 def test_a_window_of_one_step_is_symmetrised_mean_maxsim(others):
     x = torch.randn(3, 9, 8, dtype=torch.float64, requires_grad=True)

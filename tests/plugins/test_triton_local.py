@@ -9,7 +9,7 @@ from clipseq.testing import KernelCase, run_kernels
 from clipseq_local.scores import maxima
 
 
-def case(batch, others, steps, length, features, keep=True, **settings):
+def case(batch, others, steps, length, features, keep=True, x_weight=1, **settings):
     generator = torch.Generator().manual_seed(steps * length)
 
     def side(count, steps):
@@ -21,7 +21,7 @@ def case(batch, others, steps, length, features, keep=True, **settings):
 
     (x, x_lengths), (y, y_lengths) = side(batch, steps), side(others, length)
     weights = torch.randn(batch, others, generator=generator)
-    return KernelCase(maxima, (x, y, x_lengths, y_lengths, keep), weights, settings)
+    return KernelCase(maxima, (x, y, x_lengths, y_lengths, keep, x_weight), weights, settings)
 
 
 CASES = {
@@ -29,6 +29,9 @@ CASES = {
     "indices found again": case(3, 2, 9, 5, 8, keep=False),
     "more y than x": case(2, 4, 3, 17, 8),
     "features beyond a block": case(2, 2, 7, 6, 70),
+    "best matches of x alone": case(3, 2, 9, 5, 8, x_weight=2),
+    "best matches of y alone": case(2, 2, 9, 140, 8, x_weight=0),
+    "one direction with large counts": case(1, 2, 1500, 3, 4, x_weight=2),
     "single steps": case(2, 3, 1, 1, 4),
     "two features": case(2, 2, 4, 3, 2),
     "x of several tiles": case(2, 2, 300, 7, 40),
@@ -56,10 +59,12 @@ def ties():
 def by_definition(case):
     x, y = (side.double().requires_grad_() for side in case.inputs[:2])
     x_lengths, y_lengths = (lengths.tolist() for lengths in case.inputs[2:4])
+    x_weight = case.inputs[5]
     scores = [
         [
-            ((a[:t] @ b[:length].mT).amax(1).mean() + (a[:t] @ b[:length].mT).amax(0).mean()) / 2
+            (x_weight * cosines.amax(1).mean() + (2 - x_weight) * cosines.amax(0).mean()) / 2
             for b, length in zip(y, y_lengths, strict=True)
+            for cosines in [a[:t] @ b[:length].mT]
         ]
         for a, t in zip(x, x_lengths, strict=True)
     ]
