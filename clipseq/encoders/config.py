@@ -101,8 +101,10 @@ class TextConfig:
 
     Attributes:
         name: the text's name, such as "caption"; see `SignalConfig`.
-        pretrained: a local Hugging Face model directory to use as the tower; None: clipseq's own
-            transformer, trained from scratch.
+        pretrained: a Hugging Face model to use as the tower: a local directory, or "owner/name" of
+            a model on the hub, which is downloaded once; None: clipseq's own transformer, trained
+            from scratch.
+        revision: branch, tag or commit of `pretrained` on the hub; None: its main branch.
         freeze: keep the pretrained model's weights (and its dropout off), and train only the
             projection to the model's width. Needs `pretrained`.
         causal: True: a word attends only to earlier words, as in CLIP; False: to all. Ignored by a
@@ -120,6 +122,7 @@ class TextConfig:
     pretrained: str | None = field(
         default=None, converter=lambda path: None if path is None else str(path)
     )
+    revision: str | None = None
     freeze: bool = field(default=False, validator=_flag)
     causal: bool = field(default=True, validator=_flag)
     truncate: bool = field(default=False, validator=_flag)
@@ -128,6 +131,10 @@ class TextConfig:
     gradient_checkpointing: bool = field(default=False, validator=_flag)
 
     def __attrs_post_init__(self) -> None:
+        if self.revision is not None and self.pretrained is None:
+            raise ConfigError(
+                f"revision must be None without pretrained, got {self.revision!r}; leave it out"
+            )
         if self.freeze and self.pretrained is None:
             raise ConfigError(
                 "freeze must be False without pretrained, got True; name a model directory in "

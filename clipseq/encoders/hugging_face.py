@@ -1,8 +1,9 @@
-"""A text tower from a local Hugging Face model directory; nothing is ever downloaded."""
+"""A text tower from a Hugging Face model: a local directory, or a model of the hub."""
 
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from clipseq.encoders.config import TextConfig
+from clipseq.encoders.hub import find_folder
 from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.text import (
     Text,
@@ -24,6 +26,9 @@ from clipseq.encoders.text import (
 )
 from clipseq.encoders.tower import Tower
 from clipseq.sequences import Sequences
+
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""The files of a model on the hub that are downloaded; "*.bin" too if it has no safetensors."""
 
 
 class HuggingFaceTokenizer:
@@ -94,6 +99,7 @@ class HuggingFaceTextTower(Tower):
         ValueError: the directory does not exist, transformers cannot load it, it is not a model of
             text (two halves, of images, without an encoder), or its tokenizer has more ids than the
             model has embeddings.
+        CheckpointError: the hub has no such model, or cannot be reached.
 
     Attributes:
         truncated: number of captions that `read` has cut so far, with `TextConfig.truncate`.
@@ -214,32 +220,32 @@ class HuggingFaceTextTower(Tower):
         self.tokenizer.save(directory)
 
 
-def check_pretrained(config: TextConfig) -> None:
-    """Raise the errors of `HuggingFaceTextTower` that can be found without loading weights.
+def check_pretrained(config: TextConfig) -> Path:
+    """Return the directory of the model; a model of the hub is downloaded if it is not there yet.
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: `config.pretrained` is not the directory of a model.
+        ValueError: `config.pretrained` is neither the directory of a model nor a name on the hub.
+        CheckpointError: the hub has no such model, or cannot be reached.
     """
     if importlib.util.find_spec("transformers") is None:
         raise ImportError(
             "TextConfig(pretrained=...) needs transformers: pip install 'clipseq[hf]'"
         )
-    directory = Path(config.pretrained or "")
+    directory = _find_directory(config)
     if not (directory / "config.json").is_file():
         raise ValueError(
-            f"TextConfig.pretrained must be a local Hugging Face model directory with a "
-            f"config.json, got {config.pretrained!r}; for a model of the hub, pass the directory "
-            f"that huggingface_hub.snapshot_download returns"
+            f"TextConfig.pretrained must be a Hugging Face model directory with a config.json, or "
+            f"the name of a model on the hub such as 'owner/name', got {config.pretrained!r}"
         )
+    return directory
 
 
 def _load(config: TextConfig) -> tuple[Any, Any]:
-    check_pretrained(config)
+    directory = check_pretrained(config)
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS
     from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 
-    directory = Path(config.pretrained or "")
     try:
         described = AutoConfig.from_pretrained(directory, local_files_only=True)
         # T5 and its relatives: the half that reads text is a model of its own.
@@ -311,6 +317,15 @@ def _positions(model: nn.Module) -> int | None:
             usable = module.num_embeddings - first
             limit = usable if limit is None else min(limit, usable)
     return limit
+
+
+def _find_directory(config: TextConfig) -> Path:
+    """Return the local directory of the model, after downloading it if it is not there yet."""
+    find = partial(find_folder, config.pretrained or "", revision=config.revision)
+    directory, downloaded = find(files=_FILES, option="TextConfig.pretrained")
+    if downloaded and not any(directory.glob("*.safetensors")):
+        directory, _ = find(files=(*_FILES, "*.bin"), option="TextConfig.pretrained")
+    return directory
 
 
 @contextmanager

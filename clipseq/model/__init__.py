@@ -3,5 +3,6 @@
 from clipseq.model.clip import CLIP
 from clipseq.model.config import ModelConfig
 from clipseq.model.explanation import ExplainedPart, Explanation
+from clipseq.model.saved import CardFacts
 
-__all__ = ["CLIP", "ExplainedPart", "Explanation", "ModelConfig"]
+__all__ = ["CLIP", "CardFacts", "ExplainedPart", "Explanation", "ModelConfig"]

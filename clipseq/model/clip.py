@@ -25,6 +25,7 @@ from clipseq.model.explanation import Explanation
 from clipseq.model.lengths import warn_of_degenerate
 from clipseq.model.loading import LoadsPretrained
 from clipseq.model.metrics import norms, part_weights
+from clipseq.model.saved import CardFacts
 from clipseq.retrieval import Encoded
 from clipseq.retrieval.encoding import encode
 from clipseq.sequence_loss import SequenceLoss
@@ -81,6 +82,7 @@ class CLIP(LoadsPretrained):
             loss_total, scale and seq_scale; bias and seq_bias with SigLIP; weight/<part> with
             ``combined``; and feature norms (norm/...) if `_log_norm_stats` is set.
         sequence_loss_fn: the `SequenceLoss`, whose `similarity_fn` is the similarity; or None.
+        card: facts for the model card that `save_pretrained` writes, such as the licence.
         micro_batch: None, or the largest number of items that `training_step` encodes at a time,
             for batches larger than memory: gradient caching (arXiv:2101.06983). The loss is still
             that of the whole batch; it and the gradients are the same except for rounding and the
@@ -122,6 +124,8 @@ class CLIP(LoadsPretrained):
         self.metrics: dict[str, Tensor] = {}
         self._log_norm_stats = False
         self._lengths_checked = False
+        self.card = CardFacts()
+        self._card_metrics = None  # those of an earlier card, while the weights are the same
 
         self.x_encoder, self.y_encoder = make_towers(self.config)
         self.clip_loss_fn = make_pair_loss(self.config)
@@ -207,6 +211,8 @@ class CLIP(LoadsPretrained):
                 also `forward`.
             TypeError: the batch is not a mapping; see also `forward`.
         """
+        if self.training:
+            self._card_metrics = None
         x, y = read_batch(batch, batch_idx, *self.towers, micro_batch=self.micro_batch)
         x_pooled, x_seq = self._encode(self.x_encoder, x)
         y_pooled, y_seq = self._encode(self.y_encoder, y)

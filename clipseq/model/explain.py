@@ -1,7 +1,7 @@
 """Explain the similarity of one x and one y: `CLIP.explain`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import numpy as np
@@ -17,6 +17,7 @@ from clipseq.encoders.frames import first_not_finite
 from clipseq.encoders.words import token_spans, word_shares, word_spans
 from clipseq.figures import Action, SignalSteps, TextSteps
 from clipseq.model.explanation import ExplainedPart, Explanation
+from clipseq.model.wrappers import unwrap
 from clipseq.sequences import Sequences
 from clipseq.similarity import Similarity
 
@@ -62,7 +63,7 @@ def explain(model: "CLIP", x: Any, y: Any, frame_rate: FrameRate) -> Explanation
         y = x
     with eval_mode(model):
         one, two = (
-            _encoded(tower, given, frame_rate, model)
+            _encoded(cast(Tower, unwrap(tower)), given, frame_rate, model)
             for tower, given in zip(model.towers, (x, y), strict=True)
         )
         similarity = model.sequence_loss_fn.similarity_fn
@@ -119,11 +120,14 @@ def _encoded(tower: Tower, given: Any, frame_rate: FrameRate, model: "CLIP") -> 
     values = _steps(tower, tower.read([caption]))
     count = values.shape[1]
     tokens = [] if tower.tokenizer is None else token_spans(tower.tokenizer, caption)
+    if getattr(getattr(tower, "config", None), "truncate", False):
+        tokens = tokens[:count]  # the rest of a long caption has been cut off
     if len(tokens) != count:
         # The tower of a user has steps of its own; they are numbered.
         numbers = tuple(str(number) for number in range(1, count + 1))
         return _Side(values, TextSteps(tower.name, numbers), np.eye(count))
-    words = word_spans(caption) or [(0, len(caption))]
+    words = [span for span in word_spans(caption) if span[0] < tokens[-1][1]]
+    words = words or [(0, len(caption))]
     names = tuple(caption[start:stop] for start, stop in words)
     return _Side(values, TextSteps(tower.name, names), word_shares(tokens, words))
 

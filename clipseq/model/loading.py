@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from clipseq.encoders import HuggingFaceTextTower, TextConfig, Tokenizer
+from clipseq.encoders.hub import find_folder
 from clipseq.encoders.tokenizer import load_tokenizer
 from clipseq.errors import CheckpointError, ClipseqError
 from clipseq.model.blueprint import (
@@ -22,6 +23,7 @@ from clipseq.model.blueprint import (
     misfits,
     require_plausible,
 )
+from clipseq.model.card import read_facts
 from clipseq.model.config import SIDES, ModelConfig
 from clipseq.model.saved import (
     CONFIG,
@@ -45,6 +47,9 @@ from clipseq.registry import (
 
 Model = TypeVar("Model", bound="LoadsPretrained")
 
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "tokenizer/*", "README.md")
+"""Patterns of the files of a saved model, its folders included."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,17 +61,19 @@ class LoadsPretrained(SavesPretrained):
         cls: type[Model],
         directory: str | Path,
         *,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
         encoder_cfg: nn.Module | None = None,
         text_cfg: nn.Module | None = None,
         tokenizer: Tokenizer | None = None,
     ) -> Model:
-        """Load the model that `save_pretrained` wrote, in eval mode, on the CPU, in saved dtypes.
-
-        To load a model from the hub, call
-        ``CLIP.from_pretrained(huggingface_hub.snapshot_download("owner/name"))``.
+        """Load the model that `save_pretrained` wrote, in eval mode, in the dtypes it was saved in.
 
         Args:
-            directory: the folder that it was saved into.
+            directory: the folder that it was saved into, or "owner/name" of a model on the Hugging
+                Face hub, which is downloaded once; a local folder of that name wins.
+            revision: branch, tag or commit on the hub; None: its main branch.
+            device: device to load it to; None: the CPU.
             encoder_cfg: the tower of x, if that was a user's module; the saved weights are loaded
                 into it.
             text_cfg: the tower of y, likewise.
@@ -74,14 +81,17 @@ class LoadsPretrained(SavesPretrained):
                 ``directory / "tokenizer"``.
 
         Raises:
-            CheckpointError: a file is missing, corrupt or unreadable; a similarity or a loss is not
-                installed (the error names plugin, distribution and version); weights do not fit
-                (the error lists the keys), or are NaN; a tower or the tokenizer was the user's own,
-                and is not given.
+            ImportError: a model of the hub needs huggingface_hub, which is not installed.
+            CheckpointError: the hub has no such model, or it cannot be reached; a file is missing,
+                corrupt or unreadable; a similarity or a loss is not installed (the error names
+                plugin, distribution and version); weights do not fit (the error lists the keys), or
+                are NaN; a tower or the tokenizer was the user's own, and is not given.
             ValueError: a module or a tokenizer is given where clipseq builds its own.
             TypeError: `directory` is not a path.
         """
-        directory = as_path(directory)
+        directory, _ = find_folder(
+            str(as_path(directory)), revision=revision, files=_HUB_FILES, option="directory"
+        )
         saved = read_saved(directory)
         _check_plugins(saved, directory)
         given = {"encoder_cfg": encoder_cfg, "text_cfg": text_cfg, "tokenizer": tokenizer}
@@ -93,7 +103,9 @@ class LoadsPretrained(SavesPretrained):
         for side in SIDES:
             tower = options[side.argument]
             if isinstance(tower, TextConfig) and tower.pretrained is not None:
-                options[side.argument] = attrs.evolve(tower, pretrained=str(directory / side.tower))
+                options[side.argument] = attrs.evolve(
+                    tower, pretrained=str(directory / side.tower), revision=None
+                )
         if saved.tokenizer is not None:
             options["tokenizer"] = load_tokenizer(saved.tokenizer, directory)
         _check_sizes(cls, saved, getattr(options["tokenizer"], "vocab_size", None), directory)
@@ -101,7 +113,8 @@ class LoadsPretrained(SavesPretrained):
             # The initial weights are replaced below, so their draws must not change later ones.
             model = cls(**options)
         _load_weights(model, directory)
-        return model.eval()
+        model.card, model._card_metrics = read_facts(directory)
+        return model.eval().to(device)
 
 
 @contextmanager

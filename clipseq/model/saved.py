@@ -5,6 +5,7 @@ config.json          the options that the model was built with, and the similari
 model.safetensors    every weight (only the projection of a Hugging Face text tower)
 tokenizer.json       a trained tokenizer
 tokenizer/           the files that a tokenizer of the user's own writes
+README.md            the model card
 y_encoder/           a Hugging Face text tower: config, weights (safetensors) and tokenizer; in
                      x_encoder/ if it is the tower of x
 """
@@ -27,7 +28,8 @@ from clipseq.registry import LossInfo, SimilarityInfo
 from clipseq.sequence_loss import SequenceLoss
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer"
-FILES = (WEIGHTS, FILE_NAME, TOKENIZER, *(side.tower for side in SIDES), CONFIG)
+CARD = "README.md"
+FILES = (WEIGHTS, FILE_NAME, TOKENIZER, CARD, *(side.tower for side in SIDES), CONFIG)
 """The files and folders that a save may write, in the order in which they are moved into place."""
 
 
@@ -65,10 +67,29 @@ class SavedModel:
     losses: dict[str, Origin]
 
 
+@attrs.frozen(kw_only=True)
+class CardFacts:
+    """Facts for a model card that a model does not know about itself; all are optional.
+
+    Attributes:
+        title: title of the card.
+        license: identifier of the licence of the weights, such as "apache-2.0"; it is not guessed.
+        data: a sentence or more about the training data; `clipseq train` writes its own by default.
+        citation: BibTeX, or any text, for people who use the model.
+    """
+
+    title: str | None = None
+    license: str | None = None
+    data: str | None = None
+    citation: str | None = None
+
+
 class TwoTowers(GathersWeights):
     """The attributes of a model that saving and loading read."""
 
     config: ModelConfig
+    card: CardFacts
+    _card_metrics: str | None
     x_encoder: Tower
     y_encoder: Tower
     sequence_loss_fn: SequenceLoss | None
@@ -131,6 +152,6 @@ def _what_to_pass(directory: Path) -> str:
             f"finish it with: clipseq train --resume {directory}"
         )
     return (
-        "expected a directory written by save_pretrained (a model of the hub: "
-        "huggingface_hub.snapshot_download gives its directory)"
+        "expected a directory written by save_pretrained, or the name of a model on the hub, such "
+        "as 'owner/name'"
     )

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +27,14 @@ from clipseq.encoders import (
 )
 from clipseq.errors import CheckpointError
 from clipseq.model.blueprint import check_loadable
+from clipseq.model.card import write_card
 from clipseq.model.config import SIDES, ModelConfig
 from clipseq.model.saved import (
     CONFIG,
     FILES,
     TOKENIZER,
     WEIGHTS,
+    CardFacts,
     Origin,
     SavedModel,
     TwoTowers,
@@ -50,7 +53,7 @@ PREVIOUS = "previous"
 class SavesPretrained(TwoTowers):
     """A model that can be saved."""
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, *, card: CardFacts | None = None) -> None:
         """Write the model into `directory`, which is created if necessary.
 
         Everything is written to a folder inside `directory` first and then moved into place, so
@@ -67,6 +70,12 @@ class SavesPretrained(TwoTowers):
         weights are gathered from all of them; the first process writes, and all return when it is
         done.
 
+        Args:
+            directory: the folder to write into.
+            card: facts for the model card (README.md) that the model does not know itself, such as
+                its licence; None: those of `card`. A card from which somebody has removed the line
+                that names clipseq as its author is left alone.
+
         Raises:
             CheckpointError: `from_pretrained` could not load the model, or would load another one:
                 weights or modules are not those that the options describe (an adapter, a
@@ -79,15 +88,16 @@ class SavesPretrained(TwoTowers):
         folder = as_path(directory)
         state, sharded = gather_state(self)
         if sharded:
-            run_in_first_process(lambda: _save(self, plain_names(state), folder))
+            run_in_first_process(lambda: _save(self, plain_names(state), folder, card))
         else:
-            _save(self, plain_names(state), folder)
+            _save(self, plain_names(state), folder, card)
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, *, card: CardFacts | None = None, **options: Any) -> str:
         """Upload what `save_pretrained` writes, with a model card, to the Hugging Face hub.
 
         Args:
             repo_id: "owner/name"; created if necessary.
+            card: facts for the model card; None: those of `card`.
             options: those of huggingface_hub's ``ModelHubMixin.push_to_hub``: commit_message,
                 private, token, branch, create_pr, ...
 
@@ -106,7 +116,11 @@ class SavesPretrained(TwoTowers):
         # Defined here and not inherited, so that importing clipseq does not import the mixin.
         class Upload(ModelHubMixin, library_name="clipseq", tags=["clipseq"]):
             def _save_pretrained(self, save_directory: Path) -> None:
-                model.save_pretrained(save_directory)
+                state, sharded = gather_state(model)
+                write = partial(
+                    _save, model, plain_names(state), save_directory, card, name=repo_id
+                )
+                run_in_first_process(write) if sharded else write()
 
         return str(Upload().push_to_hub(repo_id, **options))
 
@@ -145,7 +159,14 @@ def as_path(directory: object) -> Path:
     return Path(os.fsdecode(directory))
 
 
-def _save(model: TwoTowers, state: dict[str, Any], directory: Path) -> None:
+def _save(
+    model: TwoTowers,
+    state: dict[str, Any],
+    directory: Path,
+    card: CardFacts | None,
+    *,
+    name: str = ".",
+) -> None:
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(
             f"directory must be a folder or not exist yet, got the file {directory}; "
@@ -161,6 +182,15 @@ def _save(model: TwoTowers, state: dict[str, Any], directory: Path) -> None:
     try:
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
         _write(model, state, tokenizer, staging)
+        write_card(
+            model,
+            saved,
+            model.card if card is None else card,
+            staging,
+            name=name,
+            previous=directory,
+            metrics=model._card_metrics,
+        )
         _move_into_place(staging, directory)
     except BaseException:
         # A second interrupt may have stopped the restoration; then the old files are only here.
@@ -219,7 +249,7 @@ def _describe(model: TwoTowers) -> tuple[SavedModel, Any]:
         if isinstance(tower, ModuleTower):
             modules[side.argument] = _path(unsharded_class(unwrap(tower.module)))
         elif isinstance(tower, HuggingFaceTextTower):
-            towers[side.argument] = attrs.evolve(tower.config, pretrained=side.tower)
+            towers[side.argument] = attrs.evolve(tower.config, pretrained=side.tower, revision=None)
         elif isinstance(tower, SignalTower | TextTower):
             towers[side.argument] = tower.config
         if isinstance(tower, TextTower) and not any(

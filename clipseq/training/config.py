@@ -10,7 +10,9 @@ import attrs
 
 from clipseq.augment import AugmentConfig
 from clipseq.config import structure, to_plain, unstructure
+from clipseq.encoders.hub import is_hub_id
 from clipseq.errors import ConfigError
+from clipseq.model.saved import CardFacts
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -165,7 +167,7 @@ class TrainingConfig:
 
 @attrs.frozen
 class RunConfig:
-    """A whole run: the tables [data], [model], [tokenizer] and [training] of a TOML file.
+    """A whole run: the tables [data], [model], [tokenizer], [training] and [card] of a TOML file.
 
     Attributes:
         data: the source of the clips.
@@ -173,12 +175,14 @@ class RunConfig:
         model: keyword arguments of `clipseq.CLIP`; the others have CLIP's defaults, except that
             the views are by default those of the data.
         tokenizer: the tokenizer of the captions.
+        card: facts for the model card, such as the licence of the weights.
     """
 
     data: DataConfig
     training: TrainingConfig
     model: dict[str, Any] = attrs.field(factory=dict)
     tokenizer: TokenizerConfig = TokenizerConfig()
+    card: CardFacts = attrs.field(factory=CardFacts)
 
 
 def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -272,8 +276,9 @@ def make_absolute(config: RunConfig) -> RunConfig:
         tower = model.get(side)
         # `pin_options` reports a value of the wrong type.
         pretrained = tower.get("pretrained") if isinstance(tower, Mapping) else None
-        if isinstance(tower, Mapping) and isinstance(pretrained, str | Path) and str(pretrained):
-            model[side] = {**tower, "pretrained": str(at(Path(pretrained)))}
+        given = str(pretrained) if isinstance(pretrained, str | Path) else ""
+        if isinstance(tower, Mapping) and given and not is_hub_id(given):
+            model[side] = {**tower, "pretrained": str(at(Path(given)))}
     simulated = config.data.simulated
     if simulated is not None:
         simulated = attrs.evolve(simulated, motion=at(simulated.motion))

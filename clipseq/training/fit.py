@@ -13,6 +13,7 @@ import torch
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import ClipseqError
+from clipseq.training.card import card_of_run
 from clipseq.training.config import RunConfig, make_absolute
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
@@ -193,6 +194,7 @@ def _fit(
                 )
             processes.doing = "while the model was saved"
             model.eval().cpu()
+            model.card = card_of_run(config, prepared.training, steps)
             if processes.first:
                 model.save_pretrained(folder.model)
             processes.wait()

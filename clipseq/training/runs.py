@@ -8,6 +8,8 @@ from clipseq.data import MapDataset
 from clipseq.errors import CheckpointError, ConfigError, DataError, suggest
 from clipseq.evaluation import Evaluation, evaluate
 from clipseq.model import CLIP, Explanation
+from clipseq.model.card import write_metrics
+from clipseq.model.saved import CONFIG
 from clipseq.training.config import read_config
 from clipseq.training.datasets import open_dataset, open_path
 from clipseq.training.folder import RunFolder
@@ -91,7 +93,8 @@ def evaluate_run(
         split: name of the split to evaluate on.
 
     Returns:
-        The evaluation, and the path that it was written to.
+        The evaluation, and the path that it was written to. Its metrics are also written into the
+        model card, unless its owner has removed the place for them.
 
     Raises:
         ConfigError: `run` is neither of these.
@@ -102,6 +105,10 @@ def evaluate_run(
     folder, dataset = RunFolder(run), open_data(run, data)
     evaluation = evaluate(model, dataset, split=split)
     evaluation.write(folder.evaluation)
+    for saved in (folder.model, run):
+        if (saved / CONFIG).exists():
+            _write_metrics(saved, evaluation, None if data is None else data.name)
+            break
     return evaluation, folder.evaluation
 
 
@@ -110,3 +117,20 @@ def _device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _write_metrics(saved: Path, evaluation: Evaluation, data: str | None) -> None:
+    """Put the metrics of the score that the model uses into its card."""
+    rows = [["metric", "value", "95 % interval", "chance"]]
+    for name, metric in evaluation.own.items():
+        estimate = metric.estimate
+        interval = f"{estimate.low:.3f} to {estimate.high:.3f}"
+        chance = "" if metric.chance is None else f"{metric.chance:.3f}"
+        rows.append([name, f"{estimate.value:.3f}", interval, chance])
+    source = "the training data set" if data is None else f"`{data}`"
+    write_metrics(
+        saved,
+        rows,
+        f"On the {evaluation.clips} clips of the split `{evaluation.split}` of {source}, scored by "
+        f"{evaluation.similarity}. The intervals are bootstrapped over the clips.",
+    )

@@ -175,7 +175,9 @@ def test_half_precision_files_are_trained_in_full(bert, tmp_path):
 
 
 def test_a_directory_that_is_none_or_lacks_weights(bert, tmp_path):
-    with pytest.raises(ValueError, match=r"local Hugging Face model directory.*'bert-base'"):
+    with pytest.raises(
+        ValueError, match=r"Hugging Face model directory.*'owner/name', got 'bert-base'"
+    ):
         make("bert-base")
     from safetensors.torch import load_file, save_file
 

@@ -102,6 +102,7 @@ def test_what_lies_in_the_folder(tmp_path):
         tokenizer=train_tokenizer(CAPTIONS, 300),
     ).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -244,7 +245,7 @@ def test_who_may_read_one_file_may_read_all(umask, tmp_path):
         os.umask(before)
     modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "model").iterdir()}
     assert modes == dict.fromkeys(
-        ["config.json", "model.safetensors", "tokenizer.json"], 0o666 & ~umask
+        ["README.md", "config.json", "model.safetensors", "tokenizer.json"], 0o666 & ~umask
     )
 
 
@@ -291,11 +292,12 @@ def test_an_interrupted_save_loses_nothing(step, tmp_path, monkeypatch):
             make(seed=1, tokenizer=tokenizer).save_pretrained(tmp_path)
     assert calls
     assert_same(old, CLIP.from_pretrained(tmp_path))
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     new = make(seed=2)
     new.save_pretrained(tmp_path)
     assert_same(new, CLIP.from_pretrained(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "notes.txt",
@@ -453,7 +455,9 @@ def test_push_to_hub_uploads_what_save_writes(tmp_path, monkeypatch):
     assert address == "https://huggingface.co/me/radar/commit/1"
     assert uploads == [("me/radar", "first", "t")]
     assert_same(model, CLIP.from_pretrained(tmp_path))
-    assert "library_name: clipseq" in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert "library_name: clipseq" in card
+    assert 'CLIP.from_pretrained("me/radar")' in card
 
 
 def test_push_to_hub_without_the_library_says_what_to_install(monkeypatch):
