@@ -180,18 +180,22 @@ def evaluate(
         typer.Argument(help="Data set; by default the one that the run was trained on."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    report: Annotated[
+        Path | None,
+        typer.Option("--html", help="Web page to write, with examples and figures (extra plot)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run on a whole split, print a table, and write RUN/evaluation.json."""
     from clipseq.evaluation import as_text, evaluation_table
     from clipseq.training.runs import evaluate_run
 
-    evaluation, path = evaluate_run(run, data, split=split)
+    evaluation, path = evaluate_run(run, data, split=split, report=report)
     if as_json:
         print_json(evaluation.to_json())
     else:
         print(as_text(evaluation_table(evaluation)), end="")
-        print(f"written to {path}")
+        print(f"written to {path}" + ("" if report is None else f" and {report}"))
 
 
 @app.command()

@@ -1,8 +1,6 @@
 """The results of a demo: figures, numbers and a report, from the evaluations of both models."""
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,8 +12,9 @@ from clipseq.demo.configs import COMBINED, PLAIN
 from clipseq.demo.folder import DemoFolder
 from clipseq.evaluation import Evaluation, as_text, metric_table
 from clipseq.evaluation.metrics import Estimate
-from clipseq.figures import Curve, draw_losses, draw_matrices, save
+from clipseq.figures import draw_losses, draw_matrices, save
 from clipseq.model import CLIP
+from clipseq.training.curves import read_curves
 
 
 @attrs.frozen(eq=False)
@@ -77,24 +76,6 @@ def draw_figures(folder: DemoFolder, dataset: MapDataset, results: Results, comb
 def own_scores(evaluation: Evaluation) -> np.ndarray:
     """Return the score matrix that the model uses: by sequences if it compares them, or pooled."""
     return next(iter(evaluation.scores.values())).numpy()
-
-
-def read_curves(metrics: Path) -> dict[str, Curve]:
-    """Return the losses in a run's metrics.csv, in the order loss_clip, loss_seq, loss_total."""
-    with metrics.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    curves = {}
-    for name in ("loss_clip", "loss_seq", "loss_total"):
-        if name not in rows[0]:
-            continue
-        validated = [row for row in rows if row.get(f"val_{name}")]
-        curves[name] = Curve(
-            steps=np.array([int(row["step"]) for row in rows]),
-            values=np.array([float(row[name]) for row in rows]),
-            validation_steps=np.array([int(row["step"]) for row in validated], dtype=int),
-            validation_values=np.array([float(row[f"val_{name}"]) for row in validated]),
-        )
-    return curves
 
 
 def metrics_to_json(results: Results, combined: CLIP) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clipseq.data import MapDataset
@@ -58,6 +58,19 @@ class Metric:
 
 
 @attrs.frozen(eq=False)
+class Confusion:
+    """Counts of the clips of each class that were taken for each class.
+
+    Attributes:
+        classes: names of the classes.
+        counts: (K, K) number of clips of class i (row) that were taken for class j (column).
+    """
+
+    classes: tuple[str, ...]
+    counts: Int[Tensor, "K K"]
+
+
+@attrs.frozen(eq=False)
 class Evaluation:
     """Results of a model on a split.
 
@@ -72,6 +85,8 @@ class Evaluation:
         absent: metric -> reason why it cannot be computed for this model and data set.
         scores: score -> (clips, clips) matrix: row i is the x side of clip i, column j the y side
             of clip j. Not in the JSON.
+        confusion: zero-shot classes by the score that the model uses; None without zero-shot
+            accuracy. Not in the JSON.
     """
 
     split: str
@@ -80,6 +95,7 @@ class Evaluation:
     metrics: Mapping[str, Mapping[str, Metric]]
     absent: Mapping[str, str]
     scores: Mapping[str, Float[Tensor, "N N"]]
+    confusion: Confusion | None = None
 
     @property
     def own(self) -> Mapping[str, Metric]:
@@ -167,6 +183,7 @@ class _Split:
     draws: int
     seed: int
     batch_size: int
+    confusions: list[Confusion] = attrs.field(factory=list)
 
     def resamples(self, clips: MapDataset) -> Tensor:
         """Return the bootstrap samples of `clips`."""
@@ -193,12 +210,14 @@ def _measured(given: _Split, split: str) -> Evaluation:
     similarity = "pooled cosine"
     if given.encoded.steps is not None:
         similarity = given.model.config.sequence_similarity_type
-    return Evaluation(split, len(given.clips), similarity, metrics, absent, given.scores)
+    # The score that the model uses comes first.
+    confusion = next(iter(given.confusions), None)
+    return Evaluation(split, len(given.clips), similarity, metrics, absent, given.scores, confusion)
 
 
 def _retrieval(given: _Split) -> dict[str, dict[str, Metric]]:
     samples = given.resamples(given.clips)
-    hits = same_caption(_caption_keys(given))
+    hits = hits_of(given.clips)
     chances = _chance_recall(hits.sum(dim=1).tolist(), len(given.clips))
     metrics: dict[str, dict[str, Metric]] = {}
     for score, matrix in given.scores.items():
@@ -214,11 +233,12 @@ def _retrieval(given: _Split) -> dict[str, dict[str, Metric]]:
     return metrics
 
 
-def _caption_keys(given: _Split) -> Sequence[Hashable]:
-    """Return one key per clip, equal for clips that are hits for each other."""
-    if TEXT in given.clips.modalities:
-        return [_folded(caption) for caption in given.clips.captions]
-    return range(len(given.clips))
+def hits_of(clips: MapDataset) -> Bool[Tensor, "N N"]:
+    """Return a matrix that is True at (i, j) if clips i and j are hits for each other."""
+    keys: Sequence[Hashable] = range(len(clips))
+    if TEXT in clips.modalities:
+        keys = [_folded(caption) for caption in clips.captions]
+    return same_caption(keys)
 
 
 def _folded(caption: str) -> str:
@@ -251,8 +271,24 @@ def _zero_shot(given: _Split) -> dict[str, Metric]:
     results = {}
     for score, matrix in _all_scores(given.model, encoded, captions).items():
         correct = zero_shot_correct(matrix, torch.tensor(labels))
+        given.confusions.append(_confused(matrix, labels, classes, class_captions))
         results[score] = Metric(mean_estimate(correct, samples), ZERO_SHOT, 1 / len(classes))
     return results
+
+
+def _confused(
+    scores: Float[Tensor, "N K"], labels: list[int], classes: list[str], names: Mapping[str, str]
+) -> Confusion:
+    """Count the classes that clips were taken for; a tie counts against the right class."""
+    right = torch.nn.functional.one_hot(torch.tensor(labels), len(classes)).bool()
+    others = scores.masked_fill(right, -torch.inf)
+    taken = torch.where(scores[right] > others.amax(1), torch.tensor(labels), others.argmax(1))
+    counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
+    counts.index_put_((torch.tensor(labels), taken), torch.tensor(1), accumulate=True)
+    found: dict[str, str] = {}
+    for name, caption in names.items():  # the first class of a caption gives its name
+        found.setdefault(_folded(caption), name)
+    return Confusion(tuple(found[key] for key in classes), counts)
 
 
 def _order(given: _Split) -> dict[str, Metric]:

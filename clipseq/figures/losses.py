@@ -26,12 +26,15 @@ class Curve:
     validation_values: Float[Array, "m"]
 
 
-def draw_losses(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
+def draw_losses(
+    runs: Mapping[str, Mapping[str, Curve]], *, chance: float | None = None
+) -> "Figure":
     """Draw losses over optimizer steps: one panel per quantity, one colour per run.
 
     Args:
         runs: run name -> quantity (loss_clip, loss_seq, loss_total) -> curve. A run may lack a
             quantity; plain CLIP has no loss_seq.
+        chance: the loss of a model that guesses, drawn as a dotted line.
 
     Returns:
         A figure in which a thin line shows the loss of each training step, a bold line its running
@@ -60,6 +63,8 @@ def draw_losses(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
                 markersize=4,
                 markerfacecolor="white",
             )
+        if chance is not None:
+            panel.axhline(chance, color=MUTED, linestyle=":", linewidth=1.5, label="chance")
         missing = [run for run, curves in runs.items() if quantity not in curves]
         if missing:
             panel.text(
@@ -73,7 +78,10 @@ def draw_losses(runs: Mapping[str, Mapping[str, Curve]]) -> "Figure":
     panels[0].set_ylabel("loss (natural-log units)")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle("Training loss (line: running mean) and validation loss (dashed, dots)")
+    title = "Training loss (line: running mean) and validation loss (dashed, dots)"
+    if len(quantities) == 1:
+        title = title.replace(" and ", "\nand ")
+    figure.suptitle(title)
     return figure
 
 

@@ -6,11 +6,12 @@ import torch
 
 from clipseq.data import MapDataset
 from clipseq.errors import CheckpointError, ConfigError, DataError, suggest
-from clipseq.evaluation import Evaluation, evaluate
+from clipseq.evaluation import Evaluation, evaluate, html_report
 from clipseq.model import CLIP, Explanation
 from clipseq.model.card import write_metrics
 from clipseq.model.saved import CONFIG
 from clipseq.training.config import read_config
+from clipseq.training.curves import chance_loss, read_curves
 from clipseq.training.datasets import open_dataset, open_path
 from clipseq.training.folder import RunFolder
 
@@ -82,7 +83,7 @@ def explain_run(
 
 
 def evaluate_run(
-    run: Path, data: Path | None = None, *, split: str = "test"
+    run: Path, data: Path | None = None, *, split: str = "test", report: Path | None = None
 ) -> tuple[Evaluation, Path]:
     """Evaluate a run and write evaluation.json into its folder.
 
@@ -91,6 +92,7 @@ def evaluate_run(
         data: a data set, or a radhar .npz file, which is spliced as in training. None: the data
             set that the run was trained on.
         split: name of the split to evaluate on.
+        report: file to write a page of HTML into, see `html_report`.
 
     Returns:
         The evaluation, and the path that it was written to. Its metrics are also written into the
@@ -105,6 +107,9 @@ def evaluate_run(
     folder, dataset = RunFolder(run), open_data(run, data)
     evaluation = evaluate(model, dataset, split=split)
     evaluation.write(folder.evaluation)
+    if report is not None:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(_html(evaluation, model, dataset, folder), encoding="utf-8")
     for saved in (folder.model, run):
         if (saved / CONFIG).exists():
             _write_metrics(saved, evaluation, None if data is None else data.name)
@@ -117,6 +122,17 @@ def _device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _html(evaluation: Evaluation, model: CLIP, dataset: MapDataset, folder: RunFolder) -> str:
+    curves = read_curves(folder.metrics) if folder.metrics.exists() else None
+    chance = None
+    if folder.config.exists():
+        config = read_config(folder.config)
+        training = dataset.splits.get("train", config.training.batch_size)
+        chance = chance_loss(config.model, min(config.training.batch_size, training))
+    title = f"Evaluation of {folder.root.resolve().name}"
+    return html_report(evaluation, model, dataset, title=title, curves=curves, chance=chance)
 
 
 def _write_metrics(saved: Path, evaluation: Evaluation, data: str | None) -> None:
