@@ -20,7 +20,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/clipseq demo $(DEMO)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 # For every commit: under 90 seconds on two cores. `make test` is for every push.
 # Types keep one core busy for longest from a cold cache, so the three run side by side.
@@ -28,7 +28,7 @@ check: $(STAMP)
 	$(MAKE) --jobs 3 lint types fast
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup --quiet -m "not slow"
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope --quiet -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

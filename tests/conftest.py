@@ -59,24 +59,8 @@ SLOW = (
 """Patterns of the slow folders and modules, which `make test` runs and `make check` skips."""
 
 
-ONE_WORKER = (
-    "plugins/test_memory.py",
-    "plugins/test_triton_attention.py",
-    "plugins/test_triton_compile.py",
-    "plugins/test_triton_local.py",
-    "plugins/test_triton_temporal.py",
-)
-"""Modules that measure once for all their tests, so that one worker has to run them."""
-
-
-# xdist reads the groups in the same hook, so that they must be there before.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of SLOW, and group those of each module of ONE_WORKER."""
-    together = {TESTS / name for name in ONE_WORKER}
-    for item in items:
-        if item.path in together:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Mark the tests of SLOW."""
     slow = {pattern: list(TESTS.glob(pattern)) for pattern in SLOW}
     gone = [pattern for pattern, paths in slow.items() if not paths]
     if gone:
