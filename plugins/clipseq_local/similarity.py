@@ -185,8 +185,10 @@ def _windows(x: Sequences, window: int | float, stride: int) -> Sequences:
 def _relative_windows(x: Sequences, share: float, stride: int) -> Sequences:
     sizes, steps = _share_of(x.lengths, share), x.values.shape[1]
     # The longest possible sequence has the most windows; rounding down gives a bound on them.
-    last = steps - max(1, int(steps * share)) + stride
-    starts = torch.arange(0, min(last, steps), stride, device=x.values.device)
+    last = steps  # a bound that depends on the share would fix the number of steps in a graph
+    if not torch.compiler.is_compiling():
+        last = min(steps - max(1, int(steps * share)) + stride, steps)
+    starts = torch.arange(0, last, stride, device=x.values.device)
     # A window is needed if the one before it did not reach the last real step.
     mask = (starts == 0) | (starts - stride + sizes[:, None] < x.lengths[:, None])
     mask &= starts < x.lengths[:, None]
