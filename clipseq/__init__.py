@@ -42,7 +42,7 @@ from clipseq.similarity import Similarity
 if TYPE_CHECKING:
     from clipseq.encoders import SignalConfig, TextConfig
     from clipseq.model import CLIP, ModelConfig
-    from clipseq.retrieval import Encoded
+    from clipseq.retrieval import Encoded, Index, rerank
 
 __version__ = "0.1.0"
 
@@ -56,6 +56,7 @@ __all__ = [
     "DataError",
     "Encoded",
     "FailedPlugin",
+    "Index",
     "LossInfo",
     "ModelConfig",
     "PairLoss",
@@ -80,6 +81,7 @@ __all__ = [
     "pad",
     "register_loss",
     "register_similarity",
+    "rerank",
     "unit",
 ]
 
@@ -87,6 +89,8 @@ __all__ = [
 _LAZY = {
     "CLIP": "clipseq.model",
     "Encoded": "clipseq.retrieval",
+    "Index": "clipseq.retrieval",
+    "rerank": "clipseq.retrieval",
     "ModelConfig": "clipseq.model",
     "SignalConfig": "clipseq.encoders",
     "TextConfig": "clipseq.encoders",

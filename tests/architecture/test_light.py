@@ -6,6 +6,7 @@ import sys
 HEAVY = {
     *("lightning", "tensorboard", "tokenizers", "typer", "rich"),  # clipseq[train]
     *("transformers", "huggingface_hub", "matplotlib"),  # clipseq[hf,plot]
+    *("lancedb", "pyarrow"),  # clipseq[search]
     *("hypothesis", "pytest", "triton", "scipy", "pandas"),
 }
 
