@@ -240,6 +240,97 @@ def explain(
 
 @app.command()
 @report_errors
+def encode(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a saved model.")],
+    data: Annotated[Path, typer.Argument(help="Data set to encode.")],
+    out: Annotated[Path, typer.Option(help="File to write, in the safetensors format.")],
+    side: Annotated[
+        str | None,
+        typer.Option(help="Side of the model to encode; by default the first, such as radar."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to encode; by default the whole data set.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Number of clips that are encoded together.", min=1)
+    ] = 64,
+) -> None:
+    """Encode one side of a data set, for clipseq.Encoded.load."""
+    from clipseq.cli.searching import encode_data
+
+    encoded = encode_data(run, data, out, side=side, split=split, batch_size=batch_size)
+    print(f"{out}: {encoded}")
+
+
+@app.command()
+@report_errors
+def index(
+    run: Annotated[Path, typer.Argument(help="Run folder, or the folder of a saved model.")],
+    data: Annotated[Path, typer.Argument(help="Data set to index.")],
+    out: Annotated[
+        str, typer.Option(help="New folder of the index, or its address in an object store.")
+    ],
+    side: Annotated[
+        str | None,
+        typer.Option(help="Side of the model to index; by default the first, such as radar."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split to index; by default the whole data set.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Number of clips that are encoded together.", min=1)
+    ] = 64,
+) -> None:
+    """Encode one side of a data set into an index for clipseq search.
+
+    The caption, split and label of a clip are kept with it.
+    """
+    from clipseq.cli.searching import index_data
+
+    made = index_data(run, data, out, side=side, split=split, batch_size=batch_size)
+    print(f"{out}: {len(made)} items")
+    print(f"search it with: {command_line('search', out, 'a caption')}")
+
+
+@app.command()
+@report_errors
+def search(
+    index: Annotated[str, typer.Argument(help="Index that clipseq index made.")],
+    query: Annotated[str, typer.Argument(help="Caption; with --data, the id of a clip.")],
+    k: Annotated[int, typer.Option("-k", help="Number of results.", min=1)] = 10,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set that holds the clip with the id QUERY.")
+    ] = None,
+    side: Annotated[
+        str | None,
+        typer.Option(
+            help="Side of the clip to search with; by default one that is not in the index."
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Condition that results must meet, in SQL, such as \"split = 'test'\"."),
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="Number of items whose sequences are compared.", min=1)
+    ] = 100,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run or saved model; by default the one that made the index."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index with a caption or with a clip, and print the best items."""
+    from clipseq.cli.searching import search_index
+
+    results = search_index(
+        index, query, data=data, side=side, run=run, k=k, candidates=candidates, where=where
+    )
+    _print_listing(results, as_json)
+
+
+@app.command()
+@report_errors
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the new data set.")],
     clips: Annotated[int, typer.Option(help="Number of clips.", min=1)] = 600,
