@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-PATIENCE = 300
+PATIENCE = 1200
 """Seconds after which a test gives up on a process; a busy machine is slow."""
 
 PRELOADED = [
