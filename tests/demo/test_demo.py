@@ -194,8 +194,9 @@ def test_ctrl_c_names_the_command_that_resumes_and_finishes(finished, tmp_path, 
 
     monkeypatch.setattr(demo, "train", interrupted)
     out = tmp_path / "cut"
+    shutil.copytree(whole / "data", out / "data")  # as if it had been interrupted before, too
     with pytest.raises(TrainingInterrupted, match=r"clipseq demo --small --resume --out .*cut"):
-        demo.run_demo(out, small=True)
+        demo.run_demo(out, small=True, resume=True)
     monkeypatch.setattr(demo, "train", train)
     demo.run_demo(out, small=True, resume=True)
     expected, got = (json.loads((o / "metrics.json").read_text()) for o in (whole, out))
