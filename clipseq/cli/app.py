@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import attrs
 import typer
 
+import clipseq
 from clipseq.cli.exit_status import one_line_warnings, report_errors
 from clipseq.cli.invocation import command_line
 from clipseq.cli.json_output import print_json
@@ -38,10 +39,22 @@ def run() -> None:
         app()
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(clipseq.__version__)
+        raise typer.Exit
+
+
 @app.callback(help=DESCRIPTION)
 def main(
     debug: Annotated[
         bool, typer.Option("--debug", help="Print the traceback of an error.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version of clipseq.", callback=_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Accept the options before the command; `exit_status` looks for ``--debug`` itself."""

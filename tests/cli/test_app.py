@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import attrs
@@ -322,7 +323,5 @@ def test_demo_shows_finished_results_and_names_the_command_that_continues(clipse
     assert err == ""
 
 
-def test_without_typer_it_names_the_extra_to_install(clipseq, monkeypatch):
-    monkeypatch.setattr(entry, "find_spec", lambda name: None if name == "typer" else object())
-    status, _, _ = clipseq("train")
-    assert str(status).startswith("the command line needs typer: pip install 'clipseq[train]'")
+def test_version_is_that_of_the_distribution(clipseq):
+    assert clipseq("--version") == (0, f"{version('clipseq')}\n", "")
