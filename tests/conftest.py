@@ -49,6 +49,7 @@ SLOW = (
     "plugins/test_contract.py",
     "plugins/test_fast_similarities_page.py",
     "plugins/test_memory.py",
+    "plugins/test_subnormals.py",
     "plugins/test_temporal.py",
     "plugins/test_triton_*.py",
     "testing",

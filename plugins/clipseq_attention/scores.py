@@ -28,7 +28,7 @@ import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad, threshold
+from torch.nn.functional import pad, threshold, threshold_
 
 from clipseq.engine import Operator, Room, group_by_length, scaled
 
@@ -40,9 +40,14 @@ bounds the memory, which is four times as many numbers."""
 _WIDTH = 8
 """T is padded to a multiple of this: rows of odd lengths make matrix products a third slower."""
 
-_LARGEST = {torch.float32: 60.0, torch.float64: 500.0}
+_LARGEST = {torch.float32: 40.0, torch.float64: 500.0}
 """Largest logits that are exponentiated without a shift: their sums, products and quotients stay in
-range."""
+range, and weights are not subnormal."""
+
+_DEEPEST = -60.0
+"""Base 2 logarithm below which a weight, relative to the largest, is zero. It is less than float32
+resolves, and products with weights near the end of the range would be subnormal, with which many
+processors compute a hundred times as slowly."""
 
 NOTHING = 1e-6
 """Norm below which what a step attends to has no direction: it is then mere rounding error."""
@@ -304,8 +309,10 @@ class _Tile:
             over_y = over_x
         else:
             over_y = _Cells(self._room.take("weights over y", *self._shape))
-            torch.sub(over_x.cells, over_x.cells.amax(2, keepdim=True), out=over_y.cells).exp2_()
+            torch.sub(over_x.cells, over_x.cells.amax(2, keepdim=True), out=over_y.cells)
+            threshold_(over_y.cells, _DEEPEST, -math.inf).exp2_()
             over_x.cells.sub_(over_x.cells.amax(3, keepdim=True))
+            threshold_(over_x.cells, _DEEPEST, -math.inf)
         over_x.cells.exp2_()
         torch.bmm(group.ones, over_y.pairs, out=self._rows_y)
         torch.bmm(one.ones, over_x.tall.mT, out=self._rows_x)

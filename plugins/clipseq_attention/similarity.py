@@ -34,7 +34,7 @@ class AttentionSimilarity(Similarity):
     is 0. ``ŷ_t`` exists for one tile of pairs at a time, never for all, and is computed again in
     backward. Cost: O(B·C·T·L·D): forward and backward together take about twelve matrix products of
     all steps with all others, with thin heads; 2·H exponentials per cell, or 4·H where tau has
-    become so small that logits exceed 60; and some passes over what each step attends to.
+    become so small that logits exceed 40; and some passes over what each step attends to.
 
     Args:
         num_heads: largest number of heads; H in the formula is the actual number. Each head has

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from clipseq.engine import Operator, Room, group_by_length
+from clipseq.engine import Operator, Room, group_by_length, scaled
 
 CELLS = 2**19
 """Largest number of cells (T·L·pairs) in a tile: they fit into the cache, and bound the memory."""
@@ -87,6 +87,7 @@ def _differentiate(
     best_y: Tensor,
     best_x: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    grad, largest = scaled(grad)
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
     # A block has as many x as possible with every y, or one x with some y.
     each = max(x.shape[1], y.shape[1])
@@ -107,7 +108,7 @@ def _differentiate(
             grad_x[xs] += _spread(
                 x[xs], y[ys], x_lengths[xs], y_lengths[ys], shares, x_weight, *found, grad_y[ys]
             )
-    return grad_x, grad_y
+    return grad_x.mul_(largest), grad_y.mul_(largest)
 
 
 def _fake(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clipseq.engine import scaled
 from clipseq_temporal.recursion import (
     GROWTH,
     Reach,
@@ -59,8 +60,14 @@ def expected_alignment(
         ones = torch.ones_like(weight)
         ((_, alignment),) = backward(ones, lanes, lambda _: kept, y_lengths)
         whole = alignment.new_zeros(x.shape[1], y.shape[1], len(x))
-        whole[: alignment.shape[0], : alignment.shape[1]] = alignment
+        # Closed cells get the exact zero again.
+        clean = torch.threshold(alignment, _NOTHING, 0.0)
+        whole[: alignment.shape[0], : alignment.shape[1]] = clean
         return whole.permute(2, 0, 1)
+
+
+_NOTHING = 2.0**-40
+"""Expected number of times that a cell is met below which it is zero; see `LEAST`."""
 
 
 class _Matched(torch.autograd.Function):
@@ -92,8 +99,10 @@ class _Matched(torch.autograd.Function):
         x, y, x_lengths, y_lengths = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):  # the caller of backward may have it
             cells = expected_alignment(x, y, x_lengths, y_lengths, ctx.gamma, ctx.band)
+            grad, largest = scaled(grad)
             cells = cells * (grad / (x_lengths + y_lengths))[:, None, None]
-            return torch.bmm(cells, y), torch.bmm(cells.mT, x), None, None, None, None
+            to_x, to_y = torch.bmm(cells, y), torch.bmm(cells.mT, x)
+            return to_x * largest, to_y * largest, None, None, None, None
 
 
 def _prepared(

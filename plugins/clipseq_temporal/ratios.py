@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clipseq_temporal.recursion import GROWTH, diagonals
+from clipseq_temporal.recursion import GROWTH, LEAST, diagonals
 
 SCALE = 2.0**40
 """Size of the largest gradient in `Kept.backward`: divided by a large q, it must not vanish."""
@@ -133,14 +133,16 @@ class Kept:
     ) -> Float[Tensor, "T L n"]:
         """Return the gradient of ``grad · forward(...)`` to the rates, using up weights and ratios.
 
-        It is precise where the largest entry of `grad` is about `SCALE`. It is not finite if a
-        ratio overflowed, even beyond a lane's last cell. Cost: eight operations of one pass each.
+        It is precise to `LEAST`, where the largest entry of `grad` is about `SCALE`. It is not
+        finite if a ratio overflowed, even beyond a lane's last cell. Cost: eight operations of one
+        pass each.
         """
         # A ratio is read once, at the cell that it leads to. After that, its memory collects the
         # gradient that is sent back to its own cell, first from the right; the gradient that goes
         # back diagonally waits in the memory of the weight that it came from.
         arrived, weights = self._down, self.weights
         steps, others, lanes = arrived.shape
+        least = grad * LEAST
         arrived[0] = 0.0
         arrived[:, -1] = 0.0
         flat = arrived.view(-1)
@@ -161,7 +163,7 @@ class Kept:
                 flat.index_add_(0, place, arriving)
             torch.add(at.across_above, at.down_left, out=part)
             torch.div(here, part.add_(at.weights), out=part)
-            at.sources.mul_(part)
+            torch.addcmul(least, at.sources, part, out=at.sources)
             at.down_above.addcmul_(part, at.across_above)
             # A diagonal step counts its cell twice.
             here.add_(at.weights)

@@ -44,6 +44,14 @@ GROWTH = math.log2(1 + math.sqrt(2))
 NEVER = -1e30
 """Log weight of a cell that no path reaches; finite, so that differences are never NaN."""
 
+LEAST = 2.0**-60
+"""Smallest share of a way into a cell, and share of a lane's gradient that every way receives.
+
+Away from the paths that matter, an alignment falls exponentially until it is subnormal, and with
+such numbers many processors compute a hundred times as slowly, in matrix products too. With these
+bounds, no number of a recursion is subnormal. What they add up to, over all cells of a lane, is
+less than float32 resolves.
+"""
 
 Reach = list[tuple[float, float]]
 """First and last column, counted from 0, of all lanes' bands together, in each row of a strip."""
@@ -199,7 +207,7 @@ class Sweep:
             torch.maximum(peak, across, out=peak)
             torch.sub(at.beside, peak, out=at.straight)
             across.sub_(peak)
-            ways.exp2_()
+            ways.clamp_(min=_DEEPEST).exp2_()
             # The total overwrites the peak, which is added first.
             cells.add_(peak)
             torch.add(at.above, at.left, out=peak).add_(across)
@@ -207,15 +215,18 @@ class Sweep:
                 ways.div_(peak)
             cells.add_(peak.log2_())
 
-    def spread(self) -> None:
-        """Pass the gradient of each cell on to those before it, by their shares, in place."""
+    def spread(self, least: Float[Tensor, "n"]) -> None:
+        """Pass the gradient of each cell, and `least`, on to those before it, in place."""
         for at in reversed(self._views):
-            at.ways.mul_(at.cells)
+            torch.addcmul(least, at.ways, at.cells, out=at.ways)
             at.from_above.add_(at.above)
             at.from_left.add_(at.left)
             at.before.add_(at.across)
             # A diagonal step counts its cell twice.
             at.cells.add_(at.across)
+
+
+_DEEPEST = math.log2(LEAST)
 
 
 class _Views(NamedTuple):
@@ -279,7 +290,8 @@ def backward(
     """Yield the gradient of ``grad · forward(...)`` to the rates, from the last strip to the first.
 
     For grad = 1 it is the expected alignment: how often a path meets each cell, with diagonal steps
-    and the first cell counted twice; each lane sums to t + l. It takes no transcendentals.
+    and the first cell counted twice; each lane sums to t + l. Instead of zero and of tiny numbers,
+    cells hold about `LEAST` times `grad`. It takes no transcendentals.
 
     Args:
         grad: gradient to the result for each lane.
@@ -298,7 +310,7 @@ def backward(
         else:
             index, inside = _border(strip, after)
             flat.scatter_add_(0, index.view(-1), border.masked_fill_(~inside, 0.0).view(-1))
-        it.spread()
+        it.spread(grad * LEAST)
         border, after = (cells[0].clone() if k > 0 else None), strip
         yield k, cells[1:, 1:]
 

@@ -81,7 +81,8 @@ def _differentiate(
     band: float | None,
 ) -> tuple[Tensor, Tensor]:
     # Every tile is computed again: only inputs and scores were kept.
-    grad, largest = scaled(grad / (x_lengths[:, None] + y_lengths))
+    grad, largest = scaled(grad)
+    grad = grad / (x_lengths[:, None] + y_lengths)
     room = _Room(x)
     in_ratios = _ratios_fit(gamma, band, x.dtype)
     # Each cell needs a weight and two ratios, or a rate and three shares.
@@ -304,7 +305,7 @@ class _Tile:
         less = scores / (gamma * math.log(2))
         sweeps = self._sweeps(keep=True)
         forward(self._lanes, lambda k: self._filled(sweeps[k], k, gamma, less), self._l)
-        for k, alignment in backward(grad, self._lanes, sweeps.__getitem__, self._l):
+        for k, alignment in backward(grad * SCALE, self._lanes, sweeps.__getitem__, self._l):
             self._add_products(k, alignment, to_x, to_y)
 
     def _differentiate_ratios(self, grad: Tensor, gamma: float, to_x: Tensor, to_y: Tensor) -> bool:
@@ -387,7 +388,7 @@ class _Tile:
         return out
 
     def _add_products(self, strip: int, alignment: Tensor, to_x: Tensor, to_y: Tensor) -> None:
-        """Add the gradients of x and y that come from the cosines of a strip."""
+        """Add the gradients of x and y that come from the cosines of a strip, over `SCALE`."""
         x, y = self._steps(strip)
         rows, columns = self._where(strip)
         x_part, y_part = to_x[rows], to_y[columns]
@@ -397,8 +398,9 @@ class _Tile:
         for some, others in blocks(self._strips[strip].shape, self._reaches[strip]):
             some_x, some_y = x[some], y[others].flatten(0, 1)
             cells = alignment[some, others].view(len(some_x), -1, x.shape[1])
-            x_part[some].baddbmm_(cells.mT, some_y.expand(len(some_x), -1, -1))
-            y_part[others].flatten(0, 1).addbmm_(cells, some_x)
+            some_y = some_y.expand(len(some_x), -1, -1)
+            x_part[some].baddbmm_(cells.mT, some_y, alpha=1 / SCALE)
+            y_part[others].flatten(0, 1).addbmm_(cells, some_x, alpha=1 / SCALE)
         if gathered:  # beyond the end of a lane, this adds zeros
             to_x.index_put_(rows, x_part, accumulate=True)
             to_y.index_put_(columns, y_part, accumulate=True)
