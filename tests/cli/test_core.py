@@ -1,4 +1,4 @@
-"""What a core install can do on the command line, without any package of the extras."""
+"""Commands of a core install, without any package of the extras."""
 
 import subprocess
 import sys
