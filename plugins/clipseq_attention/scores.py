@@ -28,7 +28,7 @@ import attrs
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import pad, threshold, threshold_
+from torch.nn.functional import pad, threshold
 
 from clipseq.engine import Operator, Room, group_by_length, scaled
 
@@ -310,9 +310,9 @@ class _Tile:
         else:
             over_y = _Cells(self._room.take("weights over y", *self._shape))
             torch.sub(over_x.cells, over_x.cells.amax(2, keepdim=True), out=over_y.cells)
-            threshold_(over_y.cells, _DEEPEST, -math.inf).exp2_()
+            threshold(over_y.cells, _DEEPEST, -math.inf, inplace=True).exp2_()
             over_x.cells.sub_(over_x.cells.amax(3, keepdim=True))
-            threshold_(over_x.cells, _DEEPEST, -math.inf)
+            threshold(over_x.cells, _DEEPEST, -math.inf, inplace=True)
         over_x.cells.exp2_()
         torch.bmm(group.ones, over_y.pairs, out=self._rows_y)
         torch.bmm(one.ones, over_x.tall.mT, out=self._rows_x)
