@@ -56,6 +56,7 @@ SLOW = (
     "training/launch",
     "training/test_fit.py",
     "training/test_gradient_caching.py",
+    "training/test_selection.py",
 )
 """Patterns of the slow folders and modules, which `make test` runs and `make check` skips."""
 

@@ -7,7 +7,7 @@ A command reads its arguments, calls the module that does the work, and prints t
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import attrs
 import typer
@@ -155,12 +155,12 @@ def train(
         else:
             print(summary.as_text())
         return
-    trained = False
+    last = steps_to_take = 0
     with ProgressBar("simulating") as simulating, ProgressBar("training") as progress:
 
         def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-            nonlocal trained
-            trained = True
+            nonlocal last, steps_to_take
+            last, steps_to_take = step, steps
             progress(step, steps, metrics)
 
         training.train(
@@ -175,11 +175,13 @@ def train(
     if getattr(rank_zero_only, "rank", 0) != 0:  # the first process alone reports
         return
     folder = training.RunFolder(settings.training.out)
-    if not trained:
+    if not last:
         print(
             "nothing to train: the run was finished already; to train on, raise "
             f"training.max_steps or training.epochs in {folder.config} and resume the run"
         )
+    elif last < steps_to_take:
+        print(f"stopped early after step {last} of {steps_to_take}: no better validation since")
     print(f"model: {folder.model}\nmetrics: {folder.metrics}")
     print(f"evaluate it with: {command_line('evaluate', folder.root)}")
 
@@ -193,17 +195,24 @@ def evaluate(
         typer.Argument(help="Data set; by default the one that the run was trained on."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to evaluate on.")] = "test",
+    checkpoint: Annotated[
+        Literal["best", "last"],
+        typer.Option(help="Model of the best validation, or model of the last step."),
+    ] = "best",
     report: Annotated[
         Path | None,
         typer.Option("--html", help="Web page to write, with examples and figures (extra plot)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run on a whole split, print a table, and write RUN/evaluation.json."""
+    """Evaluate a run on a whole split, print a table, and write RUN/evaluation.json.
+
+    The evaluation of the last step is written to RUN/evaluation-last.json.
+    """
     from clipseq.evaluation import as_text, evaluation_table
     from clipseq.training.runs import evaluate_run
 
-    evaluation, path = evaluate_run(run, data, split=split, report=report)
+    evaluation, path = evaluate_run(run, data, split=split, checkpoint=checkpoint, report=report)
     if as_json:
         print_json(evaluation.to_json())
     else:

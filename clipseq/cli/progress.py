@@ -7,6 +7,9 @@ from io import TextIOBase
 from types import TracebackType
 from typing import Any
 
+VALIDATION = ("val_R1", "val_order_accuracy")
+"""The validation metrics that are shown with the losses; those of the last validation stay."""
+
 HALF_A_MINUTE = 30.0
 """Longest time, in seconds, that steps take without a line in a file."""
 
@@ -30,6 +33,7 @@ class ProgressBar:
         self._began = time.monotonic()
         self._first = 0
         self._tenth = -1
+        self._validation: dict[str, float] = {}
         self._written = 0.0
 
     def __enter__(self) -> "ProgressBar":
@@ -45,11 +49,17 @@ class ProgressBar:
             self._bar.stop()
 
     def __call__(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        """Show that `step` of `steps` steps are done, with those metrics that are losses."""
+        """Show that `step` of `steps` steps are done, with the losses and the last validation."""
+        self._validation |= {name: metrics[name] for name in VALIDATION if name in metrics}
         if self.stream.isatty():
             self._draw(step, steps, metrics)
         else:
             self._write(step, steps, metrics)
+
+    def _shown(self, metrics: Mapping[str, float]) -> str:
+        losses = {name: value for name, value in metrics.items() if name.startswith("loss_")}
+        shown = losses | self._validation
+        return "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
 
     def _draw(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         if self._bar is None:
@@ -75,7 +85,7 @@ class ProgressBar:
             )
             self._bar.start()
             self._task = self._bar.add_task(self.label, total=steps, losses="")
-        self._bar.update(self._task, completed=step, losses=_losses(metrics))
+        self._bar.update(self._task, completed=step, losses=self._shown(metrics))
 
     def _write(self, step: int, steps: int, metrics: Mapping[str, float]) -> None:
         now = time.monotonic()
@@ -91,13 +101,7 @@ class ProgressBar:
             each = (now - self._began) / done
             left = f"  {each:.2f} s each, {each * (steps - step):.0f} s left"
         print(
-            f"{self.label}: {step}/{steps}  {_losses(metrics)}{left}".rstrip(),
+            f"{self.label}: {step}/{steps}  {self._shown(metrics)}{left}".rstrip(),
             file=self.stream,
             flush=True,
         )
-
-
-def _losses(metrics: Mapping[str, float]) -> str:
-    return "  ".join(
-        f"{name} {value:.3f}" for name, value in metrics.items() if name.startswith("loss_")
-    )

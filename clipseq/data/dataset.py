@@ -185,6 +185,14 @@ class MapDataset(Dataset[Clip]):
         subset._clips = tuple(clip for clip in self._clips if clip.split == split)
         return subset
 
+    def spread(self, count: int) -> "MapDataset":
+        """Return at most `count` clips, evenly spaced from the first on."""
+        if len(self) <= count:
+            return self
+        spread = copy.copy(self)
+        spread._clips = tuple(self._clips[k * len(self) // count] for k in range(count))
+        return spread
+
 
 def _copied(maps: Maps) -> Maps:
     # Copied even if it is float32 already: torch warns about read-only arrays.

@@ -162,8 +162,8 @@ def evaluate(
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
     with eval_mode(model):
-        encoded = _encode(model, x.name, clips, batch_size)
-        scores = _all_scores(model, encoded, _encode(model, y.name, clips, batch_size))
+        encoded = encode_exactly(model, x.name, clips, batch_size)
+        scores = _all_scores(model, encoded, encode_exactly(model, y.name, clips, batch_size))
         return _measured(
             _Split(model, x, y, dataset, clips, encoded, scores, draws, seed, batch_size), split
         )
@@ -265,8 +265,8 @@ def _zero_shot(given: _Split) -> dict[str, Metric]:
         if clip.label is None:
             raise _Absent(f"clip {clip.id!r} of split 'zeroshot' has no label")
         labels.append(classes.index(_folded(class_captions[clip.label])))
-    encoded = _encode(given.model, given.x.name, one_action, given.batch_size)
-    captions = _encode(given.model, given.y.name, list(distinct.values()), given.batch_size)
+    encoded = encode_exactly(given.model, given.x.name, one_action, given.batch_size)
+    captions = encode_exactly(given.model, given.y.name, list(distinct.values()), given.batch_size)
     samples = given.resamples(one_action)
     results = {}
     for score, matrix in _all_scores(given.model, encoded, captions).items():
@@ -297,8 +297,8 @@ def _order(given: _Split) -> dict[str, Metric]:
     if not len(owner):
         raise _Absent("no clip has permuted captions (the field `permuted`)")
     model, x, name, size = given.model, given.encoded, given.y.name, given.batch_size
-    text = _encode(model, name, [c for captions in permuted for c in captions], size)
-    own_text = _encode(model, name, given.clips.captions, size)
+    text = encode_exactly(model, name, [c for captions in permuted for c in captions], size)
+    own_text = encode_exactly(model, name, given.clips.captions, size)
     every = torch.arange(len(given.clips))
     samples = given.resamples(given.clips)
     results = {}
@@ -316,7 +316,7 @@ def _order(given: _Split) -> dict[str, Metric]:
     return results
 
 
-def _encode(
+def encode_exactly(
     model: "CLIP", name: str, items: MapDataset | Sequence[str], batch_size: int
 ) -> Encoded:
     """Encode items for scores that equal those of the model: on its device, unrounded."""

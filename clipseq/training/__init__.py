@@ -12,6 +12,7 @@ from clipseq.training.fit import plan, train
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import TrainingInterrupted
 from clipseq.training.launch.processes import ProcessLost
+from clipseq.training.runs import evaluate_run, load_model
 from clipseq.training.summary import Summary
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Summary",
     "TrainingConfig",
     "TrainingInterrupted",
+    "evaluate_run",
+    "load_model",
     "plan",
     "read_config",
     "train",

@@ -8,17 +8,19 @@ from clipseq.model import CardFacts
 from clipseq.training.config import RunConfig
 
 
-def card_of_run(config: RunConfig, training: MapDataset, steps: int) -> CardFacts:
+def card_of_run(config: RunConfig, training: MapDataset, steps: int, which: str) -> CardFacts:
     """Return the facts in [card], with the training data described unless [card] describes them.
 
     Args:
         config: the run.
         training: the clips that it trains on.
         steps: its optimizer steps.
+        which: the step that the weights are from, and why.
     """
-    if config.card.data is not None:
-        return config.card
-    return attrs.evolve(config.card, data=_describe(config, training, steps))
+    data = config.card.data
+    if data is None:
+        data = _describe(config, training, steps)
+    return attrs.evolve(config.card, data=f"{data} The weights are those of {which}.")
 
 
 def _describe(config: RunConfig, training: MapDataset, steps: int) -> str:

@@ -7,7 +7,7 @@ model          the weights, as `CLIP.load_state_dict` takes them
 optimizer      the state of AdamW
 scaler         the state of the loss scaler of "16-mixed"; empty for other precisions
 global_step    finished optimizer steps, on which learning rate and dropout depend
-best           the lowest validation loss so far
+best           the best validation so far: monitor, value, step, since; see `Selection`
 seconds        the time spent on these steps
 =============  =====================================================================
 """
@@ -16,11 +16,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import nn
 
 from clipseq.errors import CheckpointError
 from clipseq.training.folder import RunFolder
+from clipseq.training.selection import Selection
 
 Checkpoint = dict[str, Any]
 
@@ -33,6 +35,33 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(checkpoint, partial)
     os.replace(partial, path)
+
+
+@attrs.frozen(eq=False)
+class Best:
+    """The checkpoint of the best validation: its weights, and why they are the best."""
+
+    weights: dict[str, Any]
+    selection: Selection
+
+
+def read_best_checkpoint(folder: RunFolder) -> Best | None:
+    """Read the checkpoint of the best validation; return None if there is none.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if not folder.best.exists():
+        return None
+    try:
+        checkpoint = torch.load(folder.best, map_location="cpu", weights_only=True)
+        best = Best(checkpoint["model"], Selection(**checkpoint["best"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"the checkpoint {folder.best} cannot be read: {error}; delete it to keep the weights "
+            "of the last step"
+        ) from error
+    return best
 
 
 def read_last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:

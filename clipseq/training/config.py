@@ -14,6 +14,9 @@ from clipseq.encoders.hub import is_hub_id
 from clipseq.errors import ConfigError
 from clipseq.model.saved import CardFacts
 
+Monitor = Literal["R1", "order_accuracy", "loss_total"]
+"""Names of the metrics that can choose the model; `metrics.csv` has them with ``val_`` before."""
+
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -118,6 +121,12 @@ class TrainingConfig:
             example because a process has ended, is noticed at once.
         checkpoint_every: optimizer steps from one validation to the next. A checkpoint is written
             after each validation; both always follow the last step.
+        monitor: the validation metric by which the model in model/ is chosen: "R1" (R@1, the mean
+            of both directions) or "order_accuracy", of which the highest is the best, or
+            "loss_total", of which the lowest is. The later of two equals wins. Without a split
+            "val", the model is that of the last step.
+        patience: number of validations in a row without a new best after which the run stops early;
+            None: never. The learning rate has not fallen to zero then.
         threads: CPU threads; None: one for a model with fewer than 10 million parameters, which
             gains nothing from more, and torch's default otherwise.
         num_workers: processes that load batches; 0 loads them in the training process.
@@ -144,6 +153,8 @@ class TrainingConfig:
     nodes: int = attrs.field(default=1, validator=_at_least(1))
     timeout: int = attrs.field(default=600, validator=_at_least(1))
     checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
+    monitor: Monitor = "R1"
+    patience: int | None = attrs.field(default=None, validator=_at_least(1))
     threads: int | None = attrs.field(default=None, validator=_at_least(1))
     num_workers: int = attrs.field(default=0, validator=_at_least(0))
     seed: int = attrs.field(default=0, validator=_at_least(0))

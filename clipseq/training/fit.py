@@ -14,6 +14,7 @@ from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.errors import ClipseqError
 from clipseq.training.card import card_of_run
+from clipseq.training.checkpoint import read_best_checkpoint
 from clipseq.training.config import RunConfig, make_absolute
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
@@ -57,8 +58,10 @@ def train(
             only.
 
     Returns:
-        The trained model, in eval mode. The folder then holds config.toml, model/ (for
-        `CLIP.from_pretrained`), checkpoints/last.ckpt and best.ckpt, metrics.csv, tensorboard/.
+        The model of the best validation by `training.monitor`, in eval mode; without validation,
+        that of the last step. The folder then holds config.toml, model/ with that model (for
+        `CLIP.from_pretrained`) and model-last/ with that of the last step, checkpoints/last.ckpt
+        and best.ckpt, metrics.csv, tensorboard/.
 
     Raises:
         ClipseqError: lightning is not installed.
@@ -182,6 +185,7 @@ def _fit(
                         workers=options.num_workers,
                     ),
                     validation_batches(prepared.validation, options.batch_size, model, rank, size),
+                    prepared.validation,
                     steps=steps,
                     checkpoint=prepared.checkpoint,
                     options=options,
@@ -194,9 +198,20 @@ def _fit(
                 )
             processes.doing = "while the model was saved"
             model.eval().cpu()
-            model.card = card_of_run(config, prepared.training, steps)
-            if processes.first:
-                model.save_pretrained(folder.model)
+            processes.wait()  # the best checkpoint is on disk
+            best = read_best_checkpoint(folder) if prepared.validation is not None else None
+
+            def save(to: Path, which: str) -> None:
+                model.card = card_of_run(config, prepared.training, steps, which)
+                if processes.first:
+                    model.save_pretrained(to)
+
+            if best is None:
+                save(folder.model, "the last step")
+            else:
+                save(folder.model_last, "the last step")
+                model.load_state_dict(best.weights)
+                save(folder.model, best.selection.describe())
             processes.wait()
     finally:
         if journal is not None:

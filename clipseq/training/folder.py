@@ -18,8 +18,13 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model, for `CLIP.from_pretrained`; it exists once training is finished."""
+        """The best model, for `CLIP.from_pretrained`; it exists once training is finished."""
         return self.root / "model"
+
+    @property
+    def model_last(self) -> Path:
+        """The model of the last step; it exists if there was a validation to choose the best by."""
+        return self.root / "model-last"
 
     @property
     def tokenizer(self) -> Path:
@@ -33,7 +38,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the lowest validation loss."""
+        """The checkpoint of the best validation, by the metric `training.monitor`."""
         return self.root / "checkpoints" / "best.ckpt"
 
     @property
@@ -60,3 +65,8 @@ class RunFolder:
     def evaluation(self) -> Path:
         """The result of `clipseq evaluate`."""
         return self.root / "evaluation.json"
+
+    @property
+    def evaluation_last(self) -> Path:
+        """The result of `clipseq evaluate --checkpoint last`."""
+        return self.root / "evaluation-last.json"

@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
+from clipseq.data import MapDataset
 from clipseq.errors import set_origin
+from clipseq.evaluation.validation import validation_metrics
 from clipseq.model import CLIP
 from clipseq.training.checkpoint import Checkpoint, write_checkpoint
 from clipseq.training.config import TrainingConfig
@@ -28,9 +31,13 @@ from clipseq.training.nonfinite import (
     some,
 )
 from clipseq.training.optimizer import parameter_groups, warmup_cosine
+from clipseq.training.selection import Selection
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+VALIDATED_AT_ONCE = 64
+"""Number of clips that are encoded together for the validation metrics."""
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """A callback for each optimizer step: the step, the number of steps, and the step's metrics."""
@@ -40,6 +47,7 @@ def run_steps(
     model: CLIP,
     batches: Iterable[dict[str, Any]],
     validation: "DataLoader[Any] | None",
+    validated: MapDataset | None,
     *,
     steps: int,
     checkpoint: Checkpoint | None,
@@ -62,6 +70,7 @@ def run_steps(
         model: a CLIP, with the weights of `checkpoint` if there is one.
         batches: this process's rows of the batches, from the first one after `checkpoint` on.
         validation: this process's rows of the validation batches; None: do not validate.
+        validated: the validation clips, for retrieval metrics.
         steps: optimizer steps of the whole run.
         checkpoint: the state to continue from; None for a new run.
         options: the [training] table of the run's configuration.
@@ -81,9 +90,11 @@ def run_steps(
     groups = parameter_groups(model, options.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    done, best, seconds = 0, math.inf, 0.0
+    done, seconds = 0, 0.0
+    selection = Selection(options.monitor)
     if checkpoint is not None:
-        done, best, seconds = (checkpoint[key] for key in ("global_step", "best", "seconds"))
+        done, seconds = checkpoint["global_step"], checkpoint["seconds"]
+        selection = Selection.resume(options.monitor, checkpoint["best"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
         # The checkpoint holds its own weight decay, but that of the configuration is used.
@@ -93,6 +104,8 @@ def run_steps(
     began = time.monotonic() - seconds
     upcoming = iter(batches)
     for step in range(done + 1, steps + 1):
+        if selection.is_over(options.patience):
+            break
         processes.doing = f"in step {step} of {steps}"
         rate = options.learning_rate * warmup_cosine(
             step - 1, warmup=options.warmup_steps, total=steps
@@ -135,9 +148,15 @@ def run_steps(
         if due and validation is not None:
             with autocast():
                 losses = validate(model, validation, fabric)
-            row |= {f"val_{name}": value for name, value in losses.items()}
-            is_best = processes.as_first(losses["loss_total"] < best)
-            best = min(best, losses["loss_total"])
+            metrics = dict(losses)
+            # The others wait; the first alone writes the metrics, and decides.
+            if processes.first and all(map(math.isfinite, losses.values())):
+                assert validated is not None
+                at_once = options.micro_batch or VALIDATED_AT_ONCE
+                metrics |= validation_metrics(model, validated, batch_size=at_once)
+            row |= {f"val_{name}": value for name, value in metrics.items()}
+            is_best = processes.as_first(options.monitor in metrics and selection.improves(metrics))
+            selection = selection.after(step, metrics.get(options.monitor), improved=is_best)
 
         # Log.
         seconds = time.monotonic() - began
@@ -160,10 +179,10 @@ def run_steps(
                     "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(),
                     "global_step": step,
-                    "best": best,
+                    "best": attrs.asdict(selection),
                     "seconds": seconds,
                 }
-                # `last` records the best loss: if `best` came second, a kill between the two
+                # `last` records the best validation: if `best` came second, a kill between the two
                 # would leave a run that never writes its best weights.
                 if is_best:
                     write_checkpoint(state, folder.best)

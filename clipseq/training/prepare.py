@@ -26,6 +26,7 @@ from clipseq.training.models import (
     keep_tokenizer,
     pin_options,
 )
+from clipseq.training.selection import check_monitor
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -140,7 +141,8 @@ def _prepare_on(
         paired_modality=dataset.paired_modality,
         paired_views=dataset.paired_views,
     )
-    sides(model, dataset)  # raises if they do not fit
+    _, y = sides(model, dataset)  # raises if they do not fit
+    check_monitor(config.training.monitor, validation, text=y.is_text)
     # A resumed run is not checked: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
     checkpoint = read_last_checkpoint(folder, model) if resume else None

@@ -1,6 +1,7 @@
 """Finished runs: their model, their data, and their evaluation."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -15,18 +16,34 @@ from clipseq.training.curves import chance_loss, read_curves
 from clipseq.training.datasets import open_dataset, open_path
 from clipseq.training.folder import RunFolder
 
+Checkpoint = Literal["best", "last"]
+"""The model of the best validation, or that of the last step."""
 
-def load_model(run: Path) -> CLIP:
-    """Return the model of a run folder, or of a folder written by `CLIP.save_pretrained`.
+
+def load_model(run: Path, checkpoint: Checkpoint = "best") -> CLIP:
+    """Return a model of a run folder, or that of a folder written by `CLIP.save_pretrained`.
+
+    Args:
+        run: the folder.
+        checkpoint: "best" or "last". A run without validation has one model, which is both.
 
     Raises:
+        ValueError: another checkpoint, or "last" for a folder that is not of a run.
         ConfigError: the folder is neither of these.
         CheckpointError: the run is not finished, or its model is incomplete or corrupt.
     """
+    if checkpoint not in get_args(Checkpoint):
+        raise ValueError(f"checkpoint must be 'best' or 'last', got {checkpoint!r}")
     folder = RunFolder(run)
+    if checkpoint == "last" and (folder.model_last / "config.json").exists():
+        return CLIP.from_pretrained(folder.model_last)
     if (folder.model / "config.json").exists():
         return CLIP.from_pretrained(folder.model)
     if (run / "config.json").exists():
+        if checkpoint == "last":
+            raise ValueError(
+                f"checkpoint must be 'best' for a saved model, got 'last' for {run}; omit it"
+            )
         return CLIP.from_pretrained(run)
     if folder.config.exists():
         raise CheckpointError(
@@ -83,15 +100,21 @@ def explain_run(
 
 
 def evaluate_run(
-    run: Path, data: Path | None = None, *, split: str = "test", report: Path | None = None
+    run: Path,
+    data: Path | None = None,
+    *,
+    split: str = "test",
+    checkpoint: Checkpoint = "best",
+    report: Path | None = None,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a run and write evaluation.json into its folder.
+    """Evaluate a run, and write evaluation.json or evaluation-last.json into its folder.
 
     Args:
         run: a run folder, or a folder written by `CLIP.save_pretrained`.
         data: a data set, or a radhar .npz file, which is spliced as in training. None: the data
             set that the run was trained on.
         split: name of the split to evaluate on.
+        checkpoint: the model to evaluate, "best" or "last"; see `load_model`.
         report: file to write a page of HTML into, see `html_report`.
 
     Returns:
@@ -99,22 +122,25 @@ def evaluate_run(
         model card, unless its owner has removed the place for them.
 
     Raises:
+        ValueError: there is no such checkpoint.
         ConfigError: `run` is neither of these.
         CheckpointError: the run is not finished, or `data` is None for a model without a run.
         DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
-    model = load_model(run).to(_device())
+    model = load_model(run, checkpoint).to(_device())
     folder, dataset = RunFolder(run), open_data(run, data)
     evaluation = evaluate(model, dataset, split=split)
-    evaluation.write(folder.evaluation)
+    path = folder.evaluation_last if checkpoint == "last" else folder.evaluation
+    evaluation.write(path)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(_html(evaluation, model, dataset, folder), encoding="utf-8")
-    for saved in (folder.model, run):
+    last = [folder.model_last] if checkpoint == "last" else []
+    for saved in (*last, folder.model, run):
         if (saved / CONFIG).exists():
             _write_metrics(saved, evaluation, None if data is None else data.name)
             break
-    return evaluation, folder.evaluation
+    return evaluation, path
 
 
 def _device() -> str:

@@ -178,10 +178,13 @@ def test_a_run_is_the_same_run_in_any_number_of_processes(
         assert folder.best.exists()
         assert len(list(folder.tensorboard.glob("events*"))) == 1
         assert not folder.processes.exists()
-        for saved in (CLIP.from_pretrained(folder.model).state_dict(), last(folder.root)["model"]):
-            assert saved.keys() == model.state_dict().keys()
-            for name, value in model.state_dict().items():
-                torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-12)
+        saved = CLIP.from_pretrained(folder.model).state_dict()
+        pairs = [(saved, model.state_dict())]
+        pairs.append((last(folder.root)["model"], last(tmp_path / "run1")["model"]))
+        for weights, expected in pairs:
+            assert weights.keys() == expected.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-12)
 
 
 def last(folder):
