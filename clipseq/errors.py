@@ -1,8 +1,12 @@
 """The errors and warnings of clipseq, and suggestions for mistyped names."""
 
 import difflib
-from collections.abc import Iterable
-from typing import NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class ClipseqError(Exception):
@@ -75,3 +79,29 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 def end_clause(hint: str) -> str:
     """Return `hint` with a semicolon behind it, unless it ends with a question mark."""
     return hint if hint.endswith("?") else f"{hint};"
+
+
+def names_options(hints: Mapping[str, str] | None = None) -> Callable[[Init], Init]:
+    """Make the error of an ``__init__`` for an unknown option suggest the nearest.
+
+    Args:
+        hints: text that follows the error, by the name of an option that users may expect.
+    """
+
+    def decorate(init: Init) -> Init:
+        known = list(inspect.signature(init).parameters)[1:]
+
+        @functools.wraps(init)
+        def checked(self: Any, *args: Any, **options: Any) -> None:
+            for option in options:
+                if option not in known:
+                    hint = (hints or {}).get(option) or suggest(option, known)
+                    raise TypeError(
+                        f"{type(self).__name__} has no option {option!r}{end_clause(hint)} "
+                        f"options: {', '.join(known)}"
+                    )
+            init(self, *args, **options)
+
+        return cast(Init, checked)
+
+    return decorate

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, SupportsFloat, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
+from clipseq.engine import single_number
 from clipseq.engine.unit_vectors import unit
+from clipseq.errors import names_options
 from clipseq.similarity import Prepared, Similarity
 
 __all__ = ["ClipLoss", "PairLoss", "Positives", "SigLipLoss", "info_nce", "sigmoid_loss"]
@@ -137,16 +139,24 @@ class _UpperBound(torch.autograd.Function):
     return.
     """
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(value)
-        ctx.bound = bound
+    def forward(value: Tensor, bound: float) -> Tensor:
         return value.clamp(max=bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        value, ctx.bound = inputs
+        ctx.save_for_backward(value)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (value,) = ctx.saved_tensors
         return grad.masked_fill((value > ctx.bound) & (grad < 0), 0.0), None
+
+
+_TEMPERATURE = {"temperature": ": init_scale is 1 / temperature"}
 
 
 class PairLoss(nn.Module, ABC):
@@ -192,6 +202,7 @@ class PairLoss(nn.Module, ABC):
     starts_at_temperature: ClassVar[bool] = True
     takes_extra_negatives: ClassVar[bool] = False
 
+    @names_options(_TEMPERATURE)
     def __init__(
         self,
         *,
@@ -243,6 +254,8 @@ class PairLoss(nn.Module, ABC):
     def forward(self, x: Tensor, y: Tensor, groups: Tensor | None = None) -> Float[Tensor, ""]:
         """Return the loss of pooled features x (B, D) and y (C, D), where x[i] belongs to y[i]."""
         check_floats(x=x, y=y)
+        if not x.shape[-1:].numel():
+            raise ValueError(f"x must have at least one feature, got {tuple(x.shape)}")
         if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or len(y) < len(x):
             raise ValueError(
                 f"pooled features must be x (B, D) and y (C, D) with C >= B, "
@@ -328,7 +341,11 @@ class PairLoss(nn.Module, ABC):
             return
         if not isinstance(groups, Tensor):
             raise TypeError(f"groups must be a tensor of {items} integers, got {groups!r}")
-        if groups.shape not in ((items,), (y_items,)) or groups.is_floating_point():
+        if (
+            groups.shape not in ((items,), (y_items,))
+            or groups.is_floating_point()
+            or groups.is_complex()
+        ):
             or_more = f" or {y_items}" if y_items > items else ""
             raise ValueError(
                 f"groups must be {items}{or_more} integers, "
@@ -369,12 +386,18 @@ def check_floats(**inputs: object) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
         if not values.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {values.dtype}")
+        if values.is_nested or values.layout is not torch.strided:
+            kind = "nested" if values.is_nested else str(values.layout).removeprefix("torch.")
+            raise TypeError(f"{name} must be a dense tensor, got a {kind} tensor; convert it first")
 
 
 def _check_numbers(**options: object) -> None:
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+        number = single_number(value)
+        if number is None or math.isinf(number):
+            plain = isinstance(value, float) or type(value).__module__ == "numpy"
+            kind = ValueError if plain and getattr(value, "ndim", 0) == 0 else TypeError
+            raise kind(f"{name} must be a finite number, got {value!r}")
 
 
 class ClipLoss(PairLoss):
@@ -412,6 +435,7 @@ class SigLipLoss(PairLoss):
     starts_at_temperature = False
     takes_extra_negatives = True
 
+    @names_options(_TEMPERATURE)
     def __init__(
         self,
         *,

@@ -342,6 +342,17 @@ class Similarity(nn.Module, ABC):
         shape = {"x": "(B, T, D)", "y": "(C, L, D)"}[name]
         if not isinstance(values, Tensor):
             raise TypeError(f"{name} must be a tensor {shape}, got {type(values).__name__}")
+        if values.is_nested or values.layout is not torch.strided:
+            kind = "nested" if values.is_nested else str(values.layout).removeprefix("torch.")
+            raise TypeError(
+                f"{name} must be a dense tensor {shape}, got a {kind} tensor; convert it with "
+                + ("clipseq.pad" if values.is_nested else ".to_dense()")
+            )
+        if not values.is_meta and any(weight.is_meta for weight in self.parameters()):
+            raise ValueError(
+                f"{name} must be on the device of the similarity, meta, got {values.device}; "
+                "create the similarity on a device that holds values"
+            )
         if values.ndim != 3:
             # Two axes may be one sequence or a batch of pooled features: we cannot know.
             hint = (

@@ -8,13 +8,13 @@ import attrs
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from clipseq.distributed import traffic
 from clipseq.distributed.blocks import Blocks
 from clipseq.distributed.carriers import AllGather, Carrier, Ring
 from clipseq.distributed.world import World
+from clipseq.engine.gradients import first_derivative_only
 from clipseq.engine.tiling import Tree
 
 Gather = Literal["ring", "all"] | None
@@ -89,7 +89,7 @@ class _Scores(torch.autograd.Function):
         return torch.cat([parts[owner] for owner in range(job.world.size)], dim=1)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         job: _Job = ctx.job
         y_end = job.x_count + len(job.blocks.tensors)

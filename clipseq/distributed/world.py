@@ -8,6 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipseq.engine.gradients import first_derivative_only
 from clipseq.errors import ClipseqError
 
 
@@ -144,6 +145,7 @@ class _ColumnLogSumExp(torch.autograd.Function):
         return result
 
     @staticmethod
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         logits, result = ctx.saved_tensors
         grad = grad.contiguous().clone()

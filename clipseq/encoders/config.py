@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import attrs
 from attrs import field, frozen
 
-from clipseq.config import structure, unstructure
+from clipseq.config import structure, to_plain, unstructure
 from clipseq.errors import ConfigError, suggest
 
 Fusion = Literal["concat", "add", "attention"]
@@ -63,7 +63,7 @@ def _name(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> No
 
 def _own_dict(value: Any) -> Any:
     # Copy: a frozen config must not change when the caller changes the dictionary.
-    return dict(value) if isinstance(value, Mapping) else value
+    return to_plain(value) if isinstance(value, Mapping) else value
 
 
 def _default_views() -> dict[str, int]:
@@ -89,10 +89,10 @@ class SignalConfig:
 
     name: str = field(default="radar", validator=_name)
     views: dict[str, int] = field(factory=_default_views, converter=_own_dict, validator=_views)
-    patch_frames: int = field(default=16, validator=_whole_number)
+    patch_frames: int = field(default=16, converter=to_plain, validator=_whole_number)
     fusion: Fusion = field(default="concat", validator=_fusion)
-    dropout: float = field(default=0.0, validator=_fraction)
-    gradient_checkpointing: bool = field(default=False, validator=_flag)
+    dropout: float = field(default=0.0, converter=to_plain, validator=_fraction)
+    gradient_checkpointing: bool = field(default=False, converter=to_plain, validator=_flag)
 
 
 @frozen
@@ -123,12 +123,14 @@ class TextConfig:
         default=None, converter=lambda path: None if path is None else str(path)
     )
     revision: str | None = None
-    freeze: bool = field(default=False, validator=_flag)
-    causal: bool = field(default=True, validator=_flag)
-    truncate: bool = field(default=False, validator=_flag)
-    vocab_size: int | None = field(default=None, validator=attrs.validators.optional(_whole_number))
-    dropout: float = field(default=0.0, validator=_fraction)
-    gradient_checkpointing: bool = field(default=False, validator=_flag)
+    freeze: bool = field(default=False, converter=to_plain, validator=_flag)
+    causal: bool = field(default=True, converter=to_plain, validator=_flag)
+    truncate: bool = field(default=False, converter=to_plain, validator=_flag)
+    vocab_size: int | None = field(
+        default=None, converter=to_plain, validator=attrs.validators.optional(_whole_number)
+    )
+    dropout: float = field(default=0.0, converter=to_plain, validator=_fraction)
+    gradient_checkpointing: bool = field(default=False, converter=to_plain, validator=_flag)
 
     def __attrs_post_init__(self) -> None:
         if self.revision is not None and self.pretrained is None:

@@ -43,8 +43,13 @@ def frame_mask(
         return mask.to(values.device)
     if lengths is None:
         return torch.ones(batch, frames, dtype=torch.bool, device=values.device)
-    lengths = torch.as_tensor(lengths)
-    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+    try:
+        lengths = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(
+            f"{name}_lengths must be whole numbers, one for each item, got {lengths!r}"
+        ) from error
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"{name}_lengths must be whole numbers, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"{name}_lengths must be {(batch,)}, (B,), got {tuple(lengths.shape)}")

@@ -1,6 +1,7 @@
 """Gradient caching: a tower over a batch larger than memory, a few items at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ def encode_in_micro_batches(
     micro-batches are only encoded.
 
     Cost: a second forward of the tower. Memory: the graph of one micro-batch, and the outputs of
-    all. A layer that depends on other items (batch norm) sees only those of the micro-batch.
+    all. A layer that depends on other items (batch norm) sees only those of the micro-batch. Its
+    buffers change once for each micro-batch: the second forward starts from the buffers of the
+    first, and leaves none of its own.
 
     Args:
         tower: the tower; each item must be encoded by itself.
@@ -62,8 +65,12 @@ def encode_in_micro_batches(
         try:
             if torch.is_grad_enabled():
                 # Hooks on modules (FSDP2's or the user's) need a whole forward in backward too.
+                replay = _Replay(tower)
                 with set_checkpoint_early_stop(False):
-                    output = checkpoint(encode, anchor, some, use_reentrant=False)
+                    output = checkpoint(
+                        encode, anchor, some, use_reentrant=False, context_fn=replay.contexts
+                    )
+                replay.keep_changed()
             else:
                 output = encode(anchor, some)
         except Exception as error:
@@ -74,6 +81,42 @@ def encode_in_micro_batches(
         if output[1] is not None:
             tokens.append(output[1])
     return torch.cat(pooled), join(tokens) if tokens else None
+
+
+class _Replay:
+    """The buffers of a tower before one micro-batch, for encoding it again in backward.
+
+    Only those that the micro-batch changes are kept, such as the statistics of batch norm.
+    """
+
+    def __init__(self, tower: Tower) -> None:
+        self._earlier = [(b, b.detach().clone()) for b in tower.buffers()] if tower.training else []
+
+    def keep_changed(self) -> None:
+        """Forget the buffers that the micro-batch left unchanged."""
+        self._earlier = [
+            (buffer, value) for buffer, value in self._earlier if not torch.equal(buffer, value)
+        ]
+
+    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts of the first forward and of the one in backward."""
+        return nullcontext(), self._again()
+
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        later = [(buffer, buffer.detach().clone()) for buffer, _ in self._earlier]
+        _write(self._earlier)
+        try:
+            yield
+        finally:
+            _write(later)
+
+
+def _write(values: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in values:
+        # Graphs of other micro-batches may hold the buffer: to them it has not changed.
+        with torch.no_grad(), torch.autograd._unsafe_preserve_version_counter(buffer):
+            buffer.copy_(value)
 
 
 def _micro_batches(inputs: Inputs, batch: int, size: int) -> Iterator[tuple[int, Inputs]]:

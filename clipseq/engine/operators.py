@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipseq.engine.gradients import without_second_derivative
 from clipseq.engine.kernels import use_kernels
 
 
@@ -125,6 +126,7 @@ class Operator:
         with torch.autocast(grad.device.type, enabled=False):  # backward may run under autocast
             found = self._custom_op_backward(grad, *kept)
         found = (found,) if isinstance(found, Tensor) else found
+        found = without_second_derivative(found, (grad, *kept))
         by_name = dict(zip(self._gradients, found, strict=True))
         return tuple(by_name.get(name) for name in self._inputs)
 

@@ -78,6 +78,8 @@ def unit_gradient(
 class _Unit(torch.autograd.Function):
     """`unit` with a hand-written backward: autograd would read all steps four times as often."""
 
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
         if values.ndim == 1 or not values.is_floating_point() or not loops_pay(values):

@@ -27,7 +27,8 @@ def read_batch(
     for tower in (x, y):
         if tower.name not in batch:
             raise ValueError(
-                f"batch {batch_idx} must have the key {tower.name!r}, got {', '.join(batch)}"
+                f"batch {batch_idx} must have the key {tower.name!r}, got "
+                f"{', '.join(map(str, batch)) or 'no key'}{_misspelt(tower.name, batch)}"
             )
     sizes = {tower.name: batch_size(batch[tower.name]) for tower in (x, y)}
     _check_keys(batch, batch_idx, x, y)
@@ -65,6 +66,11 @@ def _with_negatives(batch: Mapping[str, Any], batch_idx: int, y: Tower) -> Any:
                 f"negatives, got {type(captions).__name__}"
             )
     return [*values, *negatives]
+
+
+def _misspelt(name: str, batch: Mapping[Any, Any]) -> str:
+    close = find_closest(name, [key for key in batch if isinstance(key, str)])
+    return "" if close is None else f"; rename the key {close!r}"
 
 
 def _check_finite(tower: Tower, inputs: Inputs, batch_idx: int, micro_batch: int | None) -> None:

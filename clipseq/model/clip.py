@@ -1,7 +1,7 @@
 """CLIP with two towers, which keeps their two sequences and compares them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import attrs
 import torch
@@ -15,8 +15,9 @@ from clipseq.encoders.groups import caption_groups
 from clipseq.encoders.inputs import batch_size
 from clipseq.encoders.micro_batches import encode_in_micro_batches
 from clipseq.encoders.text import check_captions
+from clipseq.engine import positive_integer
 from clipseq.engine.unit_vectors import cosines
-from clipseq.errors import suggest
+from clipseq.errors import names_options, suggest
 from clipseq.model.batches import read_batch
 from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
@@ -97,6 +98,7 @@ class CLIP(LoadsPretrained):
             of their options does not exist; a value is out of its range.
     """
 
+    @names_options()
     def __init__(
         self,
         encoder_cfg: SignalConfig | TextConfig | Mapping[str, Any] | nn.Module | None = None,
@@ -172,10 +174,11 @@ class CLIP(LoadsPretrained):
         return self._micro_batch
 
     @micro_batch.setter
-    def micro_batch(self, size: int | None) -> None:
-        if size is not None and (type(size) is not int or size < 1):
+    def micro_batch(self, size: SupportsIndex | None) -> None:
+        number = positive_integer(size)
+        if size is not None and number is None:
             raise ValueError(f"micro_batch must be a positive whole number or None, got {size!r}")
-        self._micro_batch = size
+        self._micro_batch = number
 
     @property
     def compares_sequences(self) -> bool:

@@ -99,6 +99,13 @@ class ModelConfig:
                 f"sequence_similarity_weight must lie in [0, 1], "
                 f"got {self.sequence_similarity_weight}"
             )
+        if self.tokenizer is not None and (
+            isinstance(self.tokenizer, type) or not isinstance(self.tokenizer, Tokenizer)
+        ):
+            raise TypeError(
+                "tokenizer must be an object with the members of clipseq.encoders.Tokenizer, got "
+                f"{self.tokenizer!r}; train one with clipseq.encoders.train_tokenizer"
+            )
         if self.tokenizer is not None and not self.takes_tokenizer:
             raise ValueError(
                 "tokenizer must be None, since no tower of this model takes one; leave it out"

@@ -19,6 +19,7 @@ from clipseq.losses import PairLoss
 from clipseq.model.config import SIDES, ModelConfig, Side
 from clipseq.registry import available_losses, get_loss, get_similarity
 from clipseq.sequence_loss import SequenceLoss
+from clipseq.similarity import Similarity
 
 
 def make_towers(config: ModelConfig) -> tuple[Tower, Tower]:
@@ -73,6 +74,14 @@ def make_sequence_loss(config: ModelConfig) -> SequenceLoss:
     """
     options = config.sequence_similarity_options or {}
     similarity = get_similarity(config.sequence_similarity_type, **options)
+    for name, part in similarity.named_modules():
+        size = part.embed_dim if isinstance(part, Similarity) else None
+        if size not in (None, config.transformer_width):
+            where = f" of {name.rpartition('.')[2].removeprefix('part_')}" if name else ""
+            raise ValueError(
+                f"embed_dim{where} must be {config.transformer_width}, the transformer_width of "
+                f"the model, or None, got {size}"
+            )
     return SequenceLoss(similarity, make_pair_loss(config))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from clipseq.errors import suggest
+from clipseq.errors import end_clause, suggest
 from clipseq.testing.checks import CHECKS
 from clipseq.testing.conformance import ConformanceError, Make, label_of
 
@@ -68,7 +68,7 @@ def reasons_for_skipping(skip: Mapping[str, str] | None) -> dict[str, str]:
     reasons = dict(skip or {})
     for name, reason in reasons.items():
         if name not in CHECKS:
-            guess = suggest(name, CHECKS) or f"; checks: {', '.join(CHECKS)}"
+            guess = end_clause(suggest(name, CHECKS)) + f" checks: {', '.join(CHECKS)}"
             raise ValueError(f"skip must name checks, got {name!r}{guess}")
         if not isinstance(reason, str) or not reason.strip():
             raise ValueError(f"skip[{name!r}] must be a reason, got {reason!r}")

@@ -1,12 +1,14 @@
 """The configuration of a run: its data, its model and its training, read from TOML."""
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
+import numpy as np
 
 from clipseq.augment import AugmentConfig
 from clipseq.config import structure, to_plain, unstructure
@@ -20,16 +22,42 @@ Monitor = Literal["R1", "order_accuracy", "loss_total"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-def _at_least(low: int) -> Any:
+LARGEST = 2**31 - 1
+"""Largest count in a configuration; more would overflow in a library that gets it."""
+
+LARGEST_SEED = 2**32 - 1
+"""Largest seed that NumPy takes."""
+
+
+def _between(low: int, high: int | float = LARGEST) -> Any:
     def check(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-        if value is not None and not value >= low:  # also true of NaN
+        if value is None:
+            return
+        # A configuration that is built in Python has not been structured.
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise ConfigError(f"{attribute.name} must be a number, got {value!r}")
+        if not value >= low:  # also true of NaN
             raise ConfigError(f"{attribute.name} must be at least {low}, got {value!r}")
+        if value > high or value == math.inf:
+            most = "finite" if high == math.inf else f"at most {high}"
+            raise ConfigError(f"{attribute.name} must be {most}, got {value!r}")
 
     return check
 
 
-def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: float | None) -> None:
-    if value is not None and not 0 < value < math.inf:
+def _path(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) else value
+
+
+def _is_path(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if value is not None and not isinstance(value, Path):
+        raise ConfigError(f"{attribute.name} must be a path, got {value!r}")
+
+
+def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise ConfigError(f"{attribute.name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
         raise ConfigError(f"{attribute.name} must be greater than 0 and finite, got {value!r}")
 
 
@@ -43,9 +71,9 @@ class SimulatedData:
         motion: recorded motion (.npz) that moves the body; None: the simulator's own motions.
     """
 
-    clips: int = attrs.field(default=600, validator=_at_least(2))
-    seed: int = 0
-    motion: Path | None = None
+    clips: int = attrs.field(default=600, validator=_between(2))
+    seed: int = attrs.field(default=0, validator=_between(0, LARGEST_SEED))
+    motion: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
 
 
 @attrs.frozen
@@ -59,10 +87,10 @@ class DataConfig:
         seed: random seed for splicing `radhar`.
     """
 
-    path: Path | None = None
+    path: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
     simulated: SimulatedData | None = None
-    radhar: Path | None = None
-    seed: int = 0
+    radhar: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
+    seed: int = attrs.field(default=0, validator=_between(0, LARGEST_SEED))
 
     def __attrs_post_init__(self) -> None:
         given = [name for name in ("path", "simulated", "radhar") if getattr(self, name)]
@@ -84,7 +112,7 @@ class TokenizerConfig:
     """
 
     kind: Literal["bpe", "word", "byte"] = "bpe"
-    vocab_size: int = attrs.field(default=4096, validator=_at_least(3))
+    vocab_size: int = attrs.field(default=4096, validator=_between(3))
 
 
 @attrs.frozen
@@ -137,27 +165,27 @@ class TrainingConfig:
             never augment.
     """
 
-    out: Path
-    epochs: int | None = attrs.field(default=None, validator=_at_least(1))
-    max_steps: int | None = attrs.field(default=None, validator=_at_least(1))
-    batch_size: int = attrs.field(default=64, validator=_at_least(2))
-    accumulate: int = attrs.field(default=1, validator=_at_least(1))
-    micro_batch: int | None = attrs.field(default=None, validator=_at_least(1))
+    out: Path = attrs.field(converter=_path, validator=_is_path)
+    epochs: int | None = attrs.field(default=None, validator=_between(1))
+    max_steps: int | None = attrs.field(default=None, validator=_between(1))
+    batch_size: int = attrs.field(default=64, validator=_between(2))
+    accumulate: int = attrs.field(default=1, validator=_between(1))
+    micro_batch: int | None = attrs.field(default=None, validator=_between(1))
     learning_rate: float = attrs.field(default=5e-4, validator=_above_zero)
-    weight_decay: float = attrs.field(default=0.1, validator=_at_least(0))
-    warmup_steps: int = attrs.field(default=50, validator=_at_least(0))
-    gradient_clip: float = attrs.field(default=1.0, validator=_at_least(0))
+    weight_decay: float = attrs.field(default=0.1, validator=_between(0, math.inf))
+    warmup_steps: int = attrs.field(default=50, validator=_between(0))
+    gradient_clip: float = attrs.field(default=1.0, validator=_between(0, math.inf))
     precision: Precision = "32-true"
     accelerator: str = "auto"
-    devices: int = attrs.field(default=1, validator=_at_least(1))
-    nodes: int = attrs.field(default=1, validator=_at_least(1))
-    timeout: int = attrs.field(default=600, validator=_at_least(1))
-    checkpoint_every: int = attrs.field(default=100, validator=_at_least(1))
+    devices: int = attrs.field(default=1, validator=_between(1))
+    nodes: int = attrs.field(default=1, validator=_between(1))
+    timeout: int = attrs.field(default=600, validator=_between(1))
+    checkpoint_every: int = attrs.field(default=100, validator=_between(1))
     monitor: Monitor = "R1"
-    patience: int | None = attrs.field(default=None, validator=_at_least(1))
-    threads: int | None = attrs.field(default=None, validator=_at_least(1))
-    num_workers: int = attrs.field(default=0, validator=_at_least(0))
-    seed: int = attrs.field(default=0, validator=_at_least(0))
+    patience: int | None = attrs.field(default=None, validator=_between(1))
+    threads: int | None = attrs.field(default=None, validator=_between(1, 4096))
+    num_workers: int = attrs.field(default=0, validator=_between(0, 4096))
+    seed: int = attrs.field(default=0, validator=_between(0, LARGEST_SEED))
     log_norms: bool = False
     augment: AugmentConfig = attrs.field(factory=AugmentConfig)
 
@@ -213,7 +241,8 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
             the file and the key.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        # A byte order mark, as some editors on Windows write it, is skipped.
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"there is no config file {path}") from None
     except IsADirectoryError:
@@ -226,7 +255,11 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
             f"{path} is a folder, and the configuration of a run is a TOML file; {how}"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}{_hint(path, error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     overrides = tuple(overrides)
     for override in overrides:
         _set(table, override)
@@ -236,6 +269,18 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         given = f" with {', '.join(overrides)}" if overrides else ""
         raise ConfigError(f"{path}{given}: {error}") from None
     return make_absolute(config)
+
+
+def _hint(path: Path, error: Exception) -> str:
+    """Return what to do about a backslash in a path, which TOML reads as an escape."""
+    where = re.search(r"at line (\d+)", str(error))
+    if where is None:
+        return ""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    line = lines[min(int(where[1]), len(lines)) - 1]
+    if "\\" not in line:
+        return ""
+    return "; write a path with backslashes in single quotes, or with forward slashes"
 
 
 def _set(table: dict[str, Any], override: str) -> None:

@@ -2,14 +2,13 @@
 
 import math
 from types import MappingProxyType
-from typing import SupportsFloat
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from clipseq import Sequences, Similarity
-from clipseq.engine import positive_integer
+from clipseq.engine import positive_integer, single_number
 from clipseq_attention.scores import NOTHING, attention_scores
 
 
@@ -61,11 +60,12 @@ class AttentionSimilarity(Similarity):
         heads = positive_integer(num_heads)
         if heads is None:
             raise ValueError(f"num_heads must be a positive integer, got {num_heads!r}")
-        if not isinstance(temperature, SupportsFloat) or not 1e-30 < temperature < 1e30:
+        start = single_number(temperature)
+        if start is None or not 1e-30 < start < 1e30:
             raise ValueError(f"temperature must be positive, 1e-30 to 1e30, got {temperature!r}")
         self.num_heads = heads
         # One dimension: FSDP2 does not shard parameters without one.
-        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(start)]))
 
     @property
     def temperature(self) -> Float[Tensor, ""]:

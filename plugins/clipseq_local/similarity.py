@@ -7,12 +7,12 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from clipseq import Sequences, Similarity, unit
 from clipseq.engine import (
     Room,
     few_items,
+    first_derivative_only,
     loops_pay,
     positive_integer,
     to_unit,
@@ -206,11 +206,15 @@ def _inside(starts: Int[Tensor, "W"], sizes: int | Tensor, steps: int) -> Bool[T
 
 def _fixed_windows(x: Sequences, window: int, stride: int) -> Sequences:
     steps = x.values.shape[1]
-    window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
-    if stride == 1:  # then no window reaches past the end
-        count = steps - window + 1
+    if isinstance(steps, torch.SymInt):  # tracing: a comparison would fix the number of steps
+        count = (torch.sym_max(steps, window) - window + stride - 1) // stride + 1
+        count = torch.sym_min(count, (steps + stride - 1) // stride)
     else:
-        count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
+        window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
+        if stride == 1:  # then no window reaches past the end
+            count = steps - window + 1
+        else:
+            count = min(-(-(steps - window) // stride) + 1, -(-steps // stride))
     counts = -(-(x.lengths - window).clamp(min=0) // stride) + 1
     counts = torch.minimum(counts, -(-x.lengths // stride))
     mask = torch.arange(count, device=x.values.device) < counts[:, None]
@@ -227,7 +231,8 @@ def _unit_means(
     values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B W"], window: int, stride: int
 ) -> Float[Tensor, "B W D"]:
     # Padding is zero and `unit` removes any factor, so the plain mean of a window is enough.
-    if stride > 1:  # otherwise there is nothing to pad, and pad would copy
+    traced = isinstance(values.shape[1], torch.SymInt)
+    if stride > 1 or traced:  # otherwise there is nothing to pad, and pad would copy
         reach = (mask.shape[1] - 1) * stride + window
         values = nn.functional.pad(values, (0, 0, 0, reach - values.shape[1]))
     means = nn.functional.avg_pool1d(values.mT, window, stride).mT
@@ -273,7 +278,7 @@ class _UnitSums(torch.autograd.Function):
         ctx.save_for_backward(*output)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         units, inverse = ctx.saved_tensors
         window, stride, (batch, count, size) = ctx.window, ctx.stride, units.shape

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from clipseq.engine import scaled
+from clipseq.engine import first_derivative_only, scaled
 from clipseq_temporal.recursion import (
     GROWTH,
     Reach,
@@ -94,7 +93,7 @@ class _Matched(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, x_lengths, y_lengths = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):  # the caller of backward may have it

@@ -1,11 +1,10 @@
 """Soft-DTW, normalised so that scores do not depend on lengths."""
 
-from typing import SupportsFloat
-
 from jaxtyping import Float
 from torch import Tensor
 
 from clipseq import Sequences, Similarity
+from clipseq.engine import single_number
 from clipseq_temporal.matched import expected_alignment, matched_scores
 from clipseq_temporal.scores import temporal_scores
 
@@ -39,7 +38,9 @@ class TemporalSimilarity(Similarity):
 
     Args:
         gamma: smoothing, in units of cost, positive. If it is small, only the best path counts, and
-            gradients reach few steps. Above 10, float32 resolves scores only to about γ·10⁻⁷.
+            gradients reach few steps. From about 0.4 on, a sequence may score higher with a
+            constant than with itself: the mean over all paths includes the poor ones. Above 10,
+            float32 resolves scores only to about γ·10⁻⁷.
         band: None, or the largest difference between the relative positions of two steps, in
             [0, 1]: a Sakoe-Chiba band, slanted where lengths differ, and always wide enough for the
             corner to be reached.
@@ -57,12 +58,14 @@ class TemporalSimilarity(Similarity):
         self, *, gamma: float = 0.1, band: float | None = None, embed_dim: int | None = None
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        if not isinstance(gamma, SupportsFloat) or not 1e-30 < gamma < 1e30:
+        smoothing = single_number(gamma)
+        if smoothing is None or not 1e-30 < smoothing < 1e30:
             raise ValueError(f"gamma must be positive, 1e-30 to 1e30, got {gamma!r}")
-        if band is not None and not (isinstance(band, SupportsFloat) and 0 <= band <= 1):
+        width = None if band is None else single_number(band)
+        if band is not None and (width is None or not 0 <= width <= 1):
             raise ValueError(f"band must be None or lie in [0, 1], got {band!r}")
-        self.gamma = float(gamma)
-        self.band = None if band is None else float(band)
+        self.gamma = smoothing
+        self.band = width
 
     def degenerate(self, x_steps: int, y_steps: int) -> tuple[str, ...]:
         """Name a band that excludes no cell."""

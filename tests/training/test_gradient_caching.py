@@ -378,3 +378,43 @@ def test_eight_times_the_batch_takes_hardly_more_memory(tmp_path):
     (status, many), (other_status, few) = (process.ended() for process in processes)
     assert status == other_status == 0, many + few
     assert 0 < int(many) <= 1.3 * int(few)
+
+
+DISTINCT = ["walks", "sits", "waves", "falls"]
+
+
+class WithStatistics(nn.Module):
+    """A tower whose layers change their buffers in every forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(5)
+        self.out = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 8))
+
+    def forward(self, x, mask=None):
+        return Sequences.from_tensor(self.out(self.norm(x).mT), mask)
+
+
+def test_buffers_change_once_for_each_micro_batch():
+    """Loss, gradients and buffers are those of two forwards, and not of four."""
+    torch.manual_seed(0)
+    model = CLIP(WithStatistics(), transformer_width=8, transformer_layers=1, transformer_heads=2)
+    tower = model.double().x_encoder.module
+    state = {name: value.clone() for name, value in tower.state_dict().items()}
+    x = torch.randn(4, 5, 6, dtype=torch.double) + 3
+    data = {"radar": x, "text": DISTINCT}
+    step(model, data, micro_batch=2)
+    found = {name: value.clone() for name, value in tower.state_dict().items()}
+    gradient = tower.norm.weight.grad.clone()
+    tower.load_state_dict(state)
+    tower.zero_grad()
+    values = torch.cat([tower(x[:2]).values, tower(x[2:]).values])
+    for name, value in tower.state_dict().items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    assert int(tower.norm.num_batches_tracked) == 2
+    pooled, (y_pooled, y) = values.mean(1), model.encode_batch("text", DISTINCT)
+    loss = 0.5 * model.clip_loss_fn(pooled, y_pooled) + 0.5 * model.sequence_loss_fn(
+        values, y.values, None, y.mask, model.caption_groups(DISTINCT)
+    )
+    loss.backward()
+    torch.testing.assert_close(gradient, tower.norm.weight.grad)

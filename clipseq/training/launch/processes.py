@@ -302,12 +302,18 @@ def layout(config: "TrainingConfig") -> tuple[int, int]:
         return config.devices, config.nodes
     try:
         size, _ = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+        rank = int(os.environ["RANK"])
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size // config.nodes))
     except (KeyError, ValueError) as error:
         raise ConfigError(
             f"RANK must come with what torchrun sets, got {error}; start the run with torchrun, "
             "or unset RANK"
         ) from None
+    if not 1 <= here <= size or not 0 <= rank < size:
+        raise ConfigError(
+            f"RANK must come with what torchrun sets, got RANK={rank}, WORLD_SIZE={size} and "
+            f"LOCAL_WORLD_SIZE={here}; start the run with torchrun, or unset RANK"
+        )
     return here, size // here
 
 
