@@ -43,7 +43,7 @@ def sequence_pair_scores(
     A few clips at a time are scored with all of their captions: the pairs that are not needed cost
     less than one call per clip.
     """
-    scores = torch.empty(len(owner))
+    scores = torch.empty(len(owner), dtype=torch.float32)
     for start in range(0, len(x), clips):
         mine = ((owner >= start) & (owner < start + clips)).nonzero().flatten()
         if len(mine):

@@ -85,3 +85,14 @@ def test_a_data_set_without_permuted_captions_has_no_order_accuracy():
     found = validation.validation_metrics(model(use_sequence_similarity=False), clips)
     assert set(found) == {"audio_to_text_R1", "text_to_audio_R1", "R1"}
     assert not validation.has_orders(clips)
+
+
+def test_they_do_not_depend_on_the_default_dtype(clips):
+    clip_model = model(sequence_similarity_type="temporal")
+    expected = validation.validation_metrics(clip_model, clips)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = validation.validation_metrics(clip_model.double(), clips)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == pytest.approx(expected)
