@@ -1,6 +1,6 @@
 """The towers, which encode maps or captions as one pooled vector and a sequence per item."""
 
-from clipseq.encoders.config import SignalConfig, TextConfig
+from clipseq.encoders.config import Lora, SignalConfig, TextConfig
 from clipseq.encoders.hugging_face import HuggingFaceTextTower
 from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.module import ModuleTower
@@ -13,6 +13,7 @@ __all__ = [
     "ByteTokenizer",
     "HuggingFaceTextTower",
     "Inputs",
+    "Lora",
     "ModuleTower",
     "SignalConfig",
     "SignalTower",

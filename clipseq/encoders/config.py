@@ -95,6 +95,33 @@ class SignalConfig:
     gradient_checkpointing: bool = field(default=False, converter=to_plain, validator=_flag)
 
 
+def _positive(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{attribute.name} must be a finite number above 0, got {value!r}")
+
+
+@frozen
+class Lora:
+    """Low-rank adapters, which are trained instead of the weights of a pretrained tower.
+
+    Each adapted layer computes ``W x + (alpha / rank)·B A x``, with W frozen, A (rank, in) and
+    B (out, rank) (arXiv:2106.09685). `save_pretrained` adds the product to W, so a saved model
+    needs neither peft nor this table.
+
+    Attributes:
+        rank: rank of the adapters.
+        alpha: scale of the adapters, times `rank`.
+        dropout: dropout probability on the input of the adapters, in training only.
+        targets: ends of the names of the layers to adapt, such as "query"; empty: all linear
+            layers.
+    """
+
+    rank: int = field(default=8, converter=to_plain, validator=_whole_number)
+    alpha: float = field(default=16.0, converter=to_plain, validator=_positive)
+    dropout: float = field(default=0.0, converter=to_plain, validator=_fraction)
+    targets: tuple[str, ...] = ()
+
+
 @frozen
 class TextConfig:
     """A tower over captions.
@@ -107,6 +134,8 @@ class TextConfig:
         revision: branch, tag or commit of `pretrained` on the hub; None: its main branch.
         freeze: keep the pretrained model's weights (and its dropout off), and train only the
             projection to the model's width. Needs `pretrained`.
+        lora: train low-rank adapters of the pretrained model and keep its weights; None: train the
+            weights themselves. Needs `pretrained` and the extra `lora`.
         causal: True: a word attends only to earlier words, as in CLIP; False: to all. Ignored by a
             pretrained model.
         truncate: True: a caption with more tokens than the context is cut to its first ones, and
@@ -124,6 +153,7 @@ class TextConfig:
     )
     revision: str | None = None
     freeze: bool = field(default=False, converter=to_plain, validator=_flag)
+    lora: Lora | None = None
     causal: bool = field(default=True, converter=to_plain, validator=_flag)
     truncate: bool = field(default=False, converter=to_plain, validator=_flag)
     vocab_size: int | None = field(
@@ -136,6 +166,12 @@ class TextConfig:
         if self.revision is not None and self.pretrained is None:
             raise ConfigError(
                 f"revision must be None without pretrained, got {self.revision!r}; leave it out"
+            )
+        if self.lora is not None and (self.pretrained is None or self.freeze):
+            cause = "without pretrained" if self.pretrained is None else "with freeze"
+            raise ConfigError(
+                f"lora must be None {cause}, got {self.lora}; adapters are trained on the frozen "
+                "weights of a pretrained model"
             )
         if self.freeze and self.pretrained is None:
             raise ConfigError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clipseq.encoders.config import TextConfig
 from clipseq.encoders.hub import find_folder
 from clipseq.encoders.inputs import Inputs
+from clipseq.encoders.lora import add_adapters, merge_adapters
 from clipseq.encoders.text import (
     Text,
     check_captions,
@@ -118,6 +119,8 @@ class HuggingFaceTextTower(Tower):
         )
         self.projection = nn.Linear(model.config.hidden_size, width, bias=False)
         nn.init.normal_(self.projection.weight, std=model.config.hidden_size**-0.5)
+        if config.lora is not None:
+            add_adapters(model, config.lora)
         if config.freeze:
             self.language_model.requires_grad_(False)
         elif config.gradient_checkpointing:
@@ -207,6 +210,16 @@ class HuggingFaceTextTower(Tower):
         special_ids = sorted(self.tokenizer.special_ids)
         special = torch.tensor(special_ids, dtype=ids.dtype, device=ids.device)
         return mask & ~torch.isin(ids, special)
+
+    def merged(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a language model without adapters that computes the same.
+
+        Args:
+            weights: the weights of the language model; without `TextConfig.lora` they are returned.
+        """
+        if self.config.lora is None:
+            return dict(weights)
+        return merge_adapters(self.language_model, self.config.lora, weights)
 
     def save(self, directory: Path, weights: Mapping[str, Tensor]) -> None:
         """Write model and tokenizer into `directory`, as transformers does (safetensors).

@@ -255,6 +255,8 @@ def _describe_tower(tower: Tower) -> str:
     if isinstance(tower, HuggingFaceTextTower):
         kind = type(tower.language_model).__name__
         state = "frozen" if tower.config.freeze else "fine-tuned"
+        if tower.config.lora is not None:
+            state = f"fine-tuned with LoRA of rank {tower.config.lora.rank}"
         return f"text: {kind} of transformers, {state}; at most {tower.context_length} tokens"
     if isinstance(tower, TextTower):
         return (

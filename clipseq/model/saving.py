@@ -172,6 +172,7 @@ def _save(
             f"directory must be a folder or not exist yet, got the file {directory}; "
             "choose another name"
         )
+    state = _without_adapters(model, state)
     saved, tokenizer = _describe(model)
     text = _as_json(saved)
     # Compare with what a load will read, and not with what was meant to be written.
@@ -198,6 +199,20 @@ def _save(
             shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _without_adapters(model: TwoTowers, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state with the adapters of pretrained towers merged into their weights."""
+    merged = dict(state)
+    for attribute, prefix in language_model_keys(model).items():
+        tower: Any = unwrap(getattr(model, attribute))
+        if tower.config.lora is None:
+            continue
+        own = {
+            name.removeprefix(prefix): merged.pop(name) for name in state if name.startswith(prefix)
+        }
+        merged |= {prefix + name: value for name, value in tower.merged(own).items()}
+    return merged
 
 
 def _read_back(text: str, saved: SavedModel) -> SavedModel:
@@ -249,7 +264,9 @@ def _describe(model: TwoTowers) -> tuple[SavedModel, Any]:
         if isinstance(tower, ModuleTower):
             modules[side.argument] = _path(unsharded_class(unwrap(tower.module)))
         elif isinstance(tower, HuggingFaceTextTower):
-            towers[side.argument] = attrs.evolve(tower.config, pretrained=side.tower, revision=None)
+            towers[side.argument] = attrs.evolve(
+                tower.config, pretrained=side.tower, revision=None, lora=None
+            )
         elif isinstance(tower, SignalTower | TextTower):
             towers[side.argument] = tower.config
         if isinstance(tower, TextTower) and not any(
