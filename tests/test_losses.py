@@ -277,7 +277,7 @@ def test_only_tensors_of_floats_are_accepted(given, got, unchecked_signatures):
 @pytest.mark.parametrize(
     ("kind", "option", "value", "message"),
     [
-        ("clip", "init_scal", 3.0, "no option 'init_scal': did you mean 'init_scale'?; options"),
+        ("clip", "init_scal", 3.0, "no option 'init_scal': did you mean 'init_scale'? options: "),
         ("clip", "init_bias", -3.0, "'init_bias', which is an option of the loss 'siglip'; opt"),
         ("clip", "temperature", 0.07, "'temperature': init_scale is 1 / temperature; options"),
         ("siglip", "labels", 1, "'labels'; options: init_scale, init_bias, max_scale, gather"),

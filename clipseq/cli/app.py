@@ -39,10 +39,11 @@ def run() -> None:
         app()
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(clipseq.__version__)
         raise typer.Exit
+    return asked
 
 
 @app.callback(help=DESCRIPTION)

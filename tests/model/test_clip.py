@@ -412,7 +412,7 @@ def test_plain_dictionaries_are_configs():
         ({"context_length": 0}, ValueError, "context_length"),
         ({"transformer_heads": 3}, ValueError, "width 16 and 3 heads"),
         ({"transformer_layers": 0}, ValueError, "transformer_layers"),
-        ({"text_cfg": {"pretrained": "no/such"}}, ValueError, "no/such"),
+        ({"text_cfg": {"pretrained": "./no/such"}}, ValueError, "no/such"),
     ],
 )
 def test_what_it_cannot_be_built_from_is_said(options, error, match):

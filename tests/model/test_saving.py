@@ -111,7 +111,12 @@ def test_what_lies_in_the_folder(tmp_path):
     assert config["model"]["sequence_similarity_type"] == "combined"
     options = config["model"]["sequence_similarity_options"]
     assert options["parts"]["global"] == {"pool": "mean", "embed_dim": None}
-    assert options["parts"]["local"] == {"window": 2, "stride": 1, "embed_dim": None}
+    assert options["parts"]["local"] == {
+        "window": 2,
+        "stride": 1,
+        "direction": "both",
+        "embed_dim": None,
+    }
     assert options["weights"] == {"global": 1.0, "local": 0.5}
     assert set(config["similarities"]) == {"combined", "global", "local"}
     assert config["similarities"]["local"]["distribution"] == "clipseq"

@@ -50,7 +50,12 @@ def test_finds_the_built_ins_through_their_entry_points(fresh_registry):
     local = infos["local"]
     assert (local.name, local.distribution) == ("local", "clipseq")
     assert local.version == clipseq.__version__
-    assert local.options == {"window": 16, "stride": 1, "embed_dim": None}
+    assert local.options == {
+        "window": 16,
+        "stride": 1,
+        "direction": "both",
+        "embed_dim": None,
+    }
     assert local.default_weight == 0.5
     assert local.summary == (
         "The mean cosine of each window with its best match in the other sequence, both ways."
@@ -315,10 +320,11 @@ def test_an_unknown_option_suggests_the_nearest():
 
 def test_a_similarity_shows_the_options_it_was_created_with():
     local = clipseq.get_similarity("local", window=7)
-    assert repr(local) == repr(copy.deepcopy(local)) == "LocalSimilarity(window=7, stride=1)"
+    shown = "LocalSimilarity(window=7, stride=1, direction='both')"
+    assert repr(local) == repr(copy.deepcopy(local)) == shown
     assert repr(clipseq.get_similarity("temporal")) == "TemporalSimilarity(gamma=0.1)"
     shown = repr(clipseq.get_similarity("combined", parts={"local": {"window": 2}}))
-    assert "(part_local): LocalSimilarity(window=2, stride=1)" in shown
+    assert "(part_local): LocalSimilarity(window=2, stride=1, direction='both')" in shown
     assert repr(type(local)()) == "LocalSimilarity()"  # its options are not known
 
 
