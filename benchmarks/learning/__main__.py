@@ -10,14 +10,24 @@ from typing import Any
 
 from benchmarks.learning import page
 from benchmarks.learning.datasets import DATASETS, MissingRecordings
-from benchmarks.learning.runs import COMBINED, EQUAL_TIME, FULL, MODELS, PLAIN, TINY, Size, measure
+from benchmarks.learning.runs import (
+    COMBINED,
+    EQUAL_TIME,
+    FULL,
+    MODELS,
+    PLAIN,
+    QUICK,
+    TINY,
+    Size,
+    measure,
+)
 from clipseq.data import MapDataset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing in the results, and write the page."""
     options = _parser().parse_args(arguments)
-    size = TINY if options.tiny else FULL
+    size = TINY if options.tiny else QUICK if options.quick else FULL
     results = Results(options.results)
 
     @cache
@@ -112,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="halve the batches")
     parser.add_argument("--tiny", action="store_true", help="show that everything runs")
     parser.add_argument("--report", action="store_true", help="report the finished runs only")
     return parser

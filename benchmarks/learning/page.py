@@ -45,9 +45,9 @@ compares a clip's caption with the same caption with its actions in another orde
 {datasets}
 ## Conditions
 
-Towers of {width} features with two layers, {patch_frames} frames per patch, a tokenizer of words;
-{steps} steps of {batch_size} clips, one thread. `{equal_time}` is trained for as many steps as
-plain CLIP takes in the processor time of `combined`.
+Towers of {width} features with two layers, a tokenizer of words; {steps} steps of {batch_size}
+clips, one thread. `{equal_time}` is trained for as many steps as plain CLIP takes in the processor
+time of `combined`.
 
 {costs}
 All runs, clip by clip, are in [results.json](results.json).

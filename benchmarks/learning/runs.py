@@ -44,18 +44,21 @@ class Size:
         steps: optimizer steps.
         batch_size: clips per step.
         width: width of both towers, which have two layers.
-        patch_frames: frames per patch; None: clipseq's default.
+        patch_frames: frames per patch; None: as `train` chooses.
     """
 
     counts: Counts
     steps: int
     batch_size: int
     width: int
-    patch_frames: int | None = 5
+    patch_frames: int | None = None
 
 
 FULL = Size(Counts(train=2000, val=150, test=300, simulated=3000), 320, 64, 96)
-"""The size of the results in docs/results.md."""
+"""The size for a night."""
+
+QUICK = attrs.evolve(FULL, batch_size=32)
+"""A size of half the time and memory."""
 
 TINY = Size(Counts(train=24, val=8, test=12, simulated=40), 2, 8, 16)
 """The size that shows in seconds that everything runs."""

@@ -50,21 +50,6 @@ def demo_configs(out: Path, size: Size, *, seed: int = 0) -> dict[str, RunConfig
         "context_length": 64,
         "encoder_cfg": {"patch_frames": 5},
         "use_sequence_similarity": True,
-        "sequence_similarity_type": "combined",
-        # The demo is about sequences; a tenth is enough to keep the pooled features useful.
-        "sequence_similarity_weight": 0.9,
-        # An action lasts two to four seconds, which are 6 to 13 patches, and is described by a few
-        # words. The order of the actions is half of a caption's content, so `temporal` has the
-        # largest weight.
-        "sequence_similarity_options": {
-            "parts": {
-                "global": {},
-                "local": {"window": [6, 3]},
-                "attention": {"num_heads": 2},
-                "temporal": {},
-            },
-            "weights": {"global": 0.25, "local": 0.5, "attention": 0.25, "temporal": 1.0},
-        },
     }
     training = {
         "max_steps": size.steps,

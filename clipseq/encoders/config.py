@@ -79,6 +79,7 @@ class SignalConfig:
             and ``<name>_mask``) and appears in metrics and error texts.
         views: name of each map -> F, its number of bins (of frequency, range or angle) or channels.
         patch_frames: frames per token (a patch); the last patch of a clip may be partly empty.
+            `clipseq.training.train` chooses fewer for short clips, unless a run sets them.
         fusion: how the views of a patch become one token. "concat": a linear layer on the views
             side by side; an absent view is zero. "add": the mean of the views present.
             "attention": that mean plus the output of a learned query that attends to the views

@@ -71,7 +71,9 @@ class CLIP(LoadsPretrained):
         use_sequence_similarity: False: plain CLIP, without the parameters of a similarity; the same
             seed gives the towers the same initial weights.
         sequence_similarity_type: any registered similarity.
-        sequence_similarity_weight: w, in [0, 1]; may be changed while training.
+        sequence_similarity_weight: w, in [0, 1]; may be changed while training. A loss of pooled
+            features that counts more makes the towers learn clips as a whole, which transfers
+            less to new people and places.
         sequence_similarity_options: options of that similarity.
         tokenizer: turns captions into ids, e.g. from `train_tokenizer`. None: byte by byte.
 
@@ -114,7 +116,7 @@ class CLIP(LoadsPretrained):
         loss_options: Mapping[str, Any] | None = None,
         use_sequence_similarity: bool = True,
         sequence_similarity_type: str = "combined",
-        sequence_similarity_weight: float = 0.5,
+        sequence_similarity_weight: float = 0.9,
         sequence_similarity_options: Mapping[str, Any] | None = None,
         tokenizer: Tokenizer | None = None,
     ):

@@ -66,7 +66,7 @@ class ModelConfig:
     loss_options: Mapping[str, Any] | None = None
     use_sequence_similarity: bool = True
     sequence_similarity_type: str = "combined"
-    sequence_similarity_weight: float = 0.5
+    sequence_similarity_weight: float = 0.9
     sequence_similarity_options: Mapping[str, Any] | None = None
     tokenizer: Tokenizer | None = None
 

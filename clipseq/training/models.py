@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import attrs
 import torch
 
 from clipseq.data import MapDataset
+from clipseq.encoders import SignalConfig
 from clipseq.encoders.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -88,6 +90,33 @@ def fit_config(table: Mapping[str, Any], dataset: MapDataset) -> ModelConfig:
         signals[dataset.paired_modality] = dataset.paired_views
     names = (dataset.modality, dataset.paired_modality)
     return ModelConfig(**_with_signals(table, signals, names))
+
+
+STEPS_PER_CLIP = 32
+"""Number of patches of a clip of median length, about, unless the configuration says otherwise.
+
+With fewer, the order of short events is lost inside a patch.
+"""
+
+
+def choose_patches(config: RunConfig, clips: MapDataset) -> RunConfig:
+    """Return `config` with the frames of a patch in every signal tower that does not set them.
+
+    A clip of median length gets about `STEPS_PER_CLIP` patches, and a patch at most as many frames
+    as `SignalConfig` has by default.
+
+    Args:
+        config: the configuration of a run.
+        clips: the training clips.
+    """
+    model, fitted = dict(config.model), fit_config(config.model, clips)
+    for side in SIDES:
+        tower, table = getattr(fitted, side.argument), model.get(side.argument) or {}
+        if isinstance(tower, SignalConfig) and "patch_frames" not in table:
+            frames = round(median(clips.frame_counts(tower.name)) / STEPS_PER_CLIP)
+            frames = min(max(frames, 1), SignalConfig().patch_frames)
+            model[side.argument] = {**table, "patch_frames": frames}
+    return attrs.evolve(config, model=model)
 
 
 def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:

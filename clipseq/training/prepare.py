@@ -21,6 +21,7 @@ from clipseq.training.models import (
     build_model,
     check_captions,
     check_model,
+    choose_patches,
     fit_config,
     get_tokenizer,
     keep_tokenizer,
@@ -128,6 +129,8 @@ def _prepare_on(
     resume: bool,
 ) -> Prepared:
     training, validation = _splits(dataset, config.training.batch_size, processes)
+    if not (resume and folder.last.exists()):  # a checkpoint has patches already
+        config = choose_patches(config, training)
     torch.manual_seed(config.training.seed)
     check_captions_exist(dataset, fit_config(config.model, dataset))
     tokenizer = get_tokenizer(
@@ -149,8 +152,7 @@ def _prepare_on(
     if checkpoint is not None:
         model.load_state_dict(checkpoint["model"])
     if processes.first:
-        if resume or not folder.config.exists():
-            write_config(config, folder.config)
+        write_config(config, folder.config)
         keep_tokenizer(tokenizer, folder)
     return Prepared(dataset, training, validation, model, checkpoint)
 

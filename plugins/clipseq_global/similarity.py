@@ -25,7 +25,7 @@ class GlobalSimilarity(Similarity):
         ValueError: `pool` is not one of these.
     """
 
-    default_weight = 1.0
+    default_weight = 0.1
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class TemporalSimilarity(Similarity):
             [0, 1].
     """
 
-    default_weight = 0.2
+    default_weight = 1.0
     operators = (temporal_scores,)
 
     def __init__(

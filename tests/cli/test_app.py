@@ -237,7 +237,7 @@ def test_similarities_lists_the_five(clipseq):
     listed = {s["name"]: s for s in json.loads(out)["similarities"]}
     assert {"global", "local", "attention", "temporal", "combined"} <= listed.keys()
     assert listed["local"]["options"]["window"] == 16
-    assert listed["global"]["default_weight"] == 1.0
+    assert listed["global"]["default_weight"] == 0.1
     assert listed["combined"]["default_weight"] is None
     assert listed["temporal"]["distribution"] == "clipseq"
     status, out, _ = clipseq("similarities")

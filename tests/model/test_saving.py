@@ -117,7 +117,7 @@ def test_what_lies_in_the_folder(tmp_path):
         "direction": "both",
         "embed_dim": None,
     }
-    assert options["weights"] == {"global": 1.0, "local": 0.5}
+    assert options["weights"] == {"global": 0.1, "local": 0.5}
     assert set(config["similarities"]) == {"combined", "global", "local"}
     assert config["similarities"]["local"]["distribution"] == "clipseq"
     assert config["similarities"]["local"]["version"] == config["clipseq_version"]

@@ -238,7 +238,7 @@ def test_a_name_offered_twice_does_not_take_the_others_away(distribution, tmp_pa
     distribution(WORKING.replace('"foo"', '"local"'))
     clipseq.get_similarity("global")
     combined = clipseq.get_similarity("combined", parts={"global": {}, "temporal": {}})
-    assert combined.weights == pytest.approx({"global": 1.0, "temporal": 0.2})
+    assert combined.weights == pytest.approx({"global": 0.1, "temporal": 1.0})
     clipseq.register_similarity("mine", Mine)
     clipseq.get_similarity("mine")
     assert clipseq.failed_plugins() == ()

@@ -1,14 +1,16 @@
 """The table [model] of a configuration gives a CLIP that fits the data, with any signals."""
 
+import attrs
 import numpy as np
 import pytest
 import torch
 
 from clipseq import CLIP, ConfigError
+from clipseq.config import structure
 from clipseq.data import Clip, MapDataset
 from clipseq.evaluation import evaluate
-from clipseq.training import RunFolder, train
-from clipseq.training.models import build_model, pin_options
+from clipseq.training import RunConfig, RunFolder, read_config, train
+from clipseq.training.models import build_model, choose_patches, pin_options
 
 MEL, JOINTS = {"mel": 6}, {"joints": 5, "speed": 2}
 
@@ -51,6 +53,39 @@ def test_two_signals_train_evaluate_and_load(small_run):
     found = evaluate(again, dataset, split="test", draws=20)
     metrics = {name for table in found.metrics.values() for name in table}
     assert {"audio to motion R@1", "motion to audio R@1"} <= metrics
+
+
+@pytest.mark.parametrize(
+    ("frames", "patch"),
+    [((4, 9, 20), 1), ((150, 160, 900), 5), ((176, 177, 178), 6), ((9000,), 16)],
+)
+def test_patches_follow_the_lengths_of_the_training_clips(frames, patch, tmp_path):
+    clips = [
+        Clip(id=f"{k}", signal={"mel": np.zeros((2, n), np.float32)}, caption="a")
+        for k, n in enumerate(frames)
+    ]
+    dataset = MapDataset.from_clips(clips, modality="audio")
+    training = {"out": str(tmp_path), "max_steps": 1}
+    config = structure(RunConfig, {"data": {"path": "x"}, "training": training})
+    assert choose_patches(config, dataset).model["encoder_cfg"] == {"patch_frames": patch}
+    given = attrs.evolve(config, model={"encoder_cfg": {"patch_frames": 7}})
+    assert choose_patches(given, dataset) == given
+
+
+def test_each_of_two_signals_gets_patches_of_its_own_and_the_run_keeps_them(small_run):
+    towers = {"encoder_cfg": {"dropout": 0.0}, "text_cfg": {"tower": "signal", "name": "motion"}}
+    config = small_run(model=towers, batch_size=6)
+    long = [
+        attrs.evolve(clip, signal={view: np.tile(m, 5) for view, m in clip.signal.items()})
+        for clip in map(recordings().__getitem__, range(18))
+    ]
+    dataset = MapDataset.from_clips(long, modality="audio", paired_modality="motion")
+    model = train(config, dataset=dataset)
+    assert model.x_encoder.config.patch_frames == round(5 * 22.5 / 32)
+    assert model.y_encoder.config.patch_frames == 1
+    written = read_config(RunFolder(config.training.out).config).model
+    assert written["encoder_cfg"]["patch_frames"] == 4
+    assert written["text_cfg"]["patch_frames"] == 1
 
 
 def test_a_tower_gets_the_name_and_the_views_of_its_signal():
