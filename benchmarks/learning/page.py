@@ -10,7 +10,7 @@ import attrs
 from benchmarks.learning.datasets import DATASETS
 from benchmarks.learning.runs import COMBINED, EQUAL_TIME, MODELS, PARTS, PLAIN, Size
 from benchmarks.learning.summary import METRICS, Interval, Run, estimate
-from clipseq.demo.figures import save
+from clipseq.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
