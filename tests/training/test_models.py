@@ -88,6 +88,16 @@ def test_each_of_two_signals_gets_patches_of_its_own_and_the_run_keeps_them(smal
     assert written["text_cfg"]["patch_frames"] == 1
 
 
+def test_a_run_of_before_keeps_its_patches_when_it_is_resumed(small_run):
+    towers = {"encoder_cfg": {"patch_frames": 16}, "text_cfg": TWO_SIGNALS["text_cfg"]}
+    config = small_run(model=towers, batch_size=6, max_steps=2)
+    train(config, dataset=recordings())
+    # A run of an earlier version has the default of SignalConfig, which its file does not name.
+    silent = attrs.evolve(config, model=config.model | {"encoder_cfg": {}})
+    model = train(silent, dataset=recordings(), resume=True)
+    assert model.x_encoder.config.patch_frames == 16
+
+
 def test_a_tower_gets_the_name_and_the_views_of_its_signal():
     table = {"transformer_width": 8, "transformer_layers": 1, "transformer_heads": 2}
     model = build_model(table, MEL, None, modality="audio")
