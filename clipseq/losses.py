@@ -7,6 +7,7 @@ processes: each process passes the rows of its own x, and every process gets the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, final
 
@@ -18,6 +19,7 @@ from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
 from clipseq.engine import single_number
 from clipseq.engine.unit_vectors import unit
+from clipseq.engine.workspace import loops_pay
 from clipseq.errors import names_options
 from clipseq.similarity import Prepared, Similarity
 
@@ -36,11 +38,13 @@ class Positives(NamedTuple):
         per_column: number of positives of column j < N among the rows of all processes.
         world: the processes whose rows make up the batch. `World.sum` and `World.logsumexp`
             reduce over the rows of all of them.
+        alone: True if items do not have groups, so that each is positive with its counterpart only.
     """
 
     mask: Bool[Tensor, "B M"]
     per_column: Int[Tensor, "N"]
     world: World
+    alone: bool = False
 
     @classmethod
     def from_groups(
@@ -56,8 +60,8 @@ class Positives(NamedTuple):
         own = world.span(world.rank)
         items = own.stop - own.start
         if groups is None:
-            numbers = torch.arange(world.total, device=device)
-            mask, per_column = numbers[own, None] == numbers, torch.ones_like(numbers)
+            mask = torch.eye(world.total, dtype=torch.bool, device=device)[own]
+            per_column = torch.ones(world.total, dtype=torch.int64, device=device)
         else:
             # The dtype may differ between processes, and some dtypes cannot be sent.
             groups = groups.to(device, torch.int64)
@@ -66,7 +70,7 @@ class Positives(NamedTuple):
             mask, per_column = groups[:items, None] == numbers, counts[where]
         if world.extras:
             mask = torch.cat([mask, _extra_positives(world, groups, items, device)], dim=1)
-        return cls(mask, per_column, world)
+        return cls(mask, per_column, world, alone=groups is None)
 
 
 def _extra_positives(
@@ -101,6 +105,10 @@ def info_nce(logits: Float[Tensor, "B M"], positives: Positives | None = None) -
     if positives is None:
         positives = _diagonal(logits)
     world, mask = positives.world, positives.mask
+    if positives.alone and world.size == 1 and not world.extras:
+        # The same, in fewer operations: at small sizes, starting them is what takes the time.
+        either = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
+        return either.sum() / (-2 * world.total)
     items = logits[:, : world.total] if world.extras else logits
     # Subtract before summing, so that a large offset common to all logits cancels.
     rows = (torch.logsumexp(logits, dim=1, keepdim=True) - logits) / mask.sum(1, keepdim=True)
@@ -240,7 +248,10 @@ class PairLoss(nn.Module, ABC):
     @property
     def scale(self) -> Float[Tensor, ""]:
         """The learnable factor on the scores, at most `max_scale`; the inverse temperature."""
-        return _UpperBound.apply(self.log_scale.squeeze(), math.log(self.max_scale)).exp()
+        value, bound = self.log_scale.squeeze(), math.log(self.max_scale)
+        if loops_pay(self.log_scale) and float(self.log_scale.detach()) <= bound:
+            return value.exp()  # a bound that does not bind, at a third of the cost
+        return _UpperBound.apply(value, bound).exp()
 
     def metrics(self, batch: int) -> dict[str, Tensor]:
         """Return the values worth logging during training; extend it if you add parameters.
@@ -261,9 +272,10 @@ class PairLoss(nn.Module, ABC):
                 f"pooled features must be x (B, D) and y (C, D) with C >= B, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-            x, y = unit(x.to(dtype)), unit(y.to(dtype))
+            # Both at once: for so few numbers, the number of operations is what counts.
+            x, y = unit(torch.cat([x.to(dtype), y.to(dtype)])).split([len(x), len(y)])
             world = self._meet(len(x), len(y), groups, x.device)
             if world.size == 1 or self.gather is None:
                 scores = x @ y.T
@@ -353,7 +365,7 @@ class PairLoss(nn.Module, ABC):
             )
 
     def _from_rows(self, scores: Tensor, groups: Tensor | None, world: World) -> Tensor:
-        with torch.autocast(scores.device.type, enabled=False):
+        with _without_autocast(scores.device):
             scores = world.put_extras_last(scores)
             if scores.dtype != torch.float64:
                 scores = scores.float()
@@ -365,6 +377,13 @@ class PairLoss(nn.Module, ABC):
                 f"got {got}"
             )
         return value
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast; where there is none already, it costs nothing."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _check_differentiable(scores: Tensor, similarity: nn.Module, x: Tensor, y: Tensor) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clipseq.engine.workspace import few_items, loops_pay
+from clipseq.engine.workspace import NUMBERS, few_items, loops_pay
 
 
 def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
@@ -40,10 +40,12 @@ def to_unit(
     """
     limits = torch.finfo(values.dtype)
     norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
-    squares_fit = (norm > limits.tiny**0.4) & (norm < limits.max**0.4)
-    if bool(squares_fit.all()):
+    least, most = limits.tiny**0.4, limits.max**0.4
+    smallest, largest = norm.aminmax() if norm.numel() else (norm.new_ones(()),) * 2
+    if float(smallest) > least and float(largest) < most:  # False for NaN
         torch.div(values, norm, out=out)
         return norm.reciprocal_()
+    squares_fit = (norm > least) & (norm < most)
     # Most of the other vectors are zero, as padding is. From here on, `values` may be overwritten.
     others = (~squares_fit & (values.abs().amax(-1, keepdim=True) != 0)).squeeze(-1)
     torch.div(values, norm.masked_fill(~squares_fit, 1.0), out=out)
@@ -84,6 +86,9 @@ class _Unit(torch.autograd.Function):
     def forward(values: Tensor) -> tuple[Tensor, Tensor]:
         if values.ndim == 1 or not values.is_floating_point() or not loops_pay(values):
             return _scaled_first(values)
+        if values.numel() <= NUMBERS:
+            result = torch.empty_like(values)
+            return result, to_unit(values, result)
         result, inverse = torch.empty_like(values), values.new_empty(*values.shape[:-1], 1)
         for some, out, norms in few_items(values, result, inverse):
             norms.copy_(to_unit(some, out))
@@ -97,7 +102,8 @@ class _Unit(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_inverse: Tensor) -> Tensor:
         # The second output, 1/||v||, exists for backward; second derivatives need its gradient.
         result, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
+        few = grad.numel() <= NUMBERS
+        if few or torch.is_grad_enabled() or grad.ndim == 1 or not loops_pay(grad):
             return unit_gradient(grad, result, inverse, grad_inverse)
         found = torch.empty_like(grad)
         sides = grad, result, inverse, grad_inverse
