@@ -48,10 +48,6 @@ class Hits:
 class Index:
     """Encoded items on disk, or in an object store, for search with the model that encoded them.
 
-    >>> index = Index.create("captions.index", model)
-    >>> index.add(model.encode("text", captions))
-    >>> hits = index.search(model.encode("radar", recordings), k=10)
-
     `create` makes a new index and `open` opens one. Items of one side are kept: pooled features,
     sequences, ids and metadata. They stay on disk, and a search reads what it needs.
 
@@ -200,9 +196,10 @@ class Index:
     def optimize(self) -> None:
         """Merge small files and build the index of vectors that makes searches faster.
 
-        Call it after many or large calls of `add`. Up to 100,000 items, searches stay exact. With
-        more, the first stage looks only at the part of the vectors that is nearest to a query;
-        `search` then takes `probes`. Items that are added later are found nevertheless.
+        Call it after many or large calls of `add`. The vectors are kept in parts of about 10,000
+        neighbours. Up to a million items, the first stage looks at all parts and stays exact; with
+        more, at the tenth that is nearest to a query, unless `search` is given `probes`. Items that
+        are added later are found nevertheless.
         """
         self._table.optimize()
 
@@ -226,8 +223,8 @@ class Index:
                 sequences has no second stage.
             where: condition on ids and metadata, in SQL, such as ``"split = 'test' AND age > 3"``;
                 only items that meet it are searched.
-            probes: number of parts that the first stage looks at, if the index has more than
-                100,000 items and was optimized; None: a tenth of them.
+            probes: number of parts that the first stage looks at, after `optimize`; fewer are
+                faster and miss more. None: all parts up to a million items, then a tenth of them.
 
         Raises:
             ValueError: `queries` is of another model or number of features, or lacks sequences; k

@@ -28,8 +28,10 @@ from clipseq.retrieval.ragged import Ragged
 FORMAT, VERSION = b"clipseq.index", 1
 NAME = "items"
 OWN = ("id", "side", "vector", "steps")
-EXACT = 100_000
-"""Number of items up to which the index of vectors has one part, so that searches are exact."""
+PART = 10_000
+"""Number of items in one part of the index of vectors."""
+EXACT = 1_000_000
+"""Number of items up to which a search looks at every part, so that it is exact."""
 
 _AT_ONCE = 500
 """Number of ids in one condition."""
@@ -196,7 +198,7 @@ class Table:
             if count == 0:
                 return
             self._table.optimize()
-            parts = 1 if count <= EXACT else round(count**0.5)
+            parts = max(1, round(count / PART))
             kind = IvfFlat(distance_type="cosine", num_partitions=parts)
             self._table.create_index("vector", config=kind, replace=True)
 
@@ -213,7 +215,9 @@ class Table:
             self._table.checkout_latest()
             found = self._table.search(queries, vector_column_name="vector").metric("cosine")
             if probes is None:
-                probes = max(1, round(self._table.count_rows() ** 0.5 / 10))
+                # Rounded up: there may be more items than there were parts for.
+                items = int(self._table.count_rows())
+                probes = 1 + items // (PART if items <= EXACT else 10 * PART)
             found = found.limit(count).nprobes(probes).select(["_distance"]).with_row_id(True)
             if where is not None:
                 found = found.where(where, prefilter=True)
