@@ -276,7 +276,7 @@ class PairLoss(nn.Module, ABC):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
             # Both at once: for so few numbers, the number of operations is what counts.
             x, y = unit(torch.cat([x.to(dtype), y.to(dtype)])).split([len(x), len(y)])
-            world = self._meet(len(x), len(y), groups, x.device)
+            world = self._meet(x, y, groups, None)
             if world.size == 1 or self.gather is None:
                 scores = x @ y.T
             else:
@@ -310,7 +310,7 @@ class PairLoss(nn.Module, ABC):
         groups: Tensor | None,
     ) -> Float[Tensor, ""]:
         """Return the loss of sequences as `similarity` scores them; see `SequenceLoss`."""
-        world = self._meet(len(x), len(y), groups, x.device)
+        world = self._meet(x, y, groups, similarity)
         if world.size == 1 or self.gather is None:
             scores = similarity(x, y, x_mask, y_mask)
             _check_differentiable(scores, similarity, x, y)
@@ -331,13 +331,26 @@ class PairLoss(nn.Module, ABC):
         )
         return self._from_rows(scores, groups, world)
 
-    def _meet(self, items: int, y_items: int, groups: Tensor | None, device: torch.device) -> World:
+    def _meet(
+        self, x: Tensor, y: Tensor, groups: Tensor | None, similarity: nn.Module | None
+    ) -> World:
+        items, y_items = len(x), len(y)
         self._check_call(items, y_items, groups)
         extras = y_items - items
         if self.gather is None:
             world = World.alone(items, extras)
         else:
-            world = World.meet(items, device, grouped=groups is not None, extras=extras)
+            terms = {
+                "the loss": type(self).__qualname__,
+                "gather": self.gather,
+                "max_scale": self.max_scale,
+                "the number of features": x.shape[-1],
+                "the dtype": x.dtype,
+                "the similarity": "cosine" if similarity is None else _options_of(similarity),
+            }
+            world = World.meet(
+                items, x.device, grouped=groups is not None, extras=extras, terms=terms
+            )
         if world.total == 0:
             raise ValueError("the batch must have at least one item, got none")
         return world
@@ -384,6 +397,15 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def _options_of(similarity: nn.Module) -> str:
+    """Describe a similarity and its parts, without what differs between devices."""
+    return " of ".join(
+        f"{type(part).__qualname__}({part.extra_repr()})"
+        for part in similarity.modules()
+        if isinstance(part, Similarity)
+    )
 
 
 def _check_differentiable(scores: Tensor, similarity: nn.Module, x: Tensor, y: Tensor) -> None:

@@ -1,6 +1,8 @@
 """The world: the ranks whose items make up one batch, and the reductions over their rows."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,16 +38,35 @@ class World(NamedTuple):
         return cls((items,), 0, (extras,) if extras else ())
 
     @classmethod
-    def meet(cls, items: int, device: torch.device, *, grouped: bool, extras: int = 0) -> "World":
+    def meet(
+        cls,
+        items: int,
+        device: torch.device,
+        *,
+        grouped: bool,
+        extras: int = 0,
+        terms: Mapping[str, object] | None = None,
+    ) -> "World":
         """Exchange the numbers of items and of extra y with all processes of the default group.
 
+        Args:
+            items: number of items of this process.
+            device: device of the messages.
+            grouped: whether this process passes `groups`.
+            extras: number of extra y of this process.
+            terms: what all processes must agree about, such as options, by name.
+
         Raises:
-            ClipseqError: some processes pass `groups` and others do not, or a process has no item;
-                raised in all of them.
+            ClipseqError: some processes pass `groups` and others do not, a process has no item, or
+                their terms differ; raised in all of them.
         """
         if count_processes() == 1:
             return cls.alone(items, extras)
-        rows = share([items, int(grouped), extras], device)
+        text = json.dumps({name: str(value) for name, value in (terms or {}).items()})
+        digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+        rows = share([items, int(grouped), extras, digest], device)
+        if len({row[3] for row in rows}) > 1:
+            raise ClipseqError(_difference(_share_text(text, device)))
         require_agreement([row[1] for row in rows], "groups, passed (1) or not (0)")
         sizes = tuple(row[0] for row in rows)
         if 0 in sizes:
@@ -122,6 +143,35 @@ def share(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
     rows = [torch.empty_like(mine) for _ in range(count_processes())]
     dist.all_gather(rows, mine)
     return torch.stack(rows).tolist()
+
+
+def _share_text(text: str, device: torch.device) -> list[str]:
+    """Exchange one text from each rank; return those of every rank."""
+    data = text.encode()
+    lengths = [row[0] for row in share([len(data)], device)]
+    mine = torch.zeros(max(lengths), dtype=torch.uint8)
+    mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    mine = mine.to(device)
+    rows = [torch.empty_like(mine) for _ in lengths]
+    dist.all_gather(rows, mine)
+    return [
+        bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths, strict=True)
+    ]
+
+
+def _difference(texts: list[str]) -> str:
+    """Name the terms that differ between the ranks."""
+    terms: list[dict[str, str]] = [json.loads(text) for text in texts]
+    names = dict.fromkeys(name for own in terms for name in own)
+    differences = []
+    for name in names:
+        values = [own.get(name, "none") for own in terms]
+        if len(set(values)) > 1:
+            differences.append(f"{name}, got {' and '.join(dict.fromkeys(values))}")
+    return (
+        f"the processes must agree about {'; about '.join(differences)}; make the same calls with "
+        "the same options, versions and plugins in every process"
+    )
 
 
 def require_agreement(numbers: list[int], subject: str) -> None:

@@ -140,3 +140,7 @@ def test_processes_that_make_different_calls_are_an_error(world):
         assert "the processes must agree about the structure of the prepared y, got" in structure
         assert "the processes must agree about groups, passed (1) or not (0), got [1, 0" in groups
         assert "must have at least one item of its own, got [0, 1" in items
+
+
+def test_ranks_that_disagree_end_at_once_with_what_differs(tmp_path):
+    run_ranks("ranks_that_disagree", tmp_path, 2)
