@@ -435,10 +435,11 @@ def check_floats(**inputs: object) -> None:
 def _check_numbers(**options: object) -> None:
     for name, value in options.items():
         number = single_number(value)
-        if number is None or math.isinf(number):
-            plain = isinstance(value, float) or type(value).__module__ == "numpy"
-            kind = ValueError if plain and getattr(value, "ndim", 0) == 0 else TypeError
-            raise kind(f"{name} must be a finite number, got {value!r}")
+        if number is not None and math.isfinite(number):
+            continue
+        if isinstance(value, float) or number is not None:
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 class ClipLoss(PairLoss):
