@@ -37,11 +37,25 @@ def first_derivative_only(backward: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Any:
+        if not torch.is_grad_enabled():  # nobody can differentiate the result
+            return backward(ctx, *grads)
+        read = _ReadOnce(ctx)
         with torch.no_grad():
-            found = backward(ctx, *grads)
-        return without_second_derivative(found, (*grads, *ctx.saved_tensors))
+            found = backward(read, *grads)
+        return without_second_derivative(found, (*grads, *read.saved_tensors))
 
     return once
+
+
+class _ReadOnce:
+    """A context whose saved tensors are read once: a checkpoint gives them no second time."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def without_second_derivative(found: Any, sources: Iterable[Any]) -> Any:

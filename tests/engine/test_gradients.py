@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.utils.checkpoint
 
-from clipseq.engine import scaled
+from clipseq.engine import first_derivative_only, scaled
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e38])
@@ -18,3 +19,32 @@ def test_a_gradient_without_a_finite_size_is_unchanged(odd):
     shares, largest = scaled(grad)
     assert largest == 1
     torch.testing.assert_close(shares, grad, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+class Halved(torch.autograd.Function):
+    """Half of the squares, with a derivative that must not be differentiated."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x.square() / 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_checkpoint_gives_saved_tensors_once(again):
+    x = torch.tensor([3.0, -2.0], requires_grad=True)
+    y = torch.utils.checkpoint.checkpoint(Halved.apply, x, use_reentrant=False)
+    (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=again)
+    torch.testing.assert_close(gradient.detach(), x.detach())
+    if again:
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            gradient.sum().backward()

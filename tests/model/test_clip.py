@@ -295,7 +295,7 @@ def test_metrics_are_detached_and_complete():
     }
     assert not any(value.requires_grad for value in model.metrics.values())
     assert all(value.ndim == 0 for value in model.metrics.values())
-    assert float(model.metrics["weight/global"]) == pytest.approx(1.0)
+    assert float(model.metrics["weight/global"]) == pytest.approx(0.1)
     x, _, mask, _ = model.encode_sequences(
         data["radar"], CAPTIONS, radar_lengths=data["radar_lengths"], return_masks=True
     )
