@@ -137,7 +137,7 @@ def test_processes_that_make_different_calls_are_an_error(world):
         pytest.skip("a single process agrees with itself")
     for found in world:
         structure, groups, items = found["disagreements"]
-        assert "the processes must agree about the structure of the prepared y, got" in structure
+        assert "the processes must agree about the similarity, got GlobalSimilarity" in structure
         assert "the processes must agree about groups, passed (1) or not (0), got [1, 0" in groups
         assert "must have at least one item of its own, got [0, 1" in items
 

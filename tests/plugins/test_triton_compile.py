@@ -31,10 +31,10 @@ def launch(size, features_of_a_head):
     from clipseq_local import triton_kernels as local
     from clipseq_temporal import triton_kernels as temporal
 
-    local.forward(x, y, *lengths, False)
+    local.forward(x, y, *lengths, False, 1)
     where = [torch.zeros(shape, dtype=torch.uint8) for shape in ((b, steps, c), (b, c, others))]
-    local.forward(x, y, *lengths, True)
-    local.backward(grad, x, y, *lengths, *where)
+    local.forward(x, y, *lengths, True, 1)
+    local.backward(grad, x, y, *lengths, 1, *where)
     for band in (None, 0.2):
         inputs = x, y, *lengths, 0.1, band
         temporal.backward(grad, temporal.forward(*inputs), *inputs)

@@ -173,7 +173,7 @@ def test_the_example_configs_are_valid(name):
     config = read_config(path)
     check_model_config(config.model)
     model = build_model(config.model, {"doppler_time": 16}, None)
-    assert model.sequence_similarity_weight == config.model["sequence_similarity_weight"]
+    assert model.config.transformer_width == config.model["transformer_width"]
 
 
 def test_simulated_example_is_the_demo():

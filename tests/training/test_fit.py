@@ -429,18 +429,16 @@ def test_a_loss_scaler_skips_a_step_that_overflows(dataset, small_run, monkeypat
 
     monkeypatch.setattr("clipseq.training.loop.mixed_precision", scaled)
     config = small_run(max_steps=1)
-    untrained = train(config, dataset=dataset).state_dict()
+    train(config, dataset=dataset)
     (row,) = rows(config)
     assert not np.isfinite(float(row["gradient_norm"]))
     left = torch.load(RunFolder(config.training.out).last)
     assert left["scaler"]["scale"] == 2.0**97
     assert left["optimizer"]["state"] == {}
-    trained = train(
-        with_options(config, max_steps=5, checkpoint_every=100), dataset=dataset, resume=True
-    )
-    scale = torch.load(RunFolder(config.training.out).last)["scaler"]["scale"]
-    assert 1 < scale <= 2.0**97
-    assert any(not torch.equal(v, untrained[k]) for k, v in trained.state_dict().items())
+    train(with_options(config, max_steps=5, checkpoint_every=100), dataset=dataset, resume=True)
+    last = torch.load(RunFolder(config.training.out).last)
+    assert 1 < last["scaler"]["scale"] <= 2.0**97
+    assert any(not torch.equal(v, left["model"][k]) for k, v in last["model"].items())
 
 
 def test_workers_change_nothing(dataset, small_run, finished):
@@ -494,7 +492,7 @@ WRONG = [
     ({"model": {"transformer_heads": 3}}, "heads"),
     ({"model": {"transformer_layers": 0}}, "transformer_layers must be at least 1, got 0"),
     ({"model": {"context_length": 0}}, "context_length must be at least 1, got 0"),
-    ({"model": {"text_cfg": {"pretrained": "nowhere"}}}, "a local Hugging Face model directory"),
+    ({"model": {"text_cfg": {"pretrained": "nowhere"}}}, "must be a Hugging Face model directory"),
     ({"accelerator": "warp"}, "training.accelerator = 'warp': You selected an invalid"),
     (
         {"accelerator": "mps" if torch.cuda.is_available() else "cuda"},
@@ -580,7 +578,8 @@ def test_a_run_on_simulated_data_builds_one_model(dataset, small_run, monkeypatc
     for kind in (CLIP, SignalTower, TextTower):
 
         def count(self, *arguments, plain=kind.__init__, **options):
-            built.append(type(self))
+            if torch.empty(0).device.type != "meta":  # saving compares with a model without weights
+                built.append(type(self))
             plain(self, *arguments, **options)
 
         monkeypatch.setattr(kind, "__init__", count)

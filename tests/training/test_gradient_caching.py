@@ -214,10 +214,12 @@ def test_dropout_is_replayed_exactly(size, gradient_checkpointing):
 def test_a_hugging_face_tower_with_its_own_dropout(tmp_path):
     transformers = pytest.importorskip("transformers")
     words = sorted(set(" ".join(CAPTIONS).replace(",", " ,").split()))
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    )
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BertConfig(vocab_size=4 + len(words), intermediate_size=8, **shape)
+    config = transformers.BertConfig(vocab_size=5 + len(words), intermediate_size=8, **shape)
     transformers.BertModel(config).save_pretrained(tmp_path)
     model = make(text_cfg=TextConfig(pretrained=str(tmp_path))).double()
     data = batch()
@@ -269,7 +271,7 @@ def test_every_gradient_is_complete_once():
 
 def test_autocast_is_replayed_and_gradients_are_summed_in_full_precision():
     """Each of 64 micro-batches rounds its own gradient to bfloat16; their sum must not be."""
-    model = make(sequence_similarity_type="global")
+    model = make(sequence_similarity_type="global", sequence_similarity_weight=0.5)
     captions = [f"caption number {i}" for i in range(64)]
     data = batch(torch.float32, captions[:6])
     data["text"] = captions
@@ -398,7 +400,8 @@ class WithStatistics(nn.Module):
 def test_buffers_change_once_for_each_micro_batch():
     """Loss, gradients and buffers are those of two forwards, and not of four."""
     torch.manual_seed(0)
-    model = CLIP(WithStatistics(), transformer_width=8, transformer_layers=1, transformer_heads=2)
+    sizes = {"transformer_width": 8, "transformer_layers": 1, "transformer_heads": 2}
+    model = CLIP(WithStatistics(), sequence_similarity_weight=0.5, **sizes)
     tower = model.double().x_encoder.module
     state = {name: value.clone() for name, value in tower.state_dict().items()}
     x = torch.randn(4, 5, 6, dtype=torch.double) + 3
