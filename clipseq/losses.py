@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
+from clipseq.distributed.world import count_processes
 from clipseq.engine import single_number
 from clipseq.engine.unit_vectors import unit
 from clipseq.engine.workspace import loops_pay
@@ -337,7 +338,7 @@ class PairLoss(nn.Module, ABC):
         items, y_items = len(x), len(y)
         self._check_call(items, y_items, groups)
         extras = y_items - items
-        if self.gather is None:
+        if self.gather is None or count_processes() == 1:
             world = World.alone(items, extras)
         else:
             terms = {

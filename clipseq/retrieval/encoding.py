@@ -63,7 +63,7 @@ class _Part:
     """The result of one batch, without padding, as it is kept until all are joined."""
 
     def __init__(
-        self, places: list[int], pooled: Tensor, steps: Tensor | None, lengths: Tensor | None
+        self, places: Tensor, pooled: Tensor, steps: Tensor | None, lengths: Tensor | None
     ) -> None:
         self.places, self.pooled, self.steps, self.lengths = places, pooled, steps, lengths
 
@@ -76,11 +76,11 @@ class _Part:
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> "_Part":
-        kept = _kept(pooled, device, dtype)
+        kept, there = _kept(pooled, device, dtype), torch.tensor(places).to(device)
         if sequences is None:
-            return cls(places, kept, None, None)
+            return cls(there, kept, None, None)
         steps = _kept(sequences.values[sequences.mask], device, dtype)
-        return cls(places, kept, steps, sequences.lengths.to(device))
+        return cls(there, kept, steps, sequences.lengths.to(device))
 
 
 def _kept(values: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:

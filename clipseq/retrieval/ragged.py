@@ -45,7 +45,7 @@ class Ragged:
         if isinstance(index, slice):
             start, stop, _ = index.indices(len(self))
             offsets = self.offsets[start : max(start, stop) + 1]
-            first, last = (int(offset) for offset in offsets[[0, -1]])
+            first, last = int(offsets[0]), int(offsets[-1])
             return Ragged(self.values[first:last], offsets - first)
         index = index.to(self.offsets.device)
         lengths = self.lengths[index]

@@ -136,6 +136,7 @@ def other_device() -> Iterator[_Device]:
     with (
         mock.patch.object(devices, "_WITHOUT_FLOAT64", (DEVICE.type,)),
         mock.patch.object(torch, "autocast", _autocast),
+        mock.patch.object(torch, "is_autocast_enabled", return_value=False),
         device,
     ):
         yield device
