@@ -40,7 +40,19 @@ def bert(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hugging face")
     directory = folder / "bert"
     directory.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "walks", "sits", "down", "waves", "then", ","]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "walks",
+        "sits",
+        "down",
+        "waves",
+        "then",
+        ",",
+    ]
     (directory / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -90,7 +90,7 @@ def test_it_names_the_similarity_with_its_plugin_and_version(tmp_path, fresh_reg
     text, _ = card_of(tmp_path)
     version = available_similarities()["local"].version
     assert f"| `combined`, `local`, `global` of clipseq {version} |" in text
-    assert "local 0.500, global 1.000" in text
+    assert "local 0.500, global 0.100" in text
 
 
 def test_a_card_that_somebody_owns_is_left_alone(tmp_path):

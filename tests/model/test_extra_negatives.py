@@ -17,6 +17,7 @@ def model() -> CLIP:
         transformer_layers=1,
         transformer_heads=2,
         sequence_similarity_type="local",
+        sequence_similarity_weight=0.5,
         sequence_similarity_options={"window": 1},
     )
 

@@ -20,8 +20,8 @@ def launch(similarity, batch):
         inputs = x, y, *lengths, torch.empty(())
         kernels.backward(grad, kernels.forward(*inputs), *inputs)
     elif similarity == "local":
-        _, *places = kernels.forward(x, y, *lengths, False)
-        kernels.backward(grad, x, y, *lengths, *places)
+        _, *places = kernels.forward(x, y, *lengths, False, 1)
+        kernels.backward(grad, x, y, *lengths, 1, *places)
     else:
         inputs = x, y, *lengths, 0.1, 0.2
         kernels.backward(grad, kernels.forward(*inputs), *inputs)

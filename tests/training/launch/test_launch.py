@@ -223,8 +223,8 @@ def test_under_torchrun_a_killed_process_ends_the_run_and_it_can_be_resumed(
     path = script(acts(rank=1, batch=5, act=sends_itself("SIGKILL")))
     status, printed = torchrun(2, path, "train", config("cut", steps=8)).ended()
     assert status != 0
-    assert "rank      : 1" in printed
-    assert "SIGKILL" in printed
+    # torchrun reports whichever process it saw end first: the killed one, or the one that says so.
+    assert "SIGKILL" in printed or "rank 1 is gone without a word" in printed
     assert last(tmp_path / "cut")["global_step"] == 4
     again = start_ranks(2, ["train", "--resume", tmp_path / "cut"])
     for status, printed in [rank.ended() for rank in whole + again]:
