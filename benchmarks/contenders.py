@@ -68,12 +68,12 @@ def _loss(kind: str) -> Scores:
 
 
 def _combined_loop() -> Scores:
-    """Return the weighted mean of the four, with the weights that `combined` starts with."""
-    weights = {"global": 1.0, "local": 0.5, "attention": 0.3, "temporal": 0.2}
+    """Return the weighted mean of the four, with the weights and options of `combined`."""
+    weights = {"global": 0.1, "local": 0.5, "attention": 0.3, "temporal": 1.0}
     loops = {
         "global": global_pair,
-        "local": local_pair(16),
-        "attention": attention_pair,
+        "local": local_pair(1 / 6, 1),
+        "attention": partial(attention_pair, heads=2),
         "temporal": temporal_pair(),
     }
 

@@ -43,14 +43,15 @@ def global_pair(x: Tensor, y: Tensor) -> Tensor:
     return torch.cosine_similarity(x.mean(0), y.mean(0), dim=0)
 
 
-def local_pair(window: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return MaxSim over windows."""
+def local_pair(window: float, other: float | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return MaxSim over windows of x and y; one below 1 is a share of the steps, rounded."""
 
-    def windows(x: Tensor) -> Tensor:
-        return normalize(x.unfold(0, min(window, len(x)), 1).mean(2), dim=1)
+    def windows(x: Tensor, size: float) -> Tensor:
+        steps = int(size) if size >= 1 else max(1, int(len(x) * size + 0.5))
+        return normalize(x.unfold(0, min(steps, len(x)), 1).mean(2), dim=1)
 
     def pair(x: Tensor, y: Tensor) -> Tensor:
-        cosines = windows(x) @ windows(y).T
+        cosines = windows(x, window) @ windows(y, window if other is None else other).T
         return (cosines.amax(1).mean() + cosines.amax(0).mean()) / 2
 
     return pair
