@@ -65,9 +65,9 @@ class SequenceLoss(GathersWeights):
         """Return the loss of x (B, T, D) and y (C, L, D), where x[i] belongs to y[i].
 
         Masks are those of `Similarity`, and groups and extra negatives (the y after the first B)
-        those of `PairLoss`. Several processes share a
-        batch as `PairLoss` describes: each scores its own x with the y of all, and sends its y as
-        the similarity's `prepare_y` returns them. T and L may differ between processes.
+        those of `PairLoss`. Several processes share a batch as `PairLoss` describes: each scores
+        its own x with the y of all, and sends its y as the similarity's `prepare_y` returns them. T
+        and L may differ between processes.
         """
         check_floats(x=x, y=y)
         if len(x) > len(y):

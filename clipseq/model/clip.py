@@ -1,6 +1,6 @@
 """CLIP with two towers, which keeps their two sequences and compares them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
 import attrs
@@ -8,27 +8,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from clipseq.data import MapDataset
 from clipseq.distributed.sharding import gathers_weights
 from clipseq.encoders import Inputs, SignalConfig, TextConfig, Tokenizer, Tower
 from clipseq.encoders.groups import caption_groups
 from clipseq.encoders.inputs import batch_size
 from clipseq.encoders.micro_batches import encode_in_micro_batches
-from clipseq.encoders.text import check_captions
 from clipseq.engine import positive_integer
 from clipseq.engine.unit_vectors import cosines
 from clipseq.errors import names_options, suggest
+from clipseq.model.at_work import AtWork
 from clipseq.model.batches import read_batch
 from clipseq.model.config import ModelConfig
 from clipseq.model.construction import make_pair_loss, make_sequence_loss, make_towers
-from clipseq.model.explain import explain
-from clipseq.model.explanation import Explanation
 from clipseq.model.lengths import warn_of_degenerate
 from clipseq.model.loading import LoadsPretrained
 from clipseq.model.metrics import norms, part_weights
 from clipseq.model.saved import CardFacts
-from clipseq.retrieval import Encoded
-from clipseq.retrieval.encoding import encode
 from clipseq.sequence_loss import SequenceLoss
 from clipseq.sequences import Sequences
 
@@ -36,7 +31,7 @@ Pooled = Float[Tensor, "B D"]
 Output = tuple[Pooled, Sequences | None]
 
 
-class CLIP(LoadsPretrained):
+class CLIP(AtWork, LoadsPretrained):
     """Two towers and a contrastive loss, over pooled features and over sequences.
 
     >>> signal = SignalConfig(views={"doppler_time": 64}, patch_frames=4)
@@ -191,24 +186,20 @@ class CLIP(LoadsPretrained):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int = 0) -> Float[Tensor, ""]:
         """Return the loss of one batch, for ``loss.backward()``, and set `metrics` to its parts.
 
-        Every input is checked here, once.
+        Every input is checked here, once. The first call warns of options that make the similarity
+        a trivial one for these lengths; see `Similarity.degenerate`.
 
         Args:
             batch: x and y under their `names`, where x[i] belongs to y[i], and optionally
                 ``<name>_lengths`` (signals) and ``<name>_mask``; see `forward`. Captions of y
                 under ``<name>_negatives`` are extra negatives, such as captions with their actions
                 in another order; see `PairLoss`. Other keys are ignored, unless one looks like a
-                misspelling of these. Items whose captions have the
-                same token ids (or are equal, if the text tower has no tokenizer) are positives of
-                one another.
+                misspelling of these. Items whose captions have the same token ids (or are equal, if
+                the text tower has no tokenizer) are positives of one another.
             batch_idx: number of the batch, for error texts.
 
         Returns:
             loss_total.
-
-        Warns:
-            UserWarning: in the first call, an option makes the similarity a trivial one for these
-                lengths, such as a window longer than every sequence; see `Similarity.degenerate`.
 
         Raises:
             ValueError: a side is missing, or a key is misspelt; an empty batch; sides of different
@@ -221,10 +212,7 @@ class CLIP(LoadsPretrained):
         x, y = read_batch(batch, batch_idx, *self.towers, micro_batch=self.micro_batch)
         x_pooled, x_seq = self._encode(self.x_encoder, x)
         y_pooled, y_seq = self._encode(self.y_encoder, y)
-        groups = self._groups(x, y)
-        if groups is not None:
-            groups = groups.to(x_pooled.device)
-
+        groups = self._groups(x, y, x_pooled.device)
         items = len(x_pooled)
         loss = loss_clip = self.clip_loss_fn(x_pooled, y_pooled, groups)
         metrics = {"loss_clip": loss_clip, **self.clip_loss_fn.metrics(items)}
@@ -315,56 +303,6 @@ class CLIP(LoadsPretrained):
         tower = self.towers[self.names.index(name)]
         return tower(values, lengths=lengths, mask=mask, sequences=self.compares_sequences)
 
-    def encode(
-        self,
-        name: str,
-        items: Sequence[Any] | MapDataset,
-        *,
-        batch_size: int = 64,
-        progress: bool | Callable[[int, int], object] = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = torch.float16,
-    ) -> Encoded:
-        """Encode any number of items of one side, of any lengths, for a search or a comparison.
-
-        The items are sorted by length, so that a batch has little padding, and returned in the
-        order given. Equal captions are encoded once. The model is in eval mode meanwhile; then each
-        of its modules is put back into its own mode. Nothing is kept for gradients.
-
-        Args:
-            name: one of `names`.
-            items: for a text, captions; for a signal, arrays (F, T), or dictionaries of them by
-                view, of any non-empty subset of the views; for both, clips or a data set, whose
-                other views and signals are ignored. The y side of a model of two
-                signals prefers the second signal of a clip; a data set names its signals.
-            batch_size: number of items that are encoded together.
-            progress: True shows one line on a terminal, and nothing in a file; a function is called
-                with the number of items done and the number of items, after every batch.
-            device: device of the result; None: the CPU. The model computes on its own device.
-            dtype: type of the result; None: that of the towers' outputs.
-
-        Returns:
-            The pooled features and, if the model compares sequences, the sequences, with the ids of
-            the clips (or the places of the items) and the fingerprint of the model.
-
-        Raises:
-            TypeError: `items` is not a list or a data set; an item is of the wrong type (the error
-                names its place).
-            ValueError: an unknown name; no items; an item with an unknown view, another shape, no
-                frame or token, or NaN (the error names its place); a dtype that cannot hold the
-                features.
-            DataError: the data set lacks the modality of the side.
-        """
-        return encode(
-            self,
-            name,
-            items,
-            batch_size=batch_size,
-            progress=progress,
-            device=device,
-            dtype=dtype,
-        )
-
     @gathers_weights
     def similarity(self, x: Any, y: Any, /, **extra: Any) -> Float[Tensor, "B C"]:
         """Return the similarity of every x with every y, in [-1, 1]; arguments as in `forward`.
@@ -379,65 +317,11 @@ class CLIP(LoadsPretrained):
             return cosines(x_pooled, y_pooled)
         return self.sequence_loss_fn.scores(x_seq.values, y_seq.values, x_seq.mask, y_seq.mask)
 
-    @gathers_weights
-    def explain(
-        self, x: Any, y: Any = None, /, *, frame_rate: float | Mapping[str, float] | None = None
-    ) -> Explanation:
-        """Explain the similarity of one x and one y: which steps and words match, and how strongly.
-
-        >>> model = CLIP({"views": {"doppler_time": 64}, "patch_frames": 4}, transformer_width=64)
-        >>> found = model.explain(torch.randn(64, 10), "a person walks", frame_rate=4.0)
-        >>> found.words
-        ('a', 'person', 'walks')
-        >>> found.seconds.tolist()  # the last patch of 4 frames holds only 2
-        [[0.0, 1.0], [1.0, 2.0], [2.0, 2.5]]
-        >>> found.weights.shape, sorted(found.parts)
-        ((3, 3), ['attention', 'global', 'local', 'temporal'])
-
-        The model is evaluated in eval mode and without gradients. Cost: one pair, and for
-        ``combined`` one more pair of each part.
-
-        Args:
-            x: one recording, as a map (F, T) or a dictionary of maps by view, or a caption,
-                depending on the side; or a `Clip`, of which its signal or its caption is taken.
-            y: the other side, likewise. None: that of the clip x.
-            frame_rate: frames per second, of all signals or by the name of the signal. None: that
-                of the clip's data set; if that is unknown too, times are in frames.
-
-        Returns:
-            The score, which is that of `similarity`; the words of a text and the times of a
-            signal's steps; their weights (T, L), also for each part of ``combined``. The steps of a
-            user's text tower are numbered, and those of a user's signal tower divide the time
-            evenly.
-
-        Raises:
-            TypeError: a side is not one recording or one caption.
-            ValueError: the model compares pooled features only; the maps do not fit the tower or
-                hold NaN; an empty caption; a clip without the signal; see also the towers.
-        """
-        return explain(self, x, y, frame_rate)
-
-    def caption_groups(self, captions: Sequence[str]) -> Int[Tensor, "B"]:
-        """Return one integer for each caption, equal where the model reads the same text.
-
-        It reads the same text if the tokenizer returns the same ids, for example because it ignores
-        case and white space; in a text tower without a tokenizer, if the captions are equal.
-
-        Raises:
-            TypeError, ValueError: the model has no text tower; see also `TextTower.read`.
-        """
-        if self.text_tower is None:
-            raise ValueError(
-                f"captions must belong to a text tower, got a model of {' and '.join(self.names)}"
-            )
-        groups = caption_groups(*self.text_tower.read(check_captions(captions)))
-        assert groups is not None
-        return groups
-
-    def _groups(self, x: Inputs, y: Inputs) -> Int[Tensor, "B"] | None:
+    def _groups(self, x: Inputs, y: Inputs, device: torch.device) -> Int[Tensor, "B"] | None:
         if self.text_tower is None:
             return None
-        return caption_groups(*(y if self.text_tower is self.y_encoder else x))
+        groups = caption_groups(*(y if self.text_tower is self.y_encoder else x))
+        return None if groups is None else groups.to(device)
 
     def _encode(self, tower: Tower, inputs: Inputs) -> Output:
         """Encode a checked batch, `micro_batch` items at a time."""

@@ -91,6 +91,13 @@ def test_no_modules_import_each_other() -> None:
         raise AssertionError(" is imported by ".join(error.args[1])) from None
 
 
+def test_the_model_reads_from_top_to_bottom() -> None:
+    lines = (PACKAGE / "model" / "clip.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 350, (
+        "move what a training step does not need into clipseq/model/at_work.py"
+    )
+
+
 def test_few_modules_are_loose() -> None:
     loose = sorted(file.name for file in PACKAGE.glob("*.py"))
     assert len(loose) <= 8, loose
