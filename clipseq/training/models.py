@@ -119,6 +119,21 @@ def choose_patches(config: RunConfig, clips: MapDataset) -> RunConfig:
     return attrs.evolve(config, model=model)
 
 
+def keep_patches(config: RunConfig, written: RunConfig) -> RunConfig:
+    """Return `config` with the frames of a patch that a run was started with, unless it sets them.
+
+    Args:
+        config: the configuration that a run is resumed with.
+        written: the configuration in its folder, which names what was chosen at its start.
+    """
+    model = dict(config.model)
+    for side in SIDES:
+        table, before = (m.get(side.argument) or {} for m in (model, written.model))
+        if "patch_frames" in before and "patch_frames" not in table:
+            model[side.argument] = {**table, "patch_frames": before["patch_frames"]}
+    return attrs.evolve(config, model=model)
+
+
 def check_captions(model: CLIP, dataset: MapDataset, *, evaluated: bool) -> None:
     """Raise ConfigError for a caption that the text tower cannot read, such as one too long.
 

@@ -12,7 +12,7 @@ from clipseq.data.simulation.radar import Radar
 from clipseq.errors import CheckpointError, ConfigError, DataError
 from clipseq.retrieval.sides import sides
 from clipseq.training.checkpoint import Checkpoint, read_last_checkpoint
-from clipseq.training.config import RunConfig, write_config
+from clipseq.training.config import RunConfig, read_config, write_config
 from clipseq.training.datasets import check_captions_exist, open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import TrainingInterrupted
@@ -24,6 +24,7 @@ from clipseq.training.models import (
     choose_patches,
     fit_config,
     get_tokenizer,
+    keep_patches,
     keep_tokenizer,
     pin_options,
 )
@@ -129,7 +130,9 @@ def _prepare_on(
     resume: bool,
 ) -> Prepared:
     training, validation = _splits(dataset, config.training.batch_size, processes)
-    if not (resume and folder.last.exists()):  # a checkpoint has patches already
+    if resume and folder.last.exists():  # the checkpoint belongs to patches that were chosen before
+        config = keep_patches(config, read_config(folder.config))
+    else:
         config = choose_patches(config, training)
     torch.manual_seed(config.training.seed)
     check_captions_exist(dataset, fit_config(config.model, dataset))

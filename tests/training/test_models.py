@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipseq import CLIP, ConfigError
+from clipseq import CLIP, ConfigError, SignalConfig
 from clipseq.config import structure
 from clipseq.data import Clip, MapDataset
 from clipseq.evaluation import evaluate
-from clipseq.training import RunConfig, RunFolder, read_config, train
+from clipseq.training import RunConfig, RunFolder, read_config, train, write_config
 from clipseq.training.models import build_model, choose_patches, pin_options
 
 MEL, JOINTS = {"mel": 6}, {"joints": 5, "speed": 2}
@@ -88,12 +88,23 @@ def test_each_of_two_signals_gets_patches_of_its_own_and_the_run_keeps_them(smal
     assert written["text_cfg"]["patch_frames"] == 1
 
 
+def test_a_run_keeps_the_patches_it_chose_when_it_is_resumed(small_run):
+    towers = {"encoder_cfg": {}, "text_cfg": {"tower": "signal", "name": "motion"}}
+    config = small_run(model=towers, batch_size=6, max_steps=1)
+    chosen = train(config, dataset=recordings()).x_encoder.config.patch_frames
+    assert chosen != SignalConfig().patch_frames
+    longer = attrs.evolve(config, training=attrs.evolve(config.training, max_steps=2))
+    model = train(longer, dataset=recordings(), resume=True)
+    assert model.x_encoder.config.patch_frames == chosen
+
+
 def test_a_run_of_before_keeps_its_patches_when_it_is_resumed(small_run):
     towers = {"encoder_cfg": {"patch_frames": 16}, "text_cfg": TWO_SIGNALS["text_cfg"]}
     config = small_run(model=towers, batch_size=6, max_steps=2)
     train(config, dataset=recordings())
     # A run of an earlier version has the default of SignalConfig, which its file does not name.
     silent = attrs.evolve(config, model=config.model | {"encoder_cfg": {}})
+    write_config(silent, RunFolder(config.training.out).config)
     model = train(silent, dataset=recordings(), resume=True)
     assert model.x_encoder.config.patch_frames == 16
 
