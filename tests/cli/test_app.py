@@ -13,7 +13,6 @@ import attrs
 import pytest
 
 from clipseq import PairLoss, register_loss
-from clipseq import __main__ as entry
 
 CONFIG = """
 [data]
@@ -30,21 +29,6 @@ max_steps = {steps}
 batch_size = 4
 accelerator = "cpu"
 """
-
-
-@pytest.fixture
-def clipseq(monkeypatch, capsys):
-    """A function that runs a command; returns exit status, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["clipseq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            entry.main()
-        out, err = capsys.readouterr()
-        status = end.value.code
-        return status or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -2,31 +2,15 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 from clipseq import CLIP, Encoded, Index
-from clipseq import __main__ as entry
 from clipseq.data import Clip, MapDataset, write_dataset
 
 pytest.importorskip("lancedb", reason="the extra search is not installed")
-
-
-@pytest.fixture
-def clipseq(monkeypatch, capsys):
-    """A function that runs a command; returns exit status, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["clipseq", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            entry.main()
-        out, err = capsys.readouterr()
-        return end.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
