@@ -57,6 +57,7 @@ SLOW = (
     "training/test_fit.py",
     "training/test_gradient_caching.py",
     "training/test_selection.py",
+    "world",
 )
 """Patterns of the slow folders and modules, which `make test` runs and `make check` skips."""
 

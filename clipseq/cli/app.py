@@ -16,6 +16,7 @@ import clipseq
 from clipseq.cli.exit_status import one_line_warnings, report_errors
 from clipseq.cli.invocation import command_line
 from clipseq.cli.json_output import print_json
+from clipseq.engine.process_state import restored
 from clipseq.errors import ConfigError
 
 DESCRIPTION = (
@@ -34,8 +35,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 
 def run() -> None:
-    """Run the command line."""
-    with one_line_warnings():
+    """Run the command line, and leave the state of the calling process unchanged."""
+    with restored(), one_line_warnings():
         app()
 
 

@@ -26,6 +26,7 @@ from clipseq.encoders.text import (
     trim_tokens,
 )
 from clipseq.encoders.tower import Tower
+from clipseq.engine.process_state import restored
 from clipseq.sequences import Sequences
 
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
@@ -254,6 +255,7 @@ def check_pretrained(config: TextConfig) -> Path:
     return directory
 
 
+@restored()  # from what transformers changes when it is imported, and draws for missing weights
 def _load(config: TextConfig) -> tuple[Any, Any]:
     directory = check_pretrained(config)
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING as ENCODERS

@@ -1,5 +1,6 @@
 """Scores and their gradient as one operator, opaque to torch.compile and torch.export."""
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from clipseq.engine.gradients import without_second_derivative
 from clipseq.engine.kernels import use_kernels
+from clipseq.engine.process_state import restored
 
 
 class Operator:
@@ -83,6 +85,8 @@ class Operator:
 
     def __call__(self, *inputs: Any) -> Any:
         """Return what `forward` returns for these inputs."""
+        if not torch.compiler.is_compiling() and "torch._dynamo" not in sys.modules:
+            _load_compiler()
         return self._custom_op(*inputs)
 
     def __repr__(self) -> str:
@@ -129,6 +133,15 @@ class Operator:
         found = without_second_derivative(found, (grad, *kept))
         by_name = dict(zip(self._gradients, found, strict=True))
         return tuple(by_name.get(name) for name in self._inputs)
+
+
+def _load_compiler() -> None:
+    """Import torch's compiler, which every custom operator needs, and leave the process unchanged.
+
+    The import sets an environment variable and a warning filter.
+    """
+    with restored():
+        import_module("torch._dynamo")
 
 
 def _custom_op(

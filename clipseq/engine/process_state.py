@@ -3,8 +3,11 @@
 A plugin's module, or a library that training imports, may change any of these at import.
 """
 
+import logging
 import os
 import random
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +39,50 @@ def _write_filters(wanted: list[Any]) -> None:
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
+def _read_flags() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+
+
+def _write_flags(wanted: tuple[bool, bool, bool]) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = wanted
+
+
+def _read_deterministic() -> tuple[bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+
+
+def _write_deterministic(wanted: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(wanted[0], warn_only=wanted[1])
+
+
+# SIGCHLD is missing: torch sets its handler once, for the workers of all later data loaders.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+def _write_signals(wanted: dict[int, Any]) -> None:
+    for signum, handler in wanted.items():
+        # None is a handler that was not set from Python, and cannot be set from there.
+        if handler is not None and signal.getsignal(signum) is not handler:
+            signal.signal(signum, handler)
+
+
+def _read_root_logger() -> tuple[int, list[logging.Handler]]:
+    return logging.root.level, list(logging.root.handlers)
+
+
+def _write_root_logger(wanted: tuple[int, list[logging.Handler]]) -> None:
+    level, handlers = wanted
+    logging.root.setLevel(level)
+    logging.root.handlers[:] = handlers
+
+
 def _read_cuda() -> Any:
     # Reading would start CUDA, and a process that has not used it has drawn nothing there.
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
@@ -61,10 +108,18 @@ SETTINGS = {
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
     ),
     "torch's threads": _Part(torch.get_num_threads, torch.set_num_threads),
-    "the deterministic mode": _Part(
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms
-    ),
+    "the deterministic mode": _Part(_read_deterministic, _write_deterministic),
+    "cuDNN's flags": _Part(_read_flags, _write_flags),
+    "NumPy's error handling": _Part(np.geterr, lambda wanted: np.seterr(**wanted)),
     "the environment": _Part(lambda: dict(os.environ), _write_environment),
+    "the working directory": _Part(os.getcwd, os.chdir),
+    "the signal handlers": _Part(
+        lambda: {signum: signal.getsignal(signum) for signum in _SIGNALS}, _write_signals
+    ),
+    "the root logger": _Part(_read_root_logger, _write_root_logger),
+    "the exception hook": _Part(
+        lambda: sys.excepthook, lambda wanted: setattr(sys, "excepthook", wanted)
+    ),
     "the warning filters": _Part(lambda: list(warnings.filters), _write_filters),
 }
 """Everything else that a call must not change."""
@@ -79,8 +134,9 @@ def process_state(*, randomness: bool = True) -> dict[str, Any]:
     parts = RANDOM | SETTINGS if randomness else SETTINGS
     state = {}
     for name, part in parts.items():
-        # torch refuses to read the older setting of the matmul precision beside the newer one.
-        with suppress(RuntimeError):
+        # torch refuses to read the older setting of the matmul precision beside the newer one, and
+        # a working directory may have been removed.
+        with suppress(RuntimeError, OSError):
             state[name] = part.read()
     return state
 
@@ -98,7 +154,8 @@ def restored(*, randomness: bool = True) -> Iterator[None]:
     finally:
         for name, wanted in before.items():
             part = (RANDOM | SETTINGS)[name]
-            with suppress(RuntimeError):
+            # Only the main thread may set signal handlers; others get a ValueError.
+            with suppress(RuntimeError, OSError, ValueError):
                 if not same(part.read(), wanted):
                     part.write(wanted)
 

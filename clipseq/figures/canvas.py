@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 
 if TYPE_CHECKING:
@@ -16,11 +17,12 @@ MUTED = "#8a8a8a"
 
 def make_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of this size in inches; raise ClipseqError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ClipseqError("figures need matplotlib: pip install 'clipseq[plot]'") from error
+    with restored():
+        try:
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError as error:
+            raise ClipseqError("figures need matplotlib: pip install 'clipseq[plot]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

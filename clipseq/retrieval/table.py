@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from clipseq.config import structure
+from clipseq.engine.process_state import restored
 from clipseq.engine.unit_vectors import unit
 from clipseq.errors import DataError
 from clipseq.retrieval.encoded import Encoded
@@ -376,16 +377,13 @@ def _libraries() -> tuple[Any, Any]:
     Raises:
         ImportError: they are not installed.
     """
-    # It would log a line about every new table to standard error, and reads this when it starts.
-    quiet = "LANCE_LOG" not in os.environ
-    if quiet:
-        os.environ["LANCE_LOG"] = "error"
-    try:
-        import lancedb
-        import pyarrow
-    except ImportError as error:
-        raise ImportError("an index needs LanceDB: pip install 'clipseq[search]'") from error
-    finally:
-        if quiet:
-            os.environ.pop("LANCE_LOG", None)
+    with restored():
+        # It would log a line about every new table to standard error, and reads this when it
+        # starts.
+        os.environ.setdefault("LANCE_LOG", "error")
+        try:
+            import lancedb
+            import pyarrow
+        except ImportError as error:
+            raise ImportError("an index needs LanceDB: pip install 'clipseq[search]'") from error
     return lancedb, pyarrow

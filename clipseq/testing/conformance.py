@@ -11,6 +11,7 @@ from hypothesis.errors import Flaky, HypothesisException
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
+from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 from clipseq.registry import get_similarity
 from clipseq.sequences import Sequences
@@ -166,10 +167,17 @@ class Check:
     def run(self, make: Make, *, features: int | None = None, max_examples: int = 20) -> None:
         """Check what `make` creates; the arguments are those of `check_similarity`.
 
+        The state of the process, random generators included, is unchanged afterwards.
+
         Raises:
             ConformanceError: if the promise is broken.
         """
         __tracebackhide__ = True  # for pytest: the message says it all
+        with restored(), torch.enable_grad():
+            self._run(make, features, max_examples)
+
+    def _run(self, make: Make, features: int | None, max_examples: int) -> None:
+        __tracebackhide__ = True
         found, example = self._found(make, features, max_examples)
         if found is None:
             return

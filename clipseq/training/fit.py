@@ -8,10 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
-
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
+from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 from clipseq.training.card import card_of_run
 from clipseq.training.checkpoint import read_best_checkpoint
@@ -22,7 +21,12 @@ from clipseq.training.launch.interruption import Interruption
 from clipseq.training.launch.processes import Processes, join_processes, layout, make_fabric
 from clipseq.training.models import pin_options
 from clipseq.training.prepare import Prepared, prepare, refuse_existing
-from clipseq.training.stream import ShuffledBatches, training_batches, validation_batches
+from clipseq.training.stream import (
+    ShuffledBatches,
+    ending_workers,
+    training_batches,
+    validation_batches,
+)
 from clipseq.training.summary import Summary, summarize
 from clipseq.training.threads import cpu_threads, default_threads
 
@@ -45,6 +49,9 @@ def train(
     With several processes (those of torchrun, or `config.training.devices` of them), each calls
     this function and gets the model; the first one writes the folder. If torchrun has not started
     them, the command that started this process is started again for each of the others.
+
+    The call leaves the process as it found it, random generators, environment and warning filters
+    included, also if it raises.
 
     Args:
         config: the run; `config.training.out` is its folder.
@@ -78,7 +85,7 @@ def train(
     """
     _need_lightning()
     config = make_absolute(config)
-    with _quiet(), join_processes(config.training) as processes:
+    with restored(), _quiet(), join_processes(config.training) as processes:
         folder = RunFolder(config.training.out)
         prepared = processes.in_turn(
             lambda: prepare(
@@ -120,7 +127,7 @@ def plan(
     processes = Processes()
     devices, nodes = layout(config.training)
     processes.size = devices * nodes
-    with _quiet(), TemporaryDirectory() as scratch, torch.random.fork_rng(devices=[]):
+    with restored(), _quiet(), TemporaryDirectory() as scratch:
         make_fabric(config.training)  # raises its errors before clips are simulated
         folder = RunFolder(Path(scratch) / "run")
         pin_options(config)
@@ -173,29 +180,33 @@ def _fit(
             if prepared.done < steps:
                 fabric = make_fabric(options, find_unused_parameters=_may_skip_parameters(model))
                 fabric.launch()
-                run_steps(
+                loader = training_batches(
+                    prepared.training,
+                    stream,
                     model,
-                    training_batches(
-                        prepared.training,
-                        stream,
-                        model,
-                        options.augment,
-                        rank=rank,
-                        size=size,
-                        workers=options.num_workers,
-                    ),
-                    validation_batches(prepared.validation, options.batch_size, model, rank, size),
-                    prepared.validation,
-                    steps=steps,
-                    checkpoint=prepared.checkpoint,
-                    options=options,
-                    folder=folder,
-                    fabric=fabric,
-                    processes=processes,
-                    journal=journal,
-                    interruption=interruption,
-                    progress=progress,
+                    options.augment,
+                    rank=rank,
+                    size=size,
+                    workers=options.num_workers,
                 )
+                with ending_workers(loader) as batches:
+                    run_steps(
+                        model,
+                        batches,
+                        validation_batches(
+                            prepared.validation, options.batch_size, model, rank, size
+                        ),
+                        prepared.validation,
+                        steps=steps,
+                        checkpoint=prepared.checkpoint,
+                        options=options,
+                        folder=folder,
+                        fabric=fabric,
+                        processes=processes,
+                        journal=journal,
+                        interruption=interruption,
+                        progress=progress,
+                    )
             processes.doing = "while the model was saved"
             model.eval().cpu()
             processes.wait()  # the best checkpoint is on disk

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
 from clipseq.data import MapDataset
+from clipseq.encoders.eval_mode import eval_mode
 from clipseq.errors import set_origin
 from clipseq.evaluation.validation import validation_metrics
 from clipseq.model import CLIP
@@ -251,20 +252,15 @@ def validate(model: CLIP, batches: "DataLoader[Any]", fabric: "Fabric") -> dict[
     """Return the mean of each loss over the validation batches, in eval mode.
 
     Each process brings its rows of each batch; the losses are those of the whole batches. The
-    model's mode is restored.
+    mode of each module is restored.
     """
-    training = model.training
     sums: dict[str, float] = {}
-    model.eval()
-    try:
-        with torch.no_grad():
-            for index, batch in enumerate(batches):
-                model.training_step(fabric.to_device(batch), index)
-                for name, value in model.metrics.items():
-                    if name.startswith("loss_"):
-                        sums[name] = sums.get(name, 0.0) + float(value)
-    finally:
-        model.train(training)
+    with eval_mode(model), torch.no_grad():
+        for index, batch in enumerate(batches):
+            model.training_step(fabric.to_device(batch), index)
+            for name, value in model.metrics.items():
+                if name.startswith("loss_"):
+                    sums[name] = sums.get(name, 0.0) + float(value)
     return {name: total / len(batches) for name, total in sums.items()}
 
 

@@ -2,7 +2,8 @@
 
 import signal
 from collections.abc import Iterable, Iterator, Sized
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -185,6 +186,22 @@ def training_batches(
         num_workers=workers,
         worker_init_fn=_ignore_interrupts if workers else None,
     )
+
+
+@contextmanager
+def ending_workers(batches: "DataLoader[Any]") -> Iterator[Iterator[dict[str, Any]]]:
+    """Iterate over `batches`, and end their workers with the block.
+
+    Torch ends them when the iterator is garbage, which may be much later: the traceback of an
+    error holds it.
+    """
+    upcoming: Any = iter(batches)
+    try:
+        yield upcoming
+    finally:
+        end = getattr(upcoming, "_shutdown_workers", None)  # missing without workers
+        if end is not None:
+            end()
 
 
 def validation_batches(
