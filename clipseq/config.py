@@ -8,6 +8,7 @@ config are reported at once, each with its dotted path.
 import numbers
 import types
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -19,7 +20,7 @@ from cattrs.gen import make_dict_structure_fn
 
 from clipseq.errors import ConfigError, suggest
 
-__all__ = ["require_type", "structure", "to_plain", "unstructure"]
+__all__ = ["require_type", "strict", "structure", "to_plain", "unstructure"]
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ def unstructure(instance: Any) -> dict[str, Any]:
     return plain
 
 
-def require_type(kind: type[T], value: object, *, where: str) -> T:
+def require_type(kind: Any, value: object, *, where: str) -> Any:
     """Check one value as strictly as `structure` does, except that numpy's numbers are accepted.
 
     Returns:
@@ -72,6 +73,25 @@ def require_type(kind: type[T], value: object, *, where: str) -> T:
         return _converter.structure(to_plain(value), kind)
     except Exception as error:
         raise ConfigError("; ".join(_problems(error, where))) from None
+
+
+def strict(cls: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
+    """Check the values of a config that is built in Python as `structure` checks those of a table.
+
+    Use it as ``attrs.frozen(field_transformer=strict)``. Fields with a converter of their own keep
+    it. The values are what `require_type` returns.
+    """
+    return [
+        field
+        if field.converter is not None
+        else field.evolve(converter=partial(_require_field, field.type, field.name))
+        for field in fields
+    ]
+
+
+def _require_field(kind: Any, name: str, value: Any) -> Any:
+    is_config = attrs.has(type(value)) and type(value) in (kind, *get_args(kind))
+    return value if is_config else require_type(kind, value, where=name)
 
 
 def to_plain(value: Any) -> Any:

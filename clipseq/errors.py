@@ -64,13 +64,15 @@ def get_origin(error: BaseException) -> Origin | None:
     return error.__dict__.get("_origin")
 
 
-def find_closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the choice most like `word`, or None if no choice is close."""
+def find_closest(word: object, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the choice most like `word`, or None if no choice is close or it is no string."""
+    if not isinstance(word, str):
+        return None
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 
-def suggest(word: str, choices: Iterable[str]) -> str:
+def suggest(word: object, choices: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the choice most like `word`, or ``""``."""
     close = find_closest(word, choices)
     return "" if close is None else f": did you mean {close!r}?"

@@ -19,6 +19,7 @@ from clipseq.distributed import Gather, World, score_rows
 from clipseq.distributed.scores import GATHERS
 from clipseq.distributed.world import count_processes
 from clipseq.engine import single_number
+from clipseq.engine.options import check_dense
 from clipseq.engine.unit_vectors import unit
 from clipseq.engine.workspace import loops_pay
 from clipseq.errors import names_options
@@ -223,7 +224,7 @@ class PairLoss(nn.Module, ABC):
         _check_numbers(init_scale=init_scale, max_scale=max_scale)
         if not 0 < init_scale <= max_scale:
             raise ValueError(f"init_scale must lie in (0, max_scale={max_scale}], got {init_scale}")
-        if gather not in GATHERS:
+        if not isinstance(gather, str | None) or gather not in GATHERS:
             raise ValueError(f"gather must be one of {GATHERS}, got {gather!r}")
         self.max_scale = float(max_scale)
         self.gather: Gather = gather
@@ -273,6 +274,8 @@ class PairLoss(nn.Module, ABC):
                 f"pooled features must be x (B, D) and y (C, D) with C >= B, "
                 f"got {tuple(x.shape)} and {tuple(y.shape)}"
             )
+        if x.device != y.device:
+            raise ValueError(f"x and y must be on one device, got {x.device} and {y.device}")
         with _without_autocast(x.device):
             dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
             # Both at once: for so few numbers, the number of operations is what counts.
@@ -367,6 +370,7 @@ class PairLoss(nn.Module, ABC):
             return
         if not isinstance(groups, Tensor):
             raise TypeError(f"groups must be a tensor of {items} integers, got {groups!r}")
+        check_dense("groups", groups)
         if (
             groups.shape not in ((items,), (y_items,))
             or groups.is_floating_point()
@@ -428,9 +432,7 @@ def check_floats(**inputs: object) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
         if not values.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {values.dtype}")
-        if values.is_nested or values.layout is not torch.strided:
-            kind = "nested" if values.is_nested else str(values.layout).removeprefix("torch.")
-            raise TypeError(f"{name} must be a dense tensor, got a {kind} tensor; convert it first")
+        check_dense(name, values)
 
 
 def _check_numbers(**options: object) -> None:

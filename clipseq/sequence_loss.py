@@ -70,6 +70,13 @@ class SequenceLoss(GathersWeights):
         and L may differ between processes.
         """
         check_floats(x=x, y=y)
+        for name, values in (("x", x), ("y", y)):
+            if values.ndim != 3:
+                raise ValueError(
+                    f"{name} must have the shape (B, T, D), got {tuple(values.shape)}; for one "
+                    "sequence add a batch axis with [None], for pooled features use ClipLoss or "
+                    "SigLipLoss"
+                )
         if len(x) > len(y):
             raise ValueError(
                 f"y must have at least as many items as x, as x[i] belongs to y[i], "

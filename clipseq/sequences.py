@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipseq.engine import zeroed
+from clipseq.engine.options import check_dense
 
 
 class Sequences(NamedTuple):
@@ -25,11 +26,35 @@ class Sequences(NamedTuple):
 
     @classmethod
     def from_tensor(cls, values: Tensor, mask: Tensor | None = None) -> "Sequences":
-        """Wrap `values` and set padded steps to zero; without a mask, every step is real."""
+        """Wrap `values` and set padded steps to zero; without a mask, every step is real.
+
+        Args:
+            values: (B, T, D), floating point.
+            mask: (B, T) bool, True at a real step.
+
+        Raises:
+            TypeError: `values` is not a dense floating point tensor, or `mask` not a bool one.
+            ValueError: a wrong number of axes; the shapes or the devices do not fit.
+        """
+        check_dense("values", values, values=False)
+        if not values.is_floating_point():
+            raise TypeError(f"values must be floating point, got {values.dtype}")
+        if values.ndim != 3:
+            raise ValueError(f"values must have the shape (B, T, D), got {tuple(values.shape)}")
         if mask is None:
             return cls(values, values.new_ones(values.shape[:2], dtype=torch.bool))
+        check_dense("mask", mask, values=False)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool, True at a real step, got {mask.dtype}")
+        if mask.shape != values.shape[:2]:
+            raise ValueError(
+                f"mask must have the shape {tuple(values.shape[:2])} of the first two axes of "
+                f"values, got {tuple(mask.shape)}"
+            )
+        if mask.device != values.device:
+            raise ValueError(
+                f"mask must be on the device of values, {values.device}, got {mask.device}"
+            )
         return cls(zeroed(values, mask), mask)
 
     @property
@@ -69,6 +94,7 @@ def pad(items: Sequence[Tensor]) -> Sequences:
     for k, item in enumerate(items):
         if not isinstance(item, Tensor):
             raise TypeError(f"items[{k}] must be a tensor (T, D), got {type(item).__name__}")
+        check_dense(f"items[{k}]", item, values=False)
         if item.ndim != 2:
             raise ValueError(f"items[{k}] must have the shape (T, D), got {tuple(item.shape)}")
         if not item.is_floating_point():

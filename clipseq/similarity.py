@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from clipseq.engine import Operator, Tree, check_tree, positive_integer, score_tiles, split_tree
+from clipseq.engine.options import check_dense
 from clipseq.engine.tiling import score_matched_tiles
 from clipseq.engine.unit_vectors import unit
 from clipseq.sequences import Alignment, Sequences, pack, unpack_pairs
@@ -385,6 +386,7 @@ class Similarity(nn.Module, ABC):
                     f"torch.arange({steps}) < lengths[:, None]"
                 )
             raise TypeError(f"{name}_mask must be a bool tensor, True at a real step, got {kind}")
+        check_dense(f"{name}_mask", mask, values=False)
         if mask.shape != values.shape[:2]:
             raise ValueError(
                 f"{name}_mask must have the shape {tuple(values.shape[:2])} of {name}'s "

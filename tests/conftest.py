@@ -45,6 +45,7 @@ SLOW = (
     "distributed",
     "docs",
     "examples",
+    "fuzz",
     "plugins/test_compile.py",
     "plugins/test_contract.py",
     "plugins/test_fast_similarities_page.py",

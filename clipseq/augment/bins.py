@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float
 
+from clipseq.augment.maps import check_map, check_range
+from clipseq.engine.options import LARGEST, check_kind, whole_number
+
 Map = Float[np.ndarray, "F T"]
 
 RESEMBLANCE = 0.1
@@ -15,7 +18,13 @@ def shift_bins(values: Map, bins: int) -> Map:
     """Move every row by `bins` bins towards higher ones; the row at the edge fills the gap.
 
     ``result[f] = values[clip(f - bins, 0, F - 1)]``
+
+    Raises:
+        TypeError: `values` is not an array of real numbers, or `bins` is not a whole number.
+        ValueError: `values` is not (F, T).
     """
+    check_map(values)
+    bins = whole_number("bins", bins, least=-LARGEST)
     rows = np.arange(len(values)) - bins
     return values[np.clip(rows, 0, len(values) - 1)]
 
@@ -24,8 +33,11 @@ def mask_bins(values: Map, start: int, stop: int) -> Map:
     """Replace the bins from `start` to `stop`, `stop` excluded, by the mean of the map.
 
     Raises:
-        ValueError: `start` and `stop` are not in order within 0..F.
+        TypeError: `values` is not an array of real numbers, or a bound is not a whole number.
+        ValueError: `values` is not (F, T); `start` and `stop` are not in order within 0..F.
     """
+    check_map(values)
+    start, stop = check_range(start, stop)
     if not 0 <= start <= stop <= len(values):
         raise ValueError(
             f"start and stop must be in order within the {len(values)} bins, got ({start}, {stop})"
@@ -47,10 +59,17 @@ def views_of_channels(signals: Iterable[Mapping[str, np.ndarray]]) -> frozenset[
 
     Args:
         signals: the maps (F, T) of some clips, each by view.
+
+    Raises:
+        TypeError: a signal is not a mapping of arrays of real numbers.
+        ValueError: a map is not (F, T), or the maps of a view differ in their bins.
     """
+    check_kind("signals", signals, Iterable, "an iterable of mappings from views to maps")
     maps: dict[str, list[np.ndarray]] = {}
     for signal in signals:
+        check_kind("signals", signal, Mapping, "mappings from views to maps")
         for view, values in signal.items():
+            check_map(values)
             maps.setdefault(view, []).append(values)
     return frozenset(view for view, parts in maps.items() if not _ordered(parts))
 

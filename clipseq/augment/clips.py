@@ -8,9 +8,11 @@ import numpy as np
 from clipseq.augment.bins import mask_bins, shift_bins
 from clipseq.augment.config import AugmentConfig
 from clipseq.augment.frames import crop_spans, crop_time, mask_time, stretch_spans, stretch_time
+from clipseq.augment.maps import check_generator
 from clipseq.augment.values import add_noise, add_tilt, blank
 from clipseq.data import Clip
 from clipseq.data.clip import Maps, frame_count
+from clipseq.engine.options import check_kind, whole_number
 
 
 def clip_generator(seed: int, batch: int, index: int) -> np.random.Generator:
@@ -23,8 +25,14 @@ def clip_generator(seed: int, batch: int, index: int) -> np.random.Generator:
         seed: random seed of the run.
         batch: number of the batch in the run.
         index: place of the clip in the data set.
+
+    Raises:
+        TypeError: an argument is not a whole number.
+        ValueError: an argument is negative.
     """
-    return np.random.default_rng((seed, batch, index))
+    given = {"seed": seed, "batch": batch, "index": index}
+    numbers = [whole_number(name, value, most=2**63 - 1) for name, value in given.items()]
+    return np.random.default_rng(numbers)
 
 
 def augment_clip(
@@ -48,7 +56,16 @@ def augment_clip(
         rng: random numbers, such as those of `clip_generator`.
         channels: names of the views that are neither shifted nor tilted, if `config` does not name
             them.
+
+    Raises:
+        TypeError: `clip`, `config` or `rng` is of another class; `channels` are not names.
     """
+    check_kind("clip", clip, Clip, "a Clip")
+    check_kind("config", config, AugmentConfig, "an AugmentConfig")
+    check_generator(rng)
+    check_kind("channels", channels, (list, tuple, set, frozenset), "a list of names of views")
+    for name in channels:
+        check_kind("channels", name, str, "names of views")
     if not config.strength:
         return clip
     names = frozenset(channels if config.channels is None else config.channels)

@@ -4,6 +4,7 @@ from typing import Any
 
 import attrs
 
+from clipseq.config import strict
 from clipseq.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def _amount(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> Non
         raise ConfigError(f"{attribute.name} must be at least 0 and finite, got {value!r}")
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class AugmentConfig:
     """The strengths of all augmentations of a clip; each is off at 0.
 

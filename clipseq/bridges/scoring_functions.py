@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipseq.engine.options import check_dense
 from clipseq.sequences import Sequences, pad
 from clipseq.similarity import Similarity
 
@@ -169,8 +170,8 @@ def _read(embeddings: Embeddings, mask: Any, name: str, *, ranks: tuple[int, ...
                 f"{name}_mask must be None if {name}_embeddings is a list, whose arrays have no "
                 f"padding, got {type(mask).__name__}"
             )
-        return pad([torch.as_tensor(item) for item in embeddings])
-    values = torch.as_tensor(embeddings)
+        return pad([_to_tensor(item, f"{name}_embeddings") for item in embeddings])
+    values = _to_tensor(embeddings, f"{name}_embeddings")
     if values.ndim == 2:
         values = values[None]
     if values.ndim not in ranks or not values.is_floating_point():
@@ -184,10 +185,19 @@ def _read(embeddings: Embeddings, mask: Any, name: str, *, ranks: tuple[int, ...
     return Sequences(values.flatten(0, -3), real.flatten(0, -2))
 
 
+def _to_tensor(value: Any, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a tensor or an array, got {value!r}") from error
+    check_dense(name, tensor)
+    return tensor
+
+
 def _read_mask(mask: Any, values: Tensor, name: str) -> Tensor:
     if mask is None:
         return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
-    mask = torch.as_tensor(mask, device=values.device)
+    mask = _to_tensor(mask, f"{name}_mask").to(values.device)
     if mask.ndim == 1:
         mask = mask[None]
     if mask.shape != values.shape[:-1]:

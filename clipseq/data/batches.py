@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipseq.data.clip import TEXT, Clip, Maps, frame_count
+from clipseq.engine.options import check_kind
 
 
 def collate(
@@ -29,9 +30,15 @@ def collate(
         key "text".
 
     Raises:
+        TypeError: `clips` is not a list of clips.
         ValueError: there is no clip, or the clips have a second signal but `paired_modality` is
             None (or the reverse).
     """
+    check_kind("clips", clips, (list, tuple), "a list of clips")
+    for clip in clips:
+        check_kind("clips", clip, Clip, "a list of clips")
+    check_kind("modality", modality, str, "a string")
+    check_kind("paired_modality", paired_modality, (str, type(None)), "a string or None")
     if not clips:
         raise ValueError("clips must hold at least one clip, got none")
     paired = [clip for clip in clips if clip.paired]

@@ -19,6 +19,12 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
     """Raise DataError if clips do not form a valid data set; its message begins with `where`."""
     if not clips:
         raise DataError(f"{where}: a data set must hold at least one clip, got no clips")
+    for number, clip in enumerate(clips):
+        if not isinstance(clip, Clip):
+            raise DataError(
+                f"{where}: every clip must be a Clip, got {type(clip).__name__} at place {number}"
+            )
+        _check_kinds(clip, f"{where}: clip {clip.id!r}")
     first = clips[0]
     if not first.signal:
         raise DataError(f"{where}: clip {first.id!r} must have at least one map, got no map")
@@ -48,7 +54,7 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
             _check_maps(name, maps, bins[name], first.id, at)
         _check_captions(clip, first, at)
         _check_actions(clip, at)
-        if clip.split not in SPLITS:
+        if not isinstance(clip.split, str) or clip.split not in SPLITS:
             raise DataError(
                 f"{at}: split must be one of {', '.join(SPLITS)}, "
                 f"got {clip.split!r}{suggest(clip.split, SPLITS)}"
@@ -59,6 +65,28 @@ def check_clips(clips: Sequence[Clip], header: Header, where: str) -> None:
                 f"{suggest(clip.label, header.class_captions)}"
             )
         _check_sources(clip, owners, at)
+
+
+def _check_kinds(clip: Clip, at: str) -> None:
+    """Raise DataError unless the fields of a clip that was created in Python are of their kinds."""
+    for name in ("signal", "paired"):
+        maps = getattr(clip, name)
+        if not isinstance(maps, Mapping) or not all(
+            isinstance(view, str) and isinstance(values, np.ndarray)
+            for view, values in maps.items()
+        ):
+            raise DataError(f"{at}: {name} must map names of views to arrays (F, T), got {maps!r}")
+    for name in ("actions", "spans", "permuted", "sources"):
+        value = getattr(clip, name)
+        if not isinstance(value, list | tuple):
+            raise DataError(f"{at}: {name} must be a tuple, got {value!r}")
+    for span in clip.spans:
+        if not (
+            isinstance(span, list | tuple)
+            and len(span) == 2
+            and all(type(edge) is int or isinstance(edge, np.integer) for edge in span)
+        ):
+            raise DataError(f"{at}: a span must be two whole numbers, got {span!r}")
 
 
 def _signals(clip: Clip, header: Header) -> dict[str, Mapping[str, np.ndarray]]:

@@ -4,7 +4,6 @@ import copy
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import attrs
 import numpy as np
@@ -15,6 +14,7 @@ from clipseq.data.clip import SPLITS, TEXT, Clip, Maps, frame_count
 from clipseq.data.folder_format import read_folder
 from clipseq.data.header import Axis, Header
 from clipseq.data.single_file_format import read_single_file
+from clipseq.engine.options import check_kind, to_path
 from clipseq.errors import DataError, suggest
 
 
@@ -44,10 +44,11 @@ class MapDataset(Dataset[Clip]):
     Raises:
         DataError: something is missing, corrupt or inconsistent; the error names the file and the
             clip.
+        TypeError, ValueError: `path` is not a path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        path = Path(path)
+        path = to_path("path", path)
         if path.is_dir():
             self._set(*read_folder(path), where=str(path))
         elif path.is_file():
@@ -75,7 +76,15 @@ class MapDataset(Dataset[Clip]):
 
         Raises:
             DataError: the clips do not form a valid data set.
+            TypeError: `clips` is not an iterable, or axes or captions are not a mapping.
         """
+        check_kind("clips", clips, Iterable, "an iterable of clips")
+        for name, table in (
+            ("axes", axes),
+            ("paired_axes", paired_axes),
+            ("class_captions", class_captions),
+        ):
+            check_kind(name, table, (Mapping, type(None)), "a mapping or None")
         dataset = cls.__new__(cls)
         header = Header(
             modality=modality,
@@ -176,7 +185,7 @@ class MapDataset(Dataset[Clip]):
         Raises:
             DataError: the split has no clips.
         """
-        if split not in self.splits:
+        if not isinstance(split, str) or split not in self.splits:
             raise DataError(
                 f"split must be one of {self.splits}, the splits of this data set, "
                 f"got {split!r}{suggest(split, self.splits)}"

@@ -45,6 +45,7 @@ from clipseq.data.arrays import load_arrays
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import Clip, Maps, frame_count
 from clipseq.data.header import Axis, Header
+from clipseq.engine.options import check_kind, to_path
 from clipseq.errors import ConfigError, DataError, suggest
 
 FORMAT, VERSION = "clipseq maps", 1
@@ -85,8 +86,10 @@ def write_dataset(
 
     Raises:
         DataError: `path` exists, or the clips do not form a valid data set.
+        TypeError, ValueError: `path` is not a path, or `clips` is not an iterable.
     """
-    path = Path(path)
+    path = to_path("path", path)
+    check_kind("clips", clips, Iterable, "an iterable of clips")
     clips = tuple(clips)
     header = Header(
         modality=modality,

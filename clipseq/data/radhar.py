@@ -6,7 +6,6 @@ one day), so that only the activity distinguishes its parts.
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from clipseq.data.arrays import load_arrays
 from clipseq.data.clip import Clip
 from clipseq.data.dataset import MapDataset
 from clipseq.data.simulation.captions import class_caption, describe_in_order
+from clipseq.engine.options import to_path, whole_number
 from clipseq.errors import DataError
 
 VIEWS = ("range_moving", "doppler", "azimuth_moving")
@@ -70,8 +70,10 @@ def radhar_dataset(
     Raises:
         DataError: the file is missing, corrupt or of another format.
         ValueError: a split is unknown, or the longest window is longer than a recording.
+        TypeError: `path` is not a path, or `seed` is not a whole number.
     """
-    path = Path(path)
+    path = to_path("path", path)
+    seed = whole_number("seed", seed, most=2**63 - 1)
     arrays = load_arrays(path)
     if missing := set(_KEYS) - arrays.keys():
         raise DataError(f"{path} must be radhar_maps.npz, got a file that lacks {sorted(missing)}")

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import attrs
 from attrs import field, frozen
 
-from clipseq.config import structure, to_plain, unstructure
+from clipseq.config import strict, structure, to_plain, unstructure
 from clipseq.errors import ConfigError, suggest
 
 Fusion = Literal["concat", "add", "attention"]
@@ -101,7 +101,7 @@ def _positive(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -
         raise ConfigError(f"{attribute.name} must be a finite number above 0, got {value!r}")
 
 
-@frozen
+@frozen(field_transformer=strict)
 class Lora:
     """Low-rank adapters, which are trained instead of the weights of a pretrained tower.
 
@@ -123,7 +123,7 @@ class Lora:
     targets: tuple[str, ...] = ()
 
 
-@frozen
+@frozen(field_transformer=strict)
 class TextConfig:
     """A tower over captions.
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from clipseq.engine.options import check_dense
+
 
 def frame_mask(
     maps: Mapping[str, Tensor], lengths: Any, mask: Tensor | None, *, name: str
@@ -49,6 +51,7 @@ def frame_mask(
         raise TypeError(
             f"{name}_lengths must be whole numbers, one for each item, got {lengths!r}"
         ) from error
+    check_dense(f"{name}_lengths", lengths)
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         raise TypeError(f"{name}_lengths must be whole numbers, got {lengths.dtype}")
     if lengths.shape != (batch,):

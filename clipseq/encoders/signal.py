@@ -14,6 +14,7 @@ from clipseq.encoders.fusion import FUSIONS
 from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.tower import Tower
 from clipseq.encoders.transformer import Transformer, insert_eot, sinusoids
+from clipseq.engine.options import check_dense
 from clipseq.errors import suggest
 from clipseq.sequences import Sequences
 
@@ -159,6 +160,7 @@ class SignalTower(Tower):
         bins, named = self.config.views[view], f"{self.name} view {view!r}"
         if not isinstance(values, Tensor):
             raise TypeError(f"{named} must be a tensor (B, {bins}, T), got {type(values).__name__}")
+        check_dense(named, values, values=False)
         got = tuple(values.shape)
         if values.ndim != 3:
             hint = "; add a batch axis with [None]" if values.ndim == 2 else ""

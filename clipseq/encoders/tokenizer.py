@@ -5,11 +5,11 @@ token belongs to the text tower, not to the vocabulary.
 """
 
 import importlib.util
-import operator
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, SupportsIndex, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from clipseq.engine.options import LARGEST, check_kind, check_text, whole_number
 from clipseq.errors import CheckpointError
 
 FILE_NAME = "tokenizer.json"
@@ -57,7 +57,13 @@ class ByteTokenizer:
     vocab_size = 257
 
     def encode(self, caption: str) -> list[int]:
-        """Return the bytes, each plus one; empty if the caption is only white space."""
+        """Return the bytes, each plus one; empty if the caption is only white space.
+
+        Raises:
+            TypeError: the caption is not a string.
+            ValueError: the caption is not Unicode text.
+        """
+        check_text("caption", caption)
         return [byte + 1 for byte in caption.encode()] if caption.strip() else []
 
     def tokens(self, caption: str) -> list[str]:
@@ -91,7 +97,13 @@ class TrainedTokenizer:
         return size
 
     def encode(self, caption: str) -> list[int]:
-        """Return the caption's token ids; empty if the caption has no words."""
+        """Return the caption's token ids; empty if the caption has no words.
+
+        Raises:
+            TypeError: the caption is not a string.
+            ValueError: the caption is not Unicode text.
+        """
+        check_text("caption", caption)
         ids: list[int] = self._tokenizer.encode(caption).ids
         return ids
 
@@ -143,15 +155,14 @@ def train_tokenizer(
         TypeError: a caption is not a string, or `vocab_size` is not a whole number.
     """
     smallest = {"bpe": 257, "word": 3}
-    if kind not in smallest:
+    if not isinstance(kind, str) or kind not in smallest:
         raise ValueError(f"kind must be one of {', '.join(smallest)}, got {kind!r}")
-    if isinstance(vocab_size, bool) or not isinstance(vocab_size, SupportsIndex):
-        raise TypeError(f"vocab_size must be a whole number, got {vocab_size!r}")
-    vocab_size = operator.index(vocab_size)
+    vocab_size = whole_number("vocab_size", vocab_size, least=-LARGEST)
     if vocab_size < smallest[kind]:
         raise ValueError(
             f"vocab_size must be at least {smallest[kind]} for kind={kind!r}, got {vocab_size}"
         )
+    check_kind("captions", captions, Iterable, "an iterable of strings")
     captions = [captions] if isinstance(captions, str) else list(captions)
     for item, caption in enumerate(captions):
         if not isinstance(caption, str):

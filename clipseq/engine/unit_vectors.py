@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipseq.engine.options import check_dense
 from clipseq.engine.workspace import NUMBERS, few_items, loops_pay
 
 
@@ -15,7 +16,18 @@ def unit(values: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
     Any finite vector gets unit length: where a square would overflow or underflow, the whole vector
     is first divided by its largest magnitude. A zero vector gets zero gradient, whereas
     `torch.nn.functional.normalize` gives it one of size 1/eps.
+
+    Raises:
+        TypeError: `values` is not a dense floating point tensor.
+        ValueError: `values` has no axis, or no feature.
     """
+    check_dense("values", values, values=False)
+    if not values.is_floating_point():
+        raise TypeError(f"values must be floating point, got {values.dtype}")
+    if not values.ndim or not values.shape[-1]:
+        raise ValueError(
+            f"values must have a last axis of at least one feature, got {tuple(values.shape)}"
+        )
     result, _ = _Unit.apply(values)
     return result
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from clipseq.data import MapDataset
 from clipseq.data.clip import TEXT
 from clipseq.encoders.eval_mode import eval_mode
+from clipseq.engine.options import check_kind, whole_number
 from clipseq.evaluation.metrics import (
     RECALL_AT,
     Estimate,
@@ -158,7 +159,13 @@ def evaluate(
 
     Raises:
         DataError: the split has no clip, or the data set lacks the modality of a side of the model.
+        TypeError: `model` is not a CLIP, `dataset` is not a data set, or a number is not whole.
+        ValueError: a number is out of its range.
     """
+    check_kind("dataset", dataset, MapDataset, "a MapDataset")
+    draws = whole_number("draws", draws, least=1)
+    seed = whole_number("seed", seed, most=2**63 - 1)
+    batch_size = whole_number("batch_size", batch_size, least=1)
     clips = dataset.subset(split)
     x, y = sides(model, dataset)
     with eval_mode(model):

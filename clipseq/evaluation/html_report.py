@@ -11,9 +11,11 @@ from torch import Tensor
 
 from clipseq import __version__
 from clipseq.data import Clip, MapDataset
+from clipseq.engine.options import check_kind, finite_number
 from clipseq.evaluation.evaluate import Confusion, Evaluation, Metric, hits_of
 from clipseq.evaluation.metrics import retrieval_ranks
 from clipseq.figures import Curve, draw_losses
+from clipseq.retrieval.sides import check_model
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -87,6 +89,12 @@ def html_report(
     Raises:
         ClipseqError: matplotlib is not installed.
     """
+    check_kind("evaluation", evaluation, Evaluation, "an Evaluation")
+    check_model(model)
+    check_kind("dataset", dataset, MapDataset, "a MapDataset")
+    check_kind("title", title, str, "a string")
+    if chance is not None:
+        chance = finite_number("chance", chance)
     clips = dataset.subset(evaluation.split)
     right, wrong = choose_examples(evaluation, clips)
     sections = {

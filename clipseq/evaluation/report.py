@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from clipseq.engine.options import check_kind
 from clipseq.errors import ClipseqError
 from clipseq.evaluation.evaluate import Evaluation, Metric
 
@@ -11,7 +12,13 @@ if TYPE_CHECKING:
 
 
 def evaluation_table(evaluation: Evaluation) -> "Table":
-    """Return one evaluation as a rich table: a row per metric, a column per score."""
+    """Return one evaluation as a rich table: a row per metric, a column per score.
+
+    Raises:
+        ClipseqError: rich is not installed.
+        TypeError: `evaluation` is not an `Evaluation`.
+    """
+    check_kind("evaluation", evaluation, Evaluation, "an Evaluation")
     titles = {"sequence": f"sequence ({evaluation.similarity})", "pooled": "pooled cosine"}
     return metric_table(
         {titles[score]: metrics for score, metrics in evaluation.metrics.items()},
@@ -35,7 +42,14 @@ def metric_table(
 
     Raises:
         ClipseqError: rich is not installed.
+        TypeError: `columns` or `absent` is not a mapping, or a value is not a `Metric`.
     """
+    check_kind("columns", columns, Mapping, "a mapping from columns to metrics")
+    check_kind("absent", absent, (Mapping, type(None)), "a mapping or None")
+    for column, values in columns.items():
+        check_kind(f"columns[{column!r}]", values, Mapping, "a mapping from names to metrics")
+        for name, metric in values.items():
+            check_kind(f"columns[{column!r}][{name!r}]", metric, Metric, "a Metric")
     try:
         from rich.table import Table
     except ModuleNotFoundError as error:

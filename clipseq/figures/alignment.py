@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clipseq.data.header import Axis
+from clipseq.engine.options import check_kind, finite_number
 from clipseq.figures.canvas import ACTION_COLOURS, MUTED, make_figure
 
 if TYPE_CHECKING:
@@ -98,7 +99,24 @@ def draw_alignment(
 
     Raises:
         ClipseqError: matplotlib is not installed.
+        TypeError: `x` or `y` are not steps, `weights` is not an array, `title` is not a string, or
+            `width` is not a number.
+        ValueError: `weights` has another shape or is not finite, or `width` is out of its range.
     """
+    for name, side in (("x", x), ("y", y)):
+        check_kind(name, side, (SignalSteps, TextSteps), "SignalSteps or TextSteps")
+    check_kind("weights", weights, np.ndarray, "an array (T, L)")
+    check_kind("title", title, str, "a string")
+    if weights.shape != (len(x), len(y)) or weights.dtype.kind not in "fiu":
+        raise ValueError(
+            f"weights must be numbers {(len(x), len(y))}, one for each pair of steps, got "
+            f"{weights.dtype} {weights.shape}"
+        )
+    if not np.isfinite(weights).all():
+        raise ValueError("weights must be finite, got NaN or infinity")
+    width = finite_number("width", width)
+    if not 1 <= width <= 200:
+        raise ValueError(f"width must be from 1 to 200 inches, got {width}")
     across, down, cells = x, y, weights.T
     if isinstance(x, TextSteps) and isinstance(y, SignalSteps):
         across, down, cells = y, x, weights

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipseq.engine.options import to_path
 from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 
@@ -28,7 +29,19 @@ def make_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write `figure` to `path` (the suffix names the format) at 150 dots per inch."""
+def save(figure: "Figure", path: str | Path) -> None:
+    """Write `figure` to `path` (the suffix names the format) at 150 dots per inch.
+
+    Raises:
+        TypeError: `figure` is not a figure, or `path` is not a path.
+        ValueError: matplotlib has no format of that name.
+        OSError: the file cannot be written.
+    """
+    path = to_path("path", path)
+    if not hasattr(figure, "savefig"):
+        raise TypeError(f"figure must be a matplotlib figure, got {type(figure).__name__}")
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:] not in formats:
+        raise ValueError(f"path must end in one of {', '.join(formats)}, got {str(path)!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

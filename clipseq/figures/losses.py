@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from jaxtyping import Float, Int
 
+from clipseq.engine.options import check_kind, finite_number
 from clipseq.figures.canvas import MUTED, RUN_COLOURS, make_figure
 
 if TYPE_CHECKING:
@@ -39,7 +40,21 @@ def draw_losses(
     Returns:
         A figure in which a thin line shows the loss of each training step, a bold line its running
         mean, and dots on a dashed line the validation loss.
+
+    Raises:
+        ClipseqError: matplotlib is not installed.
+        TypeError: `runs` does not map runs to curves, or `chance` is not a number.
+        ValueError: `runs` has no curve, or `chance` is not finite.
     """
+    check_kind("runs", runs, Mapping, "a mapping from runs to curves")
+    for run, curves in runs.items():
+        check_kind(f"runs[{run!r}]", curves, Mapping, "a mapping from quantities to curves")
+        for quantity, curve in curves.items():
+            check_kind(f"runs[{run!r}][{quantity!r}]", curve, Curve, "a Curve")
+    if not any(runs.values()):
+        raise ValueError("runs must hold at least one curve, got none")
+    if chance is not None:
+        chance = finite_number("chance", chance)
     fullest = sorted(runs.values(), key=len, reverse=True)
     quantities = list(dict.fromkeys(name for curves in fullest for name in curves))
     figure = make_figure(4.3 * len(quantities), 3.8)

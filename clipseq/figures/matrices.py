@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from clipseq.engine.options import check_kind
 from clipseq.figures.canvas import make_figure
 
 if TYPE_CHECKING:
@@ -33,8 +34,25 @@ def draw_matrices(
         A figure with one panel per model. Every row is shown relative to its own mean and spread,
         because retrieval is decided by comparing a clip's own caption (on the diagonal) with the
         others in its row, and the raw cosines of two models need not share a scale.
+
+    Raises:
+        ClipseqError: matplotlib is not installed.
+        TypeError, ValueError: an argument does not fit; every matrix must be (N, N) for N names.
     """
+    check_kind("matrices", matrices, Mapping, "a mapping from models to scores")
+    check_kind("first", first, (list, tuple), "a list of names")
     names = list(first)
+    for name in names:
+        check_kind("first", name, str, "a list of names")
+    for name, matrix in matrices.items():
+        shape = np.shape(matrix) if isinstance(matrix, np.ndarray) else type(matrix).__name__
+        if shape != (len(names), len(names)) or not names or matrix.dtype.kind not in "fiu":
+            raise ValueError(
+                f"matrices[{name!r}] must be scores {(len(names), len(names))}, one row for each "
+                f"of the names in first, got {shape}"
+            )
+    if not matrices:
+        raise ValueError("matrices must hold at least one model, got none")
     if order is None:
         order = np.argsort(np.asarray(names), kind="stable")
     sorted_names = [names[i] for i in order]

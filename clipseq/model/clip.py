@@ -13,7 +13,7 @@ from clipseq.encoders import Inputs, SignalConfig, TextConfig, Tokenizer, Tower
 from clipseq.encoders.groups import caption_groups
 from clipseq.encoders.inputs import batch_size
 from clipseq.encoders.micro_batches import encode_in_micro_batches
-from clipseq.engine import positive_integer
+from clipseq.engine.options import check_kind, positive_integer
 from clipseq.engine.unit_vectors import cosines
 from clipseq.errors import names_options, suggest
 from clipseq.model.at_work import AtWork
@@ -259,6 +259,7 @@ class CLIP(AtWork, LoadsPretrained):
             TypeError: an unknown keyword; see also the towers.
             ValueError: see the towers.
         """
+        check_kind("return_sequences", return_sequences, bool, "True or False")
         (x_pooled, x_seq), (y_pooled, y_seq) = self._both(x, y, extra, sequences=return_sequences)
         if x_seq is None or y_seq is None:
             return x_pooled, y_pooled
@@ -274,10 +275,10 @@ class CLIP(AtWork, LoadsPretrained):
             (B, T', D), (C, L', D), whose padded steps are zero; with `return_masks` also (B, T')
             and (C, L'), True at a real step.
         """
+        check_kind("return_masks", return_masks, bool, "True or False")
         (_, x_seq), (_, y_seq) = self._both(x, y, extra, sequences=True)
-        if return_masks:
-            return x_seq.values, y_seq.values, x_seq.mask, y_seq.mask
-        return x_seq.values, y_seq.values
+        masks = (x_seq.mask, y_seq.mask) if return_masks else ()
+        return x_seq.values, y_seq.values, *masks
 
     @gathers_weights
     def encode_batch(
@@ -295,7 +296,7 @@ class CLIP(AtWork, LoadsPretrained):
             ValueError: an unknown name; see also the towers.
             TypeError: see the towers.
         """
-        if name not in self.names:
+        if not isinstance(name, str) or name not in self.names:
             known = ", ".join(self.names)
             raise ValueError(
                 f"name must be one of {known}, got {name!r}{suggest(name, self.names)}"

@@ -14,6 +14,7 @@ from torch import nn
 from clipseq.encoders import HuggingFaceTextTower, TextConfig, Tokenizer
 from clipseq.encoders.hub import find_folder
 from clipseq.encoders.tokenizer import load_tokenizer
+from clipseq.engine.options import to_path
 from clipseq.errors import CheckpointError, ClipseqError
 from clipseq.model.blueprint import (
     EXTRA_STATE,
@@ -34,7 +35,7 @@ from clipseq.model.saved import (
     own_weights,
     read_saved,
 )
-from clipseq.model.saving import SavesPretrained, as_path
+from clipseq.model.saving import SavesPretrained
 from clipseq.model.wrappers import plain_name, plain_names, unwrap
 from clipseq.registry import (
     LossInfo,
@@ -89,9 +90,8 @@ class LoadsPretrained(SavesPretrained):
             ValueError: a module or a tokenizer is given where clipseq builds its own.
             TypeError: `directory` is not a path.
         """
-        directory, _ = find_folder(
-            str(as_path(directory)), revision=revision, files=_HUB_FILES, option="directory"
-        )
+        name = str(to_path("directory", directory))
+        directory, _ = find_folder(name, revision=revision, files=_HUB_FILES, option="directory")
         saved = read_saved(directory)
         _check_plugins(saved, directory)
         given = {"encoder_cfg": encoder_cfg, "text_cfg": text_cfg, "tokenizer": tokenizer}

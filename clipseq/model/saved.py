@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 from torch import Tensor
 
-from clipseq.config import structure
+from clipseq.config import strict, structure
 from clipseq.distributed.sharding import GathersWeights
 from clipseq.encoders import HuggingFaceTextTower, Tower
 from clipseq.encoders.tokenizer import FILE_NAME
@@ -67,7 +67,7 @@ class SavedModel:
     losses: dict[str, Origin]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, field_transformer=strict)
 class CardFacts:
     """Facts for a model card that a model does not know about itself; all are optional.
 

@@ -25,6 +25,7 @@ from clipseq.encoders import (
     TextTower,
     TrainedTokenizer,
 )
+from clipseq.engine.options import to_path
 from clipseq.errors import CheckpointError
 from clipseq.model.blueprint import check_loadable
 from clipseq.model.card import write_card
@@ -85,7 +86,7 @@ class SavesPretrained(TwoTowers):
             OSError: the directory cannot be written, or is a file.
             ClipseqError: in the other processes, if the first could not write.
         """
-        folder = as_path(directory)
+        folder = to_path("directory", directory)
         state, sharded = gather_state(self)
         if sharded:
             run_in_first_process(lambda: _save(self, plain_names(state), folder, card))
@@ -150,13 +151,6 @@ def resolve_options(
                 part: start.get(part, inner.default_weight) for part, inner in parts.items()
             }
     return resolved
-
-
-def as_path(directory: object) -> Path:
-    """Return a folder's path; raise TypeError if it is not a path."""
-    if not isinstance(directory, str | os.PathLike):
-        raise TypeError(f"directory must be a path, got {directory!r}")
-    return Path(os.fsdecode(directory))
 
 
 def _save(

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from clipseq.engine.options import check_kind
 from clipseq.errors import (
     PluginError,
     UnknownLossError,
@@ -41,8 +42,9 @@ def available_similarities(names: Iterable[str] | None = None) -> Mapping[str, S
 
     Raises:
         PluginError: a name is offered twice, or (with ``CLIPSEQ_STRICT=1``) a plugin fails.
+        TypeError: `names` are not strings.
     """
-    names = None if names is None else list(names)
+    names = None if names is None else _checked(names)
     _registry.find()
     return _listed(_registry.similarities, names)
 
@@ -53,10 +55,18 @@ def available_losses(names: Iterable[str] | None = None) -> Mapping[str, LossInf
     Arguments and errors are those of `available_similarities`. Plugins are not loaded if `names`
     are built-in losses only.
     """
-    names = None if names is None else list(names)
+    names = None if names is None else _checked(names)
     if names is None or not all(map(_registry.losses.is_built_in, names)):
         _registry.find()
     return _listed(_registry.losses, names)
+
+
+def _checked(names: Iterable[str]) -> list[str]:
+    check_kind("names", names, Iterable, "a list of strings")
+    listed = list(names)
+    for name in listed:
+        check_kind("names", name, str, "a list of strings")
+    return listed
 
 
 def get_similarity(name: str, /, **options: Any) -> Similarity:

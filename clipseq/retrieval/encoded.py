@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clipseq.engine.options import check_dense, check_kind, to_path, whole_number
 from clipseq.retrieval import files
 from clipseq.retrieval.ragged import Ids, Ragged
 from clipseq.sequences import Sequences
@@ -42,6 +43,11 @@ class Encoded:
     model: str = ""
 
     def __attrs_post_init__(self) -> None:
+        check_dense("pooled", self.pooled, values=False)
+        if self.steps is not None:
+            check_kind("steps", self.steps, Ragged, "Ragged or None")
+        for name in ("side", "model"):
+            check_kind(name, getattr(self, name), str, "a string")
         if self.pooled.ndim != 2 or not self.pooled.is_floating_point():
             raise ValueError(
                 f"pooled must be floating point (N, D), got {self.pooled.dtype} "
@@ -61,6 +67,7 @@ class Encoded:
                 )
         ids = self.ids
         if not isinstance(ids, Ids):
+            check_kind("ids", ids, (list, tuple), "a list of strings")
             ids = Ids.of(ids or map(str, range(count)))
             object.__setattr__(self, "ids", ids)
         if len(ids) != count:
@@ -84,7 +91,11 @@ class Encoded:
             ids: id of each item; by default its place.
             side: name of the side that encoded them.
             model: fingerprint of the model that encoded them.
+
+        Raises:
+            TypeError, ValueError: see `Encoded`.
         """
+        check_kind("sequences", sequences, Sequences, "Sequences")
         steps = Ragged.from_lengths(sequences.values[sequences.mask], sequences.lengths)
         return cls(pooled, steps, ids, side, model)
 
@@ -98,7 +109,7 @@ class Encoded:
         Raises:
             DataError: the file is missing, unreadable or corrupt, or `save` did not write it.
         """
-        saved = files.read(Path(path))
+        saved = files.read(to_path("path", path))
         steps = None if saved.steps is None else Ragged(*saved.steps)
         return cls(saved.pooled, steps, Ids(Ragged(*saved.ids)), saved.side, saved.model)
 
@@ -131,10 +142,10 @@ class Encoded:
         """Yield the items in their order, `size` at a time; the last batch may be smaller.
 
         Raises:
+            TypeError: `size` is not a whole number.
             ValueError: `size` is below 1.
         """
-        if size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        size = whole_number("size", size, least=1)
         return (self[start : start + size] for start in range(0, len(self), size))
 
     @property
@@ -165,7 +176,15 @@ class Encoded:
         """Return the same items on another device, or in another floating point type.
 
         Ids stay on the CPU. None keeps the device, or the type.
+
+        Raises:
+            TypeError: `device` is not a device, or `dtype` is not a floating point type.
+            RuntimeError: the machine does not have that device.
         """
+        check_kind("device", device, (str, torch.device, type(None)), "a device")
+        check_kind("dtype", dtype, (torch.dtype, type(None)), "a floating point dtype")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating point dtype, got {dtype}")
         pooled = self.pooled.to(device=device or self.pooled.device, dtype=dtype)
         steps = None
         if self.steps is not None:
@@ -196,15 +215,25 @@ class Encoded:
             start, stop, step = index.indices(count)
             return slice(start, stop) if step == 1 else torch.arange(start, stop, step)
         if not isinstance(index, Tensor | list | tuple):
+            try:
+                number = operator.index(index)
+            except TypeError:
+                raise TypeError(
+                    f"index must be a whole number, a slice, or whole numbers (n,), got {index!r}"
+                ) from None
             # An IndexError here ends a loop over the items.
-            place = range(count)[operator.index(index)]
+            place = range(count)[number]
             return slice(place, place + 1)
-        places = torch.as_tensor(index)
+        try:
+            places = torch.as_tensor(index)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"index must be whole numbers (n,), got {index!r}") from error
         if places.dtype == torch.bool:
             if places.shape != (count,):
                 raise IndexError(f"a mask must be ({count},), got {tuple(places.shape)}")
             return places.nonzero().flatten()
-        if places.ndim != 1 or (len(places) and places.is_floating_point()):
+        numbers = not (places.is_floating_point() or places.is_complex())
+        if places.ndim != 1 or (len(places) and not numbers):
             raise IndexError(
                 f"index must be whole numbers (n,), got {places.dtype} {tuple(places.shape)}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipseq.encoders.eval_mode import eval_mode
+from clipseq.engine.options import whole_number
 from clipseq.errors import suggest
 from clipseq.retrieval.encoded import Encoded
 from clipseq.retrieval.fingerprint import fingerprint
@@ -34,13 +35,12 @@ def encode(
     dtype: torch.dtype | None = torch.float16,
 ) -> Encoded:
     """Encode items with the side `name`; see `CLIP.encode`."""
-    if name not in model.names:
+    if not isinstance(name, str) or name not in model.names:
         raise ValueError(
             f"name must be one of {', '.join(model.names)}, the sides of the model, got {name!r}"
             f"{suggest(name, model.names)}"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = whole_number("batch_size", batch_size, least=1)
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype must be floating point or None, got {dtype}")
     tower = model.towers[model.names.index(name)]

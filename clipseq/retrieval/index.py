@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clipseq.engine.options import check_kind, check_text, to_path, whole_number
 from clipseq.errors import DataError
 from clipseq.retrieval.encoded import Encoded
 from clipseq.retrieval.fingerprint import fingerprint
 from clipseq.retrieval.ragged import Ragged
 from clipseq.retrieval.reranking import score_pairs
+from clipseq.retrieval.sides import check_model
 from clipseq.retrieval.table import Header, Table
 
 if TYPE_CHECKING:
@@ -74,7 +76,10 @@ class Index:
         Raises:
             DataError: there is an index already.
             ImportError: LanceDB is not installed.
+            TypeError: `path` is not a path, or `model` is not a CLIP.
         """
+        check_model(model)
+        to_path("path", path)
         header = Header(
             model=fingerprint(model),
             names=list(model.names),
@@ -92,7 +97,10 @@ class Index:
             DataError: there is no index, or it belongs to another model, has another number of
                 features, or was written in another version of the format.
             ImportError: LanceDB is not installed.
+            TypeError: `path` is not a path, or `model` is not a CLIP.
         """
+        check_model(model)
+        to_path("path", path)
         table = Table.open(str(path))
         header = table.header
         own = fingerprint(model)
@@ -162,14 +170,17 @@ class Index:
                 the name of a column is not a word, or is one that the index uses itself.
         """
         self._check_encoded(encoded, "encoded")
+        check_kind("ids", ids, (Sequence, type(None)), "a list of strings or None")
+        check_kind("metadata", metadata, (Sequence, type(None)), "a list of dictionaries or None")
+        for row in metadata or ():
+            check_kind("metadata", row, Mapping, "a list of dictionaries")
         names = list(encoded.ids if ids is None else ids)
         if len(names) != len(encoded):
             raise ValueError(
                 f"ids must name each of the {len(encoded)} items, got {len(names)} ids"
             )
         for i, name in enumerate(names):
-            if not isinstance(name, str):
-                raise TypeError(f"ids[{i}] must be a string, got {name!r}")
+            check_text(f"ids[{i}]", name)
         if len(set(names)) < len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f"ids must be distinct, got {twice!r} twice")
@@ -187,10 +198,13 @@ class Index:
         """Delete items, and return how many of the ids were in the index.
 
         Raises:
-            TypeError: `ids` is one string.
+            TypeError: `ids` is not a list of strings.
         """
         if isinstance(ids, str):
             raise TypeError(f"ids must be a list of ids, got one string; write [{ids!r}]")
+        check_kind("ids", ids, Sequence, "a list of ids")
+        for one in ids:
+            check_text("ids", one)
         return self._table.delete(list(ids))
 
     def optimize(self) -> None:
@@ -227,13 +241,17 @@ class Index:
                 faster and miss more. None: all parts up to a million items, then a tenth of them.
 
         Raises:
+            TypeError: `queries` is not `Encoded`, or a number is not whole.
             ValueError: `queries` is of another model or number of features, or lacks sequences; k
                 or `candidates` is below 1; `where` is not a condition on the columns (the error
                 lists them).
         """
         self._check_encoded(queries, "queries")
-        if k < 1 or candidates < 1:
-            raise ValueError(f"k and candidates must be at least 1, got {k} and {candidates}")
+        k = whole_number("k", k, least=1)
+        candidates = whole_number("candidates", candidates, least=1)
+        if probes is not None:
+            probes = whole_number("probes", probes, least=1)
+        check_kind("where", where, (str, type(None)), "a condition in SQL, or None")
         if not len(queries):
             return Hits([], torch.empty(0, k), [])
         second = self._table.header.sequences
@@ -271,6 +289,7 @@ class Index:
         return Hits(ids, best, metadata)
 
     def _check_encoded(self, encoded: Encoded, name: str) -> None:
+        check_kind(name, encoded, Encoded, "Encoded, as CLIP.encode returns it")
         header = self._table.header
         if encoded.model and header.model and encoded.model != header.model:
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from clipseq.engine.options import check_dense, check_text
 from clipseq.sequences import Sequences
 
 Index = slice | Tensor
@@ -29,7 +30,18 @@ class Ragged:
 
     @classmethod
     def from_lengths(cls, values: Tensor, lengths: Int[Tensor, "N"]) -> "Ragged":
-        """Cut the rows of `values` into items of these lengths."""
+        """Cut the rows of `values` into items of these lengths.
+
+        Raises:
+            TypeError: `values` is not a tensor, or `lengths` is not one of whole numbers.
+            ValueError: `lengths` is not (N,).
+        """
+        check_dense("values", values, values=False)
+        check_dense("lengths", lengths)
+        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+            raise TypeError(f"lengths must be whole numbers, got {lengths.dtype}")
+        if lengths.ndim != 1:
+            raise ValueError(f"lengths must have the shape (N,), got {tuple(lengths.shape)}")
         return cls(values, offsets_of(lengths))
 
     def __len__(self) -> int:
@@ -83,8 +95,16 @@ class Ids(Sequence[str]):
 
     @classmethod
     def of(cls, ids: Iterable[str]) -> "Ids":
-        """Return the ids of an iterable of strings."""
-        encoded = [name.encode() for name in ids]
+        """Return the ids of an iterable of strings.
+
+        Raises:
+            TypeError: an id is not a string.
+            ValueError: an id is not Unicode text.
+        """
+        encoded = []
+        for name in ids:
+            check_text("ids", name)
+            encoded.append(name.encode())
         lengths = torch.tensor([len(name) for name in encoded], dtype=torch.int64)
         whole = bytearray(b"".join(encoded))
         # frombuffer rejects an empty buffer.

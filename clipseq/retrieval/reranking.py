@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from clipseq.engine.options import check_dense, check_kind
 from clipseq.retrieval.encoded import Encoded
 from clipseq.retrieval.ragged import Ragged
 from clipseq.sequences import Sequences
@@ -63,10 +64,12 @@ def rerank(
         One `Ranked` for each query, on the device of the similarity.
 
     Raises:
-        TypeError: queries or candidates are not sequences.
+        TypeError: `similarity` is not a similarity; queries or candidates are not sequences.
         ValueError: there is not one list of candidates for each query; the numbers of features
             differ; `query_side` is neither "x" nor "y".
     """
+    check_kind("similarity", similarity, Similarity, "a Similarity", "see get_similarity")
+    check_kind("candidates", candidates, (list, tuple), "a list with candidates for each query")
     if query_side not in ("x", "y"):
         raise ValueError(f"query_side must be 'x' or 'y', got {query_side!r}")
     asked = _ragged("queries", queries)
@@ -182,6 +185,7 @@ def _ragged(name: str, items: Items, like: Tensor | None = None) -> Ragged:
         ragged = Ragged.from_lengths(items.values[items.mask], items.lengths)
     elif isinstance(items, list | tuple) and all(isinstance(item, Tensor) for item in items):
         for k, item in enumerate(items):
+            check_dense(f"{name}[{k}]", item)
             if item.ndim != 2 or not item.is_floating_point():
                 raise ValueError(
                     f"{name}[{k}] must be floating point (T, D), got {item.dtype} "

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from torch import nn
 
 from clipseq.data import Clip, MapDataset, collate
 from clipseq.data.clip import TEXT
 from clipseq.encoders import SignalConfig, Tower
+from clipseq.engine.options import check_kind
 from clipseq.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,9 +49,18 @@ def sides(model: "CLIP", dataset: MapDataset) -> tuple[Side, Side]:
 
     Raises:
         DataError: a side of the model fits no modality of the data set; the error names both.
+        TypeError: `model` is not a CLIP, or `dataset` is not a data set.
     """
+    check_model(model)
+    check_kind("dataset", dataset, MapDataset, "a MapDataset")
     x, y = (side_of(tower, model.names, dataset) for tower in model.towers)
     return x, y
+
+
+def check_model(model: object) -> None:
+    """Raise TypeError unless `model` has the two towers of a CLIP."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "towers"):
+        raise TypeError(f"model must be a clipseq.CLIP, got {type(model).__name__}")
 
 
 def side_of(tower: Tower, names: Sequence[str], dataset: MapDataset) -> Side:

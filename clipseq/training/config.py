@@ -11,8 +11,9 @@ import attrs
 import numpy as np
 
 from clipseq.augment import AugmentConfig
-from clipseq.config import structure, to_plain, unstructure
+from clipseq.config import strict, structure, to_plain, unstructure
 from clipseq.encoders.hub import is_hub_id
+from clipseq.engine.options import check_kind, to_path
 from clipseq.errors import ConfigError
 from clipseq.model.saved import CardFacts
 
@@ -61,7 +62,7 @@ def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) ->
         raise ConfigError(f"{attribute.name} must be greater than 0 and finite, got {value!r}")
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class SimulatedData:
     """A data set that is simulated into the run folder at the start of the run.
 
@@ -76,7 +77,7 @@ class SimulatedData:
     motion: Path | None = attrs.field(default=None, converter=_path, validator=_is_path)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class DataConfig:
     """The source of the clips: exactly one of `path`, `simulated` and `radhar`.
 
@@ -101,7 +102,7 @@ class DataConfig:
             )
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class TokenizerConfig:
     """The tokenizer, which is trained on the training captions and saved with the model.
 
@@ -115,7 +116,7 @@ class TokenizerConfig:
     vocab_size: int = attrs.field(default=4096, validator=_between(3))
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class TrainingConfig:
     """The options of training.
 
@@ -204,7 +205,7 @@ class TrainingConfig:
         return max(1, self.epochs * batches_per_epoch // self.accumulate)
 
 
-@attrs.frozen
+@attrs.frozen(field_transformer=strict)
 class RunConfig:
     """A whole run: the tables [data], [model], [tokenizer], [training] and [card] of a TOML file.
 
@@ -224,13 +225,13 @@ class RunConfig:
     card: CardFacts = attrs.field(factory=CardFacts)
 
 
-def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read a run's configuration from a TOML file.
 
     Relative paths in it start at the current directory, like those on a command line.
 
     Args:
-        path: the TOML file.
+        path: the TOML file, a path or a string.
         overrides: values that replace those of the file, each written ``key=value`` with the dotted
             path of the key, such as ``training.max_steps=10``. The value is written as in TOML; one
             that is not valid TOML is a string, so ``training.out=runs/new`` needs no quotes.
@@ -239,7 +240,15 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         ConfigError: there is no such file, or it is a folder or not valid TOML; a key is unknown
             (the message suggests the nearest), or a value has the wrong type. The message names
             the file and the key.
+        TypeError: `path` is not a path, or `overrides` is not a list of strings.
+        ValueError: `path` is empty.
     """
+    path = to_path("path", path)
+    if isinstance(overrides, str) or not isinstance(overrides, Iterable):
+        raise TypeError(f"overrides must be a list of key=value, got {overrides!r}")
+    overrides = tuple(overrides)
+    for override in overrides:
+        check_kind("overrides", override, str, "a list of strings key=value")
     try:
         # A byte order mark, as some editors on Windows write it, is skipped.
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -260,7 +269,6 @@ def read_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    overrides = tuple(overrides)
     for override in overrides:
         _set(table, override)
     try:
@@ -295,6 +303,8 @@ def _set(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except RecursionError as error:
+        raise ConfigError(f"{key.strip()} must not be nested this deeply") from error
     for depth, name in enumerate(path[:-1], 1):
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
@@ -305,12 +315,15 @@ def _set(table: dict[str, Any], override: str) -> None:
     table[path[-1]] = value
 
 
-def write_config(config: RunConfig, path: Path) -> None:
+def write_config(config: RunConfig, path: str | Path) -> None:
     """Write `config` as TOML that `read_config` reads back as an equal configuration.
 
     Raises:
         ConfigError: TOML cannot represent a value; the message names its key.
+        TypeError, ValueError: `path` is not a path.
     """
+    path = to_path("path", path)
+    check_kind("config", config, RunConfig, "a RunConfig")
     import tomli_w  # part of the extra `train`, which is not needed to read a configuration
 
     text = tomli_w.dumps(_toml(to_plain(unstructure(config)), ""))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
+from clipseq.engine.options import check_kind
 from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 from clipseq.training.card import card_of_run
@@ -72,6 +73,7 @@ def train(
 
     Raises:
         ClipseqError: lightning is not installed.
+        TypeError: `config`, `resume` or `dataset` is of another class.
         ConfigError: the run folder exists; a model, data or training option does not exist or does
             not fit. Nothing has been written then, except simulated clips.
         CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
@@ -84,6 +86,9 @@ def train(
             one, at which step, the reason if it is known, and how to continue.
     """
     _need_lightning()
+    check_kind("resume", resume, bool, "True or False")
+    check_kind("config", config, RunConfig, "a RunConfig")
+    check_kind("dataset", dataset, (MapDataset, type(None)), "a MapDataset or None")
     config = make_absolute(config)
     with restored(), _quiet(), join_processes(config.training) as processes:
         folder = RunFolder(config.training.out)
@@ -122,6 +127,8 @@ def plan(
         ClipseqError: as `train` raises before its first step.
     """
     _need_lightning()
+    check_kind("config", config, RunConfig, "a RunConfig")
+    check_kind("dataset", dataset, (MapDataset, type(None)), "a MapDataset or None")
     config = make_absolute(config)
     refuse_existing(RunFolder(config.training.out))
     processes = Processes()

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 
 from clipseq.data import MapDataset
+from clipseq.engine.options import to_path
 from clipseq.errors import CheckpointError, ConfigError, DataError, suggest
 from clipseq.evaluation import Evaluation, evaluate, html_report
 from clipseq.model import CLIP, Explanation
@@ -20,7 +21,7 @@ Checkpoint = Literal["best", "last"]
 """The model of the best validation, or that of the last step."""
 
 
-def load_model(run: Path, checkpoint: Checkpoint = "best") -> CLIP:
+def load_model(run: str | Path, checkpoint: Checkpoint = "best") -> CLIP:
     """Return a model of a run folder, or that of a folder written by `CLIP.save_pretrained`.
 
     Args:
@@ -32,8 +33,9 @@ def load_model(run: Path, checkpoint: Checkpoint = "best") -> CLIP:
         ConfigError: the folder is neither of these.
         CheckpointError: the run is not finished, or its model is incomplete or corrupt.
     """
-    if checkpoint not in get_args(Checkpoint):
+    if not isinstance(checkpoint, str) or checkpoint not in get_args(Checkpoint):
         raise ValueError(f"checkpoint must be 'best' or 'last', got {checkpoint!r}")
+    run = to_path("run", run)
     folder = RunFolder(run)
     if checkpoint == "last" and (folder.model_last / "config.json").exists():
         return CLIP.from_pretrained(folder.model_last)
@@ -100,12 +102,12 @@ def explain_run(
 
 
 def evaluate_run(
-    run: Path,
-    data: Path | None = None,
+    run: str | Path,
+    data: str | Path | None = None,
     *,
     split: str = "test",
     checkpoint: Checkpoint = "best",
-    report: Path | None = None,
+    report: str | Path | None = None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a run, and write evaluation.json or evaluation-last.json into its folder.
 
@@ -127,6 +129,9 @@ def evaluate_run(
         CheckpointError: the run is not finished, or `data` is None for a model without a run.
         DataError: a file is missing or corrupt, or the data set lacks a modality of the model.
     """
+    run = to_path("run", run)
+    data = None if data is None else to_path("data", data)
+    report = None if report is None else to_path("report", report)
     model = load_model(run, checkpoint).to(_device())
     folder, dataset = RunFolder(run), open_data(run, data)
     evaluation = evaluate(model, dataset, split=split)

@@ -34,7 +34,7 @@ class GlobalSimilarity(Similarity):
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        if pool not in POOLS:
+        if not isinstance(pool, str) or pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
         self.pool = pool
 

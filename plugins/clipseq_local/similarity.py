@@ -69,7 +69,7 @@ class LocalSimilarity(Similarity):
         embed_dim: int | None = None,
     ) -> None:
         super().__init__(embed_dim=embed_dim)
-        if direction not in _X_WEIGHTS:
+        if not isinstance(direction, str) or direction not in _X_WEIGHTS:
             raise ValueError(f"direction must be one of {', '.join(_X_WEIGHTS)}, got {direction!r}")
         self.direction = direction
         self.window = _check_windows(window)

@@ -190,9 +190,15 @@ def test_every_module_keeps_its_own_mode(dataset, fails):
     before = {name: module.training for name, module in clip_model.named_modules()}
     assert len(set(before.values())) == 2
     seen = []
-    clip_model.y_encoder.register_forward_hook(lambda module, *_: seen.append(module.training))
-    with pytest.raises(ValueError, match="draws") if fails else contextlib.nullcontext():
-        evaluate(clip_model, dataset, draws=0 if fails else 5)
+
+    def look(module, *_):
+        seen.append(module.training)
+        if fails:
+            raise ValueError("broken")
+
+    clip_model.y_encoder.register_forward_hook(look)
+    with pytest.raises(ValueError, match="broken") if fails else contextlib.nullcontext():
+        evaluate(clip_model, dataset, draws=5)
     assert seen
     assert not any(seen)
     assert {name: module.training for name, module in clip_model.named_modules()} == before

@@ -28,6 +28,7 @@ from clipseq.data.simulation import body, mocap, performance
 from clipseq.data.simulation.captions import PHRASES, class_caption, describe_in_order
 from clipseq.data.simulation.motions import ACTIONS
 from clipseq.data.simulation.radar import Radar, observe
+from clipseq.engine.options import check_kind, finite_number, to_path, whole_number
 from clipseq.errors import DataError
 
 SPLIT_SHARES = {"train": 0.75, "val": 0.05, "test": 0.1, "zeroshot": 0.1}
@@ -72,14 +73,17 @@ def simulate(
     Raises:
         DataError: the folder holds another data set or other files.
         ValueError: a number is out of its range.
+        TypeError: an argument is of another kind.
     """
-    out = Path(out)
+    out = to_path("out", out)
+    motion = None if motion is None else to_path("motion", motion)
+    check_kind("radar", radar, (Radar, type(None)), "a Radar or None")
+    check_kind("split_shares", split_shares, (Mapping, type(None)), "a mapping or None")
     radar = radar or Radar()
     shares = dict(SPLIT_SHARES if split_shares is None else split_shares)
     for name, value, lowest in (("clips", clips, 1), ("seed", seed, 0), ("clutter", clutter, 0)):
-        if value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
-    if seconds <= 0:
+        whole_number(name, value, least=lowest, most=2**63 - 1)
+    if finite_number("seconds", seconds) <= 0:
         raise ValueError(f"seconds must be positive, got {seconds}")
     if unknown := shares.keys() - set(SPLITS):
         raise ValueError(f"split_shares must name splits among {SPLITS}, got {sorted(unknown)}")

@@ -30,14 +30,20 @@ import torch
 from jaxtyping import Float
 
 from clipseq.data.header import Axis
+from clipseq.engine.options import finite_number, whole_number
 
 LIGHT_SPEED = 299_792_458.0
 RANGE, DOPPLER, AZIMUTH = "range_time", "doppler_time", "azimuth_time"
 
 
 def _positive(instance, attribute, value):
-    if not value > 0:
+    check = whole_number if attribute.type is int else finite_number
+    if not check(f"{attribute.name} of a Radar", value) > 0:
         raise ValueError(f"{attribute.name} of a Radar must be positive, got {value!r}")
+
+
+def _number(instance, attribute, value):
+    finite_number(f"{attribute.name} of a Radar", value)
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +65,10 @@ class Radar:
         height_m: height above the floor.
         noise: variance of the complex thermal noise of one IF sample, in units of the echo of
             1 m^2 at 1 m; 0: no noise.
+
+    Raises:
+        TypeError: a value is not a number, or a count not a whole one.
+        ValueError: a value is out of its range.
     """
 
     carrier_hz: float = attrs.field(default=77e9, validator=_positive)
@@ -69,8 +79,8 @@ class Radar:
     antennas: int = attrs.field(default=8, validator=_positive)
     azimuth_bins: int = attrs.field(default=32, validator=_positive)
     frame_rate: float = attrs.field(default=16.0, validator=_positive)
-    height_m: float = 1.5
-    noise: float = 2e-5
+    height_m: float = attrs.field(default=1.5, validator=_number)
+    noise: float = attrs.field(default=2e-5, validator=_number)
 
     def __attrs_post_init__(self) -> None:
         if self.azimuth_bins < self.antennas:
