@@ -188,7 +188,13 @@ class Check:
         if example:
             lines.append("  smallest example:")
             lines += [f"    {line}" for line in _shown(example)]
-        lines.append(f"  look at: {self.look_at}")
+        hint = self.look_at
+        if _has_padding(example) and "padded" not in hint:
+            hint = (
+                "padded steps first, since the smallest example has some: they must not count, as "
+                f"'ragged_batches' checks; then {hint}"
+            )
+        lines.append(f"  look at: {hint}")
         raise ConformanceError("\n".join(lines)) from found.__cause__
 
     def _found(
@@ -311,6 +317,14 @@ def _shown(example: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {tuple(value.shape)} {value.dtype}, {value.flatten()[:8].tolist()}"
         else:
             yield f"{name}: {value!r}"
+
+
+def _has_padding(example: Mapping[str, Any]) -> bool:
+    for value in example.values():
+        parts = value if isinstance(value, tuple) and not isinstance(value, Sequences) else (value,)
+        if any(isinstance(part, Sequences) and not bool(part.mask.all()) for part in parts):
+            return True
+    return False
 
 
 _ROWS, _STEPS, _FEATURES = 4, 8, 6

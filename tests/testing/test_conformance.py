@@ -113,6 +113,32 @@ def test_all_failures_are_reported_at_once() -> None:
     assert "'shape_and_dtype'" not in message
 
 
+class MultipliesPadding(Cosine):
+    """The mean of the best cosine, in which padded steps count as 0 instead of not at all."""
+
+    def prepare_x(self, x: Sequences) -> Sequences:
+        return Sequences(unit(x.values), x.mask)
+
+    def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        best = torch.einsum("btd,cld->bctl", x.values, y.values).amax(3)
+        return best.sum(2) / x.mask.sum(1)[:, None]
+
+
+class Squeezes(Cosine):
+    """The cosine of summed steps, squeezed by accident."""
+
+    def score(self, x: Sequences, y: Sequences) -> torch.Tensor:
+        cosines = super().score(x, y)
+        return cosines if len(y.values) > 1 else cosines.squeeze().expand(len(x.values), 1) * 0.5
+
+
+def test_a_hint_names_padding_first_where_the_example_needs_it() -> None:
+    for make, first in ((MultipliesPadding, "padded steps first, since"), (Squeezes, "squeeze()")):
+        with pytest.raises(ConformanceError, match="one_row_batches") as caught:
+            CHECKS["one_row_batches"].run(make)
+        assert f"look at: {first}" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make", "label", "found"),
     [
