@@ -1,6 +1,7 @@
 """Evaluation of a model on a whole split: retrieval, zero-shot accuracy, and order accuracy."""
 
 import json
+import os
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from math import comb
@@ -126,7 +127,9 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Write `to_json` to `path`."""
-        path.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ y_encoder/           a Hugging Face text tower: config, weights (safetensors) an
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _what_to_pass(directory: Path) -> str:
     if (directory / "config.toml").exists():
         return (
             f"{directory} is the folder of a run that is not finished; "
-            f"finish it with: clipseq train --resume {directory}"
+            f"finish it with: clipseq train --resume {shlex.quote(str(directory))}"
         )
     return (
         "expected a directory written by save_pretrained, or the name of a model on the hub, such "

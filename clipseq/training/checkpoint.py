@@ -9,10 +9,16 @@ scaler         the state of the loss scaler of "16-mixed"; empty for other preci
 global_step    finished optimizer steps, on which learning rate and dropout depend
 best           the best validation so far: monitor, value, step, since; see `Selection`
 seconds        the time spent on these steps
+epochs         passes over the training clips so far, whatever the batch size was
+clips          a digest of the training clips; see `digest`
 =============  =====================================================================
 """
 
+import hashlib
+import json
 import os
+import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +26,14 @@ import attrs
 import torch
 from torch import nn
 
+from clipseq.data import MapDataset
 from clipseq.errors import CheckpointError
 from clipseq.training.folder import RunFolder
 from clipseq.training.selection import Selection
 
 Checkpoint = dict[str, Any]
 
-KEYS = {"model", "optimizer", "scaler", "global_step", "best", "seconds"}
+KEYS = {"model", "optimizer", "scaler", "global_step", "best", "seconds", "epochs", "clips"}
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
@@ -35,6 +42,14 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     partial = path.with_suffix(".partial")
     torch.save(checkpoint, partial)
     os.replace(partial, path)
+
+
+def digest(clips: MapDataset) -> str:
+    """Return a hash of the ids and captions of clips, to notice if a run gets others."""
+    found = hashlib.blake2b(digest_size=16)
+    for pair in zip(clips.ids, clips.captions, strict=True):
+        found.update(json.dumps(pair).encode())
+    return found.hexdigest()
 
 
 @attrs.frozen(eq=False)
@@ -64,25 +79,51 @@ def read_best_checkpoint(folder: RunFolder) -> Best | None:
     return best
 
 
-def read_last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | None:
-    """Read the run's last checkpoint; return None if there is none yet.
+def read_last_checkpoint(
+    folder: RunFolder, model: nn.Module, *, warn: bool = True
+) -> Checkpoint | None:
+    """Read the checkpoint to continue from; return None if there is none yet.
+
+    That is the run's last one. If it is lost or damaged, it is the one of the best validation, with
+    a warning.
+
+    Args:
+        folder: the run folder.
+        model: the model that the configuration describes.
+        warn: whether to warn; one process of a run suffices.
 
     Raises:
-        CheckpointError: the file cannot be read, or its weights are not those of `model`; the
-            message names the weights.
+        CheckpointError: no file can be read though there is one, or the weights are not those of
+            `model`; the message names the weights.
     """
-    if not folder.last.exists():
+    found, problem = folder.last, f"the checkpoint {folder.last} is missing"
+    checkpoint: Checkpoint | None = None
+    if folder.last.exists():
+        try:
+            checkpoint = _read(folder.last)
+        except CheckpointError as error:
+            problem = str(error)
+    if checkpoint is None and folder.best.exists():
+        found = folder.best
+        try:
+            checkpoint = _read(folder.best)
+        except CheckpointError as error:
+            raise CheckpointError(f"{problem}, and {error}; {_again(folder)}") from error
+        if warn:
+            warnings.warn(
+                f"{problem}; the run continues from {folder.best}, after step "
+                f"{checkpoint['global_step']}",
+                stacklevel=2,
+            )
+    if checkpoint is None:
+        if folder.last.exists():
+            raise CheckpointError(f"{problem}; {_again(folder)}")
+        if warn and folder.metrics.exists():
+            warnings.warn(
+                f"{folder.root} holds no checkpoint yet; the run starts again at step 1",
+                stacklevel=2,
+            )
         return None
-    try:
-        checkpoint: Checkpoint = torch.load(folder.last, map_location="cpu", weights_only=True)
-        missing = KEYS - checkpoint.keys()
-    except Exception as error:
-        raise CheckpointError(f"the checkpoint {folder.last} cannot be read: {error}") from error
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint {folder.last} cannot be read: it must hold {', '.join(sorted(KEYS))}, "
-            f"got {', '.join(sorted(checkpoint))}"
-        )
     saved = {name: value.shape for name, value in checkpoint["model"].items()}
     own = {name: value.shape for name, value in model.state_dict().items()}
     shared = own.keys() & saved.keys()
@@ -94,7 +135,27 @@ def read_last_checkpoint(folder: RunFolder, model: nn.Module) -> Checkpoint | No
     if any(problems.values()):
         lines = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
         raise CheckpointError(
-            f"the checkpoint {folder.last} does not fit the model that {folder.config} describes; "
+            f"the checkpoint {found} does not fit the model that {folder.config} describes; "
             f"{'; '.join(lines)}. Undo later changes to [model] or to the installed plugins"
         )
     return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        checkpoint: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        missing = KEYS - checkpoint.keys()
+    except Exception as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read: {error}") from error
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: it must hold {', '.join(sorted(KEYS))}, "
+            f"got {', '.join(sorted(checkpoint))}"
+        )
+    return checkpoint
+
+
+def _again(folder: RunFolder) -> str:
+    """Return how to start again if every checkpoint is lost."""
+    remove = shlex.join(["rm", "-r", str(folder.checkpoints)])
+    return f"to start again from step 1: {remove} && {folder.resume_command}"

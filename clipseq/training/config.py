@@ -1,7 +1,9 @@
 """The configuration of a run: its data, its model and its training, read from TOML."""
 
 import math
+import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -256,7 +258,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"there is no config file {path}") from None
     except IsADirectoryError:
         how = (
-            f"to continue the run in it: clipseq train --resume {path}"
+            f"to continue the run in it: clipseq train --resume {shlex.quote(str(path))}"
             if (path / "config.toml").exists()
             else f'to train on a data set in it, have [data] path = "{path}" in that file'
         )
@@ -328,7 +330,10 @@ def write_config(config: RunConfig, path: str | Path) -> None:
 
     text = tomli_w.dumps(_toml(to_plain(unstructure(config)), ""))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    # Written beside and renamed: a kill leaves the previous configuration, or none.
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def make_absolute(config: RunConfig) -> RunConfig:

@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,14 +14,16 @@ from clipseq.engine.options import check_kind
 from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
 from clipseq.training.card import card_of_run
-from clipseq.training.checkpoint import read_best_checkpoint
+from clipseq.training.checkpoint import digest, read_best_checkpoint
 from clipseq.training.config import RunConfig, make_absolute
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption
 from clipseq.training.launch.processes import Processes, join_processes, layout, make_fabric
+from clipseq.training.lock import locked
 from clipseq.training.models import pin_options
 from clipseq.training.prepare import Prepared, prepare, refuse_existing
+from clipseq.training.schedule import Schedule
 from clipseq.training.stream import (
     ShuffledBatches,
     ending_workers,
@@ -74,8 +76,9 @@ def train(
     Raises:
         ClipseqError: lightning is not installed.
         TypeError: `config`, `resume` or `dataset` is of another class.
-        ConfigError: the run folder exists; a model, data or training option does not exist or does
-            not fit. Nothing has been written then, except simulated clips.
+        ConfigError: the run folder exists, or another command is training the run; a model, data
+            or training option does not exist or does not fit. Nothing has been written then, except
+            simulated clips.
         CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
             does not fit the model.
         TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint has
@@ -90,10 +93,20 @@ def train(
     check_kind("config", config, RunConfig, "a RunConfig")
     check_kind("dataset", dataset, (MapDataset, type(None)), "a MapDataset or None")
     config = make_absolute(config)
-    with restored(), _quiet(), join_processes(config.training) as processes:
+    with (
+        restored(),
+        _quiet(),
+        ExitStack() as held,
+        join_processes(config.training) as processes,
+    ):
         folder = RunFolder(config.training.out)
-        prepared = processes.in_turn(
-            lambda: prepare(
+
+        def prepare_and_lock() -> Prepared:
+            lock = processes.first
+            if lock and resume and folder.config.exists():
+                held.enter_context(locked(folder))
+                lock = False
+            prepared = prepare(
                 config,
                 folder,
                 processes,
@@ -101,7 +114,11 @@ def train(
                 dataset=dataset,
                 progress=data_progress if processes.first else None,
             )
-        )
+            if lock:
+                held.enter_context(locked(folder))
+            return prepared
+
+        prepared = processes.in_turn(prepare_and_lock)
         if processes.first and started is not None:
             started(_summary(config, prepared, processes))
         return _fit(config, folder, processes, prepared, progress if processes.first else None)
@@ -173,8 +190,10 @@ def _fit(
     options, model = config.training, prepared.model
     rank, size = processes.rank, processes.size
     stream = ShuffledBatches(len(prepared.training), options.batch_size, 0, seed=options.seed)
-    steps = options.steps(stream.per_epoch)
-    stream.batches, stream.start = steps * options.accumulate, prepared.done * options.accumulate
+    schedule = Schedule.of(options, stream.per_epoch, prepared.checkpoint)
+    steps = schedule.steps
+    stream.batches = schedule.place(steps) * options.accumulate
+    stream.start = schedule.place(prepared.done) * options.accumulate
     model.micro_batch = options.micro_batch
     model._log_norm_stats = options.log_norms
     journal = None
@@ -204,7 +223,8 @@ def _fit(
                             prepared.validation, options.batch_size, model, rank, size
                         ),
                         prepared.validation,
-                        steps=steps,
+                        schedule=schedule,
+                        clips=digest(prepared.training),
                         checkpoint=prepared.checkpoint,
                         options=options,
                         folder=folder,

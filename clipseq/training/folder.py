@@ -1,5 +1,6 @@
 """The layout of a run folder."""
 
+import shlex
 from pathlib import Path
 
 import attrs
@@ -34,12 +35,12 @@ class RunFolder:
     @property
     def last(self) -> Path:
         """The last checkpoint; see `training.checkpoint` for its content."""
-        return self.root / "checkpoints" / "last.ckpt"
+        return self.checkpoints / "last.ckpt"
 
     @property
     def best(self) -> Path:
         """The checkpoint of the best validation, by the metric `training.monitor`."""
-        return self.root / "checkpoints" / "best.ckpt"
+        return self.checkpoints / "best.ckpt"
 
     @property
     def metrics(self) -> Path:
@@ -60,6 +61,21 @@ class RunFolder:
     def processes(self) -> Path:
         """Notes of the run's processes, if several train; see `training.launch.presence`."""
         return self.root / ".processes"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of `last` and `best`."""
+        return self.root / "checkpoints"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run, quoted for a shell."""
+        return shlex.join(["clipseq", "train", "--resume", str(self.root)])
+
+    @property
+    def lock(self) -> Path:
+        """The lock that a training holds; see `training.lock`."""
+        return self.root / ".lock"
 
     @property
     def evaluation(self) -> Path:

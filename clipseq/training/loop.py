@@ -32,6 +32,7 @@ from clipseq.training.nonfinite import (
     some,
 )
 from clipseq.training.optimizer import parameter_groups, warmup_cosine
+from clipseq.training.schedule import Schedule
 from clipseq.training.selection import Selection
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def run_steps(
     validation: "DataLoader[Any] | None",
     validated: MapDataset | None,
     *,
-    steps: int,
+    schedule: Schedule,
+    clips: str,
     checkpoint: Checkpoint | None,
     options: TrainingConfig,
     folder: RunFolder,
@@ -60,7 +62,7 @@ def run_steps(
     interruption: Interruption,
     progress: Progress | None,
 ) -> None:
-    """Train `model` up to optimizer step `steps`, from its start or from `checkpoint`.
+    """Train `model` up to the last step of `schedule`, from its start or from `checkpoint`.
 
     The order of events in a step is fixed, so that a resumed run continues the interrupted one:
     a checkpoint of step k holds the state after step k and its validation, and the row of step k
@@ -72,7 +74,8 @@ def run_steps(
         batches: this process's rows of the batches, from the first one after `checkpoint` on.
         validation: this process's rows of the validation batches; None: do not validate.
         validated: the validation clips, for retrieval metrics.
-        steps: optimizer steps of the whole run.
+        schedule: the optimizer steps of the whole run.
+        clips: the digest of the training clips, for checkpoints.
         checkpoint: the state to continue from; None for a new run.
         options: the [training] table of the run's configuration.
         folder: the run folder, for checkpoints.
@@ -102,6 +105,7 @@ def run_steps(
         for group, configured in zip(optimizer.param_groups, groups, strict=True):
             group["weight_decay"] = configured["weight_decay"]
 
+    steps = schedule.steps
     began = time.monotonic() - seconds
     upcoming = iter(batches)
     for step in range(done + 1, steps + 1):
@@ -109,7 +113,7 @@ def run_steps(
             break
         processes.doing = f"in step {step} of {steps}"
         rate = options.learning_rate * warmup_cosine(
-            step - 1, warmup=options.warmup_steps, total=steps
+            schedule.place(step - 1), warmup=options.warmup_steps, total=schedule.place(steps)
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -117,7 +121,7 @@ def run_steps(
         # Step: the mean gradient of `accumulate` batches.
         sums: dict[str, float] = {}
         for part in range(options.accumulate):
-            batch_index = (step - 1) * options.accumulate + part
+            batch_index = schedule.place(step - 1) * options.accumulate + part
             batch = fabric.to_device(next(upcoming))
             seed_dropout(options.seed, batch_index, processes.rank)
             # DDP averages over processes only with the last batch.
@@ -182,6 +186,8 @@ def run_steps(
                     "global_step": step,
                     "best": attrs.asdict(selection),
                     "seconds": seconds,
+                    "epochs": schedule.epochs(step),
+                    "clips": clips,
                 }
                 # `last` records the best validation: if `best` came second, a kill between the two
                 # would leave a run that never writes its best weights.
@@ -193,8 +199,7 @@ def run_steps(
         # Stop.
         if stopping and step < steps:
             stop = TrainingInterrupted(
-                f"stopped after step {step} of {steps}; continue with: "
-                f"clipseq train --resume {folder.root}"
+                f"stopped after step {step} of {steps}; continue with: {folder.resume_command}"
             )
             if processes.size > 1:
                 set_origin(stop, 0, here=processes.first)

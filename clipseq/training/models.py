@@ -1,5 +1,6 @@
 """Building a CLIP from [model] and [tokenizer] of a run's configuration."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -267,8 +268,11 @@ def get_tokenizer(
 def keep_tokenizer(tokenizer: Tokenizer | None, folder: RunFolder) -> None:
     """Write a trained tokenizer into the run folder, unless it is already there."""
     if isinstance(tokenizer, TrainedTokenizer) and not folder.tokenizer.exists():
-        folder.tokenizer.mkdir(parents=True)
-        tokenizer.save(folder.tokenizer)
+        # Written beside and renamed: a kill leaves no folder without its file.
+        partial = folder.tokenizer.with_suffix(".partial")
+        partial.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(partial)
+        os.replace(partial, folder.tokenizer)
 
 
 def _tuples_to_lists(value: Any) -> Any:

@@ -11,7 +11,7 @@ from clipseq.data import MapDataset
 from clipseq.data.simulation.radar import Radar
 from clipseq.errors import CheckpointError, ConfigError, DataError
 from clipseq.retrieval.sides import sides
-from clipseq.training.checkpoint import Checkpoint, read_last_checkpoint
+from clipseq.training.checkpoint import Checkpoint, digest, read_last_checkpoint
 from clipseq.training.config import RunConfig, read_config, write_config
 from clipseq.training.datasets import check_captions_exist, open_dataset
 from clipseq.training.folder import RunFolder
@@ -88,7 +88,7 @@ def prepare(
     except ValueError as error:
         raise ConfigError(
             f"{error}; the clips are simulated, so correct {folder.config} and continue with: "
-            f"clipseq train --resume {folder.root}"
+            f"{folder.resume_command}"
         ) from error
 
 
@@ -111,7 +111,7 @@ def _simulated(
         return open_dataset(config.data, folder, progress=progress)
     except KeyboardInterrupt:
         raise TrainingInterrupted(
-            f"stopped while simulating; continue with: clipseq train --resume {folder.root}"
+            f"stopped while simulating; continue with: {folder.resume_command}"
         ) from None
     except (ValueError, OSError):
         if write and not folder.data.exists():  # nothing to continue with
@@ -151,8 +151,14 @@ def _prepare_on(
     check_monitor(config.training.monitor, validation, text=y.is_text)
     # A resumed run is not checked: it can change neither tokenizer nor context_length any more.
     check_captions(model, dataset, evaluated=not resume)
-    checkpoint = read_last_checkpoint(folder, model) if resume else None
+    checkpoint = read_last_checkpoint(folder, model, warn=processes.first) if resume else None
     if checkpoint is not None:
+        if processes.first and checkpoint["clips"] != digest(training):
+            warnings.warn(
+                "the training clips are not those that the run was trained on before (other ids or "
+                "captions); the run continues with them",
+                stacklevel=2,
+            )
         model.load_state_dict(checkpoint["model"])
     if processes.first:
         write_config(config, folder.config)
@@ -190,11 +196,13 @@ def _splits(
 def refuse_existing(folder: RunFolder) -> None:
     """Raise ConfigError if `folder` holds a run already, or anything else."""
     root = folder.root
-    if root.is_dir() and not any(path != folder.processes for path in root.iterdir()):
+    if root.is_dir() and not any(
+        path not in (folder.processes, folder.lock) for path in root.iterdir()
+    ):
         return
     if root.exists():
         how = (
-            f"continue it with: clipseq train --resume {root}; or choose another folder"
+            f"continue it with: {folder.resume_command}; or choose another folder"
             if folder.config.exists()
             else "choose another folder"
         )

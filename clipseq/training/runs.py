@@ -1,5 +1,6 @@
 """Finished runs: their model, their data, and their evaluation."""
 
+import shlex
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -50,7 +51,7 @@ def load_model(run: str | Path, checkpoint: Checkpoint = "best") -> CLIP:
     if folder.config.exists():
         raise CheckpointError(
             f"run must be finished, got {run}, which is not; "
-            f"finish it with: clipseq train --resume {run}"
+            f"finish it with: clipseq train --resume {shlex.quote(str(run))}"
         )
     raise ConfigError(f"run must be a run folder or a saved model, got {run}")
 

@@ -1,6 +1,7 @@
 """Whole runs: their folder, numbers and continuation, and how they stop early."""
 
 import csv
+import itertools
 import os
 import shutil
 import signal
@@ -224,9 +225,66 @@ def test_a_resumed_run_does_what_its_config_says_now(dataset, small_run):
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(dataset, finished, finished_copy):
-    RunFolder(finished_copy.training.out).last.unlink()
-    again = train(finished_copy, dataset=dataset, resume=True)
+    folder = RunFolder(finished_copy.training.out)
+    shutil.rmtree(folder.checkpoints)
+    with pytest.warns(UserWarning, match="no checkpoint yet; the run starts again at step 1"):
+        again = train(finished_copy, dataset=dataset, resume=True)
     assert same_weights(again, finished.model)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"cut in the middle"])
+def test_a_run_without_its_last_checkpoint_continues_from_the_best(
+    dataset, small_run, finished, finished_copy, content
+):
+    folder = RunFolder(finished_copy.training.out)
+    if content is None:
+        folder.last.unlink()
+    else:
+        folder.last.write_bytes(content)
+    step = torch.load(folder.best, weights_only=True)["global_step"]
+    with pytest.warns(UserWarning, match=rf"continues from .*best.ckpt, after step {step}$"):
+        again = train(finished_copy, dataset=dataset, resume=True)
+    assert same_weights(again, finished.model)
+
+
+def test_with_both_checkpoints_damaged_the_run_says_how_to_start_again(dataset, finished_copy):
+    folder = RunFolder(finished_copy.training.out)
+    for path in (folder.last, folder.best):
+        path.write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"start again from step 1: rm -r .*checkpoints &&"):
+        train(finished_copy, dataset=dataset, resume=True)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 4), (4, 8), (8, 4), (8, 5)])
+def test_epochs_mean_passes_over_the_clips_also_with_another_batch_size(
+    dataset, small_run, before, after
+):
+    clips = len(dataset.subset("train"))
+    halfway = 2 * (clips // before)
+    config = small_run("run", max_steps=None, epochs=4, batch_size=before, checkpoint_every=1)
+
+    def press(step, steps, row):
+        if step == halfway:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(TrainingInterrupted):
+        train(config, dataset=dataset, progress=press)
+    changed = attrs.evolve(config, training=attrs.evolve(config.training, batch_size=after))
+    seen = []
+    train(changed, dataset=dataset, resume=True, progress=lambda *found: seen.append(found))
+    assert [step for step, *_ in seen] == list(range(halfway + 1, seen[-1][1] + 1))
+    assert len(seen) == 2 * (clips // after)
+    rates = [float(row["learning_rate"]) for row in rows(config)]
+    assert len(rates) == halfway + len(seen)
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates[1:])) < 2 * rates[1] / 3
+
+
+def test_a_changed_data_set_is_noticed(dataset, finished_copy):
+    fewer = dataset.subset("train").spread(9), dataset.subset("val")
+    clips = [part[i] for part in fewer for i in range(len(part))]
+    changed = MapDataset.from_clips(clips, frame_rate=dataset.frame_rate)
+    with pytest.warns(UserWarning, match="the training clips are not those"):
+        train(finished_copy, dataset=changed, resume=True)
 
 
 class Constant(Similarity):
@@ -283,7 +341,8 @@ def test_a_kill_between_two_checkpoints_leaves_the_best(dataset, small_run, monk
         train(config, dataset=dataset)
     assert len(moved) == 1
     monkeypatch.undo()
-    train(config, dataset=dataset, resume=True)
+    with pytest.warns(UserWarning, match=r"last.ckpt is missing; the run continues from .*best"):
+        train(config, dataset=dataset, resume=True)
     assert torch.load(RunFolder(config.training.out).best)["global_step"] == 2
 
 
@@ -323,6 +382,7 @@ def test_nothing_is_overwritten(dataset, small_run, finished):
 
 def test_a_corrupt_checkpoint_is_named(dataset, finished_copy):
     last = RunFolder(finished_copy.training.out).last
+    RunFolder(finished_copy.training.out).best.unlink()
     last.write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read"):
         train(finished_copy, dataset=dataset, resume=True)
@@ -335,7 +395,7 @@ def test_a_checkpoint_is_plain_tensors_and_numbers(finished):
     """torch.load reads it with weights_only, and a CLIP accepts its weights under their names."""
     checkpoint = torch.load(RunFolder(finished.config.training.out).last, weights_only=True)
     assert checkpoint.keys() == {
-        "model", "optimizer", "scaler", "global_step", "best", "seconds"
+        "model", "optimizer", "scaler", "global_step", "best", "seconds", "epochs", "clips"
     }  # fmt: skip
     assert checkpoint["model"].keys() == finished.model.state_dict().keys()
     assert (checkpoint["global_step"], checkpoint["scaler"]) == (2, {})

@@ -230,7 +230,7 @@ class _Many(Processes):
         return ()
 
     def _how_to_continue(self) -> str:
-        again = f"clipseq train --resume {self.folder.root}"
+        again = self.folder.resume_command
         if self.folder.last.exists():
             return f"Continue from the last checkpoint with: {again} (started as this run was)"
         if self.folder.config.exists():
