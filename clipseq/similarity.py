@@ -231,7 +231,7 @@ class Similarity(nn.Module, ABC):
             TypeError: as `forward`, for that side.
             ValueError: as `forward`, for that side; or `side` is neither "x" nor "y".
         """
-        if side not in ("x", "y"):
+        if not isinstance(side, str) or side not in ("x", "y"):
             raise ValueError(f"side must be 'x' or 'y', got {side!r}")
         self._check_side(side, values, mask)
         return self._prepare_side(side, values, mask)

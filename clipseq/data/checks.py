@@ -80,6 +80,10 @@ def _check_kinds(clip: Clip, at: str) -> None:
         value = getattr(clip, name)
         if not isinstance(value, list | tuple):
             raise DataError(f"{at}: {name} must be a tuple, got {value!r}")
+    for name, kinds in (("caption", str), ("label", str | None)):
+        value = getattr(clip, name)
+        if not isinstance(value, kinds):
+            raise DataError(f"{at}: the {name} must be a string, got {value!r}")
     for span in clip.spans:
         if not (
             isinstance(span, list | tuple)

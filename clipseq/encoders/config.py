@@ -30,8 +30,8 @@ def _flag(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> No
 
 def _fusion(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     choices = get_args(Fusion)
-    if value not in choices:
-        hint = suggest(value, choices) if isinstance(value, str) else ""
+    if not isinstance(value, str) or value not in choices:
+        hint = suggest(value, choices)
         raise ConfigError(f"fusion must be one of {', '.join(choices)}, got {value!r}{hint}")
 
 

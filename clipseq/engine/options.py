@@ -14,7 +14,8 @@ from torch import Tensor
 def positive_integer(value: object) -> int | None:
     """Return `value` as an int if it is a positive integer, numpy's included, and None otherwise.
 
-    Rejects True, since nobody means 1 by it, and tensors, whose value may change.
+    Rejects True, since nobody means 1 by it, tensors, whose value may change, and numbers above
+    `LARGEST`.
     """
     if isinstance(value, bool | Tensor) or not isinstance(value, SupportsIndex):
         return None
@@ -22,7 +23,7 @@ def positive_integer(value: object) -> int | None:
         number = operator.index(value)
     except TypeError:  # an array that is not one integer
         return None
-    return number if number > 0 else None
+    return number if 0 < number <= LARGEST else None
 
 
 def single_number(value: Any) -> float | None:

@@ -49,12 +49,19 @@ def _between(low: int, high: int | float = LARGEST) -> Any:
 
 
 def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str) else value
+    return Path(value) if isinstance(value, str) and value else value
 
 
 def _is_path(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:
-    if value is not None and not isinstance(value, Path):
-        raise ConfigError(f"{attribute.name} must be a path, got {value!r}")
+    if value is None and attribute.default is None:
+        return
+    try:
+        if isinstance(value, Path):
+            to_path(attribute.name, value)
+            return
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    raise ConfigError(f"{attribute.name} must be a path, got {value!r}")
 
 
 def _above_zero(instance: Any, attribute: "attrs.Attribute[Any]", value: Any) -> None:

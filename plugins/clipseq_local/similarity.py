@@ -15,6 +15,7 @@ from clipseq.engine import (
     first_derivative_only,
     loops_pay,
     positive_integer,
+    single_number,
     to_unit,
     unit_gradient,
     zeroed,
@@ -167,7 +168,8 @@ def _check_windows(window: object) -> tuple[int | float, int | float]:
 def _share(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value) if 0 < float(value) < 1 else None
+    number = single_number(value)  # None for a number that no float can hold
+    return number if number is not None and 0 < number < 1 else None
 
 
 def _share_of(lengths: Int[Tensor, "B"], share: float) -> Int[Tensor, "B"]:
