@@ -13,7 +13,7 @@ from clipseq.encoders.frames import frame_mask
 from clipseq.encoders.fusion import FUSIONS
 from clipseq.encoders.inputs import Inputs
 from clipseq.encoders.tower import Tower
-from clipseq.encoders.transformer import Transformer, insert_eot, sinusoids
+from clipseq.encoders.transformer import Transformer, insert_eot
 from clipseq.engine.options import check_dense
 from clipseq.errors import suggest
 from clipseq.sequences import Sequences
@@ -26,7 +26,8 @@ class SignalTower(Tower):
     """A tower that cuts maps into patches of a few frames, one token each, for a transformer.
 
     Each view of a patch is embedded, a fusion combines the views into one token, and the output of
-    the transformer at an EOT token is the pooled feature.
+    the transformer at an EOT token is the pooled feature. The transformer sees how far two tokens
+    are apart and not where in the clip they stand, since an action looks the same wherever it is.
 
     Token k covers the frames from k·patch_frames to (k+1)·patch_frames - 1, counted from the start
     of the tensor; it is real if any of its frames is. Padded frames count as zeros inside a real
@@ -50,6 +51,7 @@ class SignalTower(Tower):
             layers,
             heads,
             dropout=config.dropout,
+            rotary=True,
             gradient_checkpointing=config.gradient_checkpointing,
         )
         # A list in the order of config.views: a view may have any name, but the keys of a
@@ -104,7 +106,6 @@ class SignalTower(Tower):
         x = self.fusion(embedded, present)  # (B, N, D)
         real = self._pad(mask).unflatten(1, (-1, self.config.patch_frames)).any(2)  # (B, N)
         x, attended, place = insert_eot(x, real, self.eot)
-        x = x + sinusoids(x.shape[1], x.shape[2], x).to(x.dtype)
         x = self.transformer(F.dropout(x, self.config.dropout, self.training), attended)
         pooled = self.projection(x[torch.arange(len(x), device=x.device), place])
         if not sequences:

@@ -36,15 +36,26 @@ class Block(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(
-        self, x: Float[Tensor, "B N D"], allowed: Bool[Tensor, "B 1 1 N"] | None
+        self,
+        x: Float[Tensor, "B N D"],
+        allowed: Bool[Tensor, "B 1 1 N"] | None,
+        angles: Float[Tensor, "N R"] | None = None,
     ) -> Float[Tensor, "B N D"]:
-        """Transform tokens; `allowed` marks the steps to attend to (None: causal attention)."""
-        x = x + self._drop(self._attend(self.attention_norm(x), allowed))
+        """Transform tokens.
+
+        Args:
+            x: the tokens.
+            allowed: the steps to attend to; None: causal attention.
+            angles: the rotation of each step's queries and keys (see `rotate`); None: no rotation.
+        """
+        x = x + self._drop(self._attend(self.attention_norm(x), allowed, angles))
         return x + self._drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 
-    def _attend(self, x: Tensor, allowed: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, allowed: Tensor | None, angles: Tensor | None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, N, D/H)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -68,6 +79,8 @@ class Transformer(nn.Module):
         heads: attention heads.
         dropout: probability, in training only.
         causal: True: a step attends only to itself and earlier steps. Padding must then come last.
+        rotary: True: attention sees how far two steps are apart (see `rotate`); False: it sees no
+            order but that of a causal mask, so positions must be added to the tokens.
         gradient_checkpointing: recompute each block in backward.
     """
 
@@ -79,11 +92,13 @@ class Transformer(nn.Module):
         *,
         dropout: float = 0.0,
         causal: bool = False,
+        rotary: bool = False,
         gradient_checkpointing: bool = False,
     ):
         super().__init__()
         check_shape(width, layers, heads)
         self.causal = causal
+        self.rotary = rotary
         self.gradient_checkpointing = gradient_checkpointing
         self.blocks = nn.ModuleList(Block(width, heads, layers, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -93,11 +108,14 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         # A causal model needs no mask: padding comes last, where no real step attends.
         allowed = None if self.causal else mask[:, None, None, :]
+        angles = None
+        if self.rotary:
+            angles = rotations(x.shape[1], x.shape[2] // self.blocks[0].heads, x)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, allowed, use_reentrant=False)
+                x = checkpoint(block, x, allowed, angles, use_reentrant=False)
             else:
-                x = block(x, allowed)
+                x = block(x, allowed, angles)
         return self.norm(x)
 
 
@@ -119,16 +137,30 @@ def insert_eot(
     return torch.where(is_eot[..., None], eot, tokens), F.pad(mask, (0, 1)) | is_eot, place
 
 
-def sinusoids(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps width"]:
-    """Return the sine and cosine of each step at `width` / 2 wavelengths, from 2π to 20000π.
+def rotations(steps: int, width: int, like: Tensor) -> Float[Tensor, "steps R"]:
+    """Return the angles by which `rotate` turns the features of each step; R is `width` // 2.
 
-    These position embeddings (arXiv:1706.03762) need no table, so a recording may have any length.
-    They are computed in float32 or better.
+    Angle k of step n is ``n / 10000**(k / R)``, so the wavelengths reach from 2π to almost 20000π
+    steps. They need no table: a recording may have any length. They are computed in float32 or
+    better.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    rate = torch.arange(0, width, 2, device=like.device, dtype=dtype) / width
-    angle = torch.arange(steps, device=like.device, dtype=dtype)[:, None] * 10000.0**-rate
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
+    pairs = width // 2
+    rate = torch.arange(pairs, device=like.device, dtype=dtype) / max(pairs, 1)
+    return torch.arange(steps, device=like.device, dtype=dtype)[:, None] * 10000.0**-rate
+
+
+def rotate(x: Float[Tensor, "B H N E"], angles: Float[Tensor, "N R"]) -> Float[Tensor, "B H N E"]:
+    """Turn the features of each step by its angles (rotary positions, arXiv:2104.09864).
+
+    Feature k and feature k + R are the coordinates of a point, which is turned by angle k. A
+    feature without a partner stays. The product of a query and a key that are rotated so depends
+    on the distance between their steps, and not on where in the sequence they stand.
+    """
+    pairs = angles.shape[1]
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second, rest = x.split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos, rest], dim=-1)
 
 
 def check_shape(width: int, layers: int, heads: int) -> None:

@@ -1,9 +1,10 @@
 """The transformer equals torch's own, and the EOT token follows the last real token."""
 
+import pytest
 import torch
 from torch import nn
 
-from clipseq.encoders.transformer import Transformer, insert_eot, sinusoids
+from clipseq.encoders.transformer import Transformer, insert_eot, rotate, rotations
 
 
 def reference(ours: Transformer, width, heads):
@@ -66,13 +67,39 @@ def test_eot_comes_right_after_the_last_real_token():
     assert place.tolist() == [4, 2, 2]
 
 
-def test_sinusoids_against_their_formula():
-    got = sinusoids(5, 6, torch.zeros(1, dtype=torch.float64))
+def test_rotate_turns_pairs_of_features():
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)  # the seventh feature has no partner
+    got = rotate(x, rotations(5, 7, x))
     for step in range(5):
         for k in range(3):
-            angle = torch.tensor(step / 10000 ** (2 * k / 6), dtype=torch.float64)
-            torch.testing.assert_close(got[step, k], angle.sin())
-            torch.testing.assert_close(got[step, 3 + k], angle.cos())
+            angle = torch.tensor(step / 10000 ** (k / 3), dtype=torch.float64)
+            turned = torch.complex(x[..., step, k], x[..., step, 3 + k]) * torch.exp(1j * angle)
+            torch.testing.assert_close(got[..., step, k], turned.real)
+            torch.testing.assert_close(got[..., step, 3 + k], turned.imag)
+    assert torch.equal(got[..., 6], x[..., 6])
+
+
+def test_rotary_it_equals_hugging_faces():
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    q, k = torch.randn(2, 2, 3, 9, 8, dtype=torch.float64)
+    angles = rotations(9, 8, q)
+    twice = torch.cat([angles, angles], dim=1)[None]
+    expected = llama.apply_rotary_pos_emb(q, k, twice.cos(), twice.sin())
+    torch.testing.assert_close((rotate(q, angles), rotate(k, angles)), expected)
+
+
+def test_rotary_it_sees_distances_and_no_places():
+    torch.manual_seed(0)
+    transformer = Transformer(16, 2, 4, rotary=True).double()
+    tokens = torch.randn(1, 4, 16, dtype=torch.float64)
+    early, late = torch.zeros(2, 1, 9, 16, dtype=torch.float64)
+    early[:, :4], late[:, 3:7] = tokens, tokens
+    mask = torch.zeros(2, 1, 9, dtype=torch.bool)
+    mask[0, :, :4], mask[1, :, 3:7] = True, True
+    got = transformer(early, mask[0])[:, :4]
+    torch.testing.assert_close(transformer(late, mask[1])[:, 3:7], got)
+    turned = transformer(tokens.flip(1), mask[0][:, :4]).flip(1)
+    assert (turned - got).abs().max() > 1e-3
 
 
 def test_gradient_checkpointing_keeps_less_for_backward():
