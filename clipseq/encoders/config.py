@@ -23,6 +23,11 @@ def _fraction(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -
         raise ConfigError(f"{attribute.name} must be a number in [0, 1), got {value!r}")
 
 
+def _share(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ConfigError(f"{attribute.name} must be a number in [0, 1], got {value!r}")
+
+
 def _flag(instance: object, attribute: "attrs.Attribute[Any]", value: Any) -> None:
     if type(value) is not bool:
         raise ConfigError(f"{attribute.name} must be True or False, got {value!r}")
@@ -84,6 +89,10 @@ class SignalConfig:
             side by side; an absent view is zero. "add": the mean of the views present.
             "attention": that mean plus the output of a learned query that attends to the views
             present.
+        mean_subtraction: share of each bin's mean over the clip that is subtracted from the bin.
+            The mean shows who or what was recorded, and with what, more than what happens. 1: all
+            of it (cepstral mean normalisation, for a signal whose speaker, sensor or place
+            changes); 0: none of it.
         dropout: dropout probability in the transformer, in training only.
         gradient_checkpointing: recompute each block in backward: less memory, a third more time.
     """
@@ -92,6 +101,7 @@ class SignalConfig:
     views: dict[str, int] = field(factory=_default_views, converter=_own_dict, validator=_views)
     patch_frames: int = field(default=16, converter=to_plain, validator=_whole_number)
     fusion: Fusion = field(default="concat", validator=_fusion)
+    mean_subtraction: float = field(default=0.5, converter=to_plain, validator=_share)
     dropout: float = field(default=0.0, converter=to_plain, validator=_fraction)
     gradient_checkpointing: bool = field(default=False, converter=to_plain, validator=_flag)
 

@@ -32,7 +32,8 @@ class SignalTower(Tower):
     Token k covers the frames from k·patch_frames to (k+1)·patch_frames - 1, counted from the start
     of the tensor; it is real if any of its frames is. Padded frames count as zeros inside a real
     token and are ignored elsewhere, whatever they contain, so the amount of padding changes
-    nothing.
+    nothing. Before that, a share of each bin's mean over the real frames is subtracted from the bin
+    (`SignalConfig.mean_subtraction`).
 
     Args:
         config: the side's name, its views and how they are fused.
@@ -117,7 +118,13 @@ class SignalTower(Tower):
         return dict(inputs.values)
 
     def _patches(self, values: Tensor, mask: Tensor) -> Float[Tensor, "B N PF"]:
-        values = values.to(self.eot.dtype).masked_fill(~mask[:, None, :], 0.0)
+        real = mask[:, None, :]
+        values = values.to(self.eot.dtype).masked_fill(~real, 0.0)
+        if self.config.mean_subtraction:
+            wide = torch.promote_types(values.dtype, torch.float32)  # a sum may overflow float16
+            mean = values.sum(2, keepdim=True, dtype=wide) / real.sum(2, keepdim=True)  # (B, F, 1)
+            share = (self.config.mean_subtraction * mean).to(values.dtype)
+            values = torch.where(real, values - share, 0.0)
         patches = self._pad(values).unflatten(2, (-1, self.config.patch_frames))  # (B, F, N, P)
         return patches.permute(0, 2, 3, 1).flatten(2)
 

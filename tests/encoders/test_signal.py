@@ -253,6 +253,34 @@ def test_what_is_wrong_with_lengths_or_mask_is_said(options, error, match):
         TOWERS["concat"](maps(2, 9), **options)
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_share_of_the_mean_of_each_bin_is_subtracted(share):
+    """It equals a tower without subtraction on maps that were changed beforehand."""
+    radar, lengths = maps(2, 11), [11, 6]
+    tower, plain = make(mean_subtraction=share), make(mean_subtraction=0)
+    changed = copy.deepcopy(radar)
+    for values in changed.values():
+        for item, length in enumerate(lengths):
+            real = values[item, :, :length]
+            real -= share * real.mean(1, keepdim=True)
+    expected = plain(changed, lengths=torch.tensor(lengths))
+    got = tower(radar, lengths=torch.tensor(lengths))
+    torch.testing.assert_close(got[0], expected[0])
+    torch.testing.assert_close(got[1].values, expected[1].values)
+
+
+def test_with_the_whole_mean_subtracted_an_offset_of_a_bin_changes_nothing():
+    tower, radar = make(mean_subtraction=1), maps(2, 9)
+    louder = {view: values + torch.randn(values.shape[1], 1) for view, values in radar.items()}
+    torch.testing.assert_close(tower(louder)[0], tower(radar)[0])
+
+
+def test_the_mean_of_long_clips_does_not_overflow_float16():
+    tower = make().half()
+    radar = {view: 200 + values.half() for view, values in maps(1, 1000).items()}
+    assert bool(tower(radar)[0].isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -261,6 +289,9 @@ def test_what_is_wrong_with_lengths_or_mask_is_said(options, error, match):
         ({"views": {"a": True}}, "'a'"),
         ({"patch_frames": 0}, "patch_frames"),
         ({"fusion": "sum"}, "concat, add, attention, got 'sum'"),
+        ({"mean_subtraction": 1.5}, r"mean_subtraction must be a number in \[0, 1\], got 1.5"),
+        ({"mean_subtraction": float("nan")}, "mean_subtraction"),
+        ({"mean_subtraction": True}, "mean_subtraction"),
         ({"dropout": 1.0}, "dropout"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing"),
     ],
