@@ -60,7 +60,10 @@ SLOW = (
     "training/test_selection.py",
     "world",
 )
-"""Patterns of the slow folders and modules, which `make test` runs and `make check` skips."""
+"""Patterns of the slow folders and modules, which `make test` runs and `make check` skips.
+
+A single test that takes over a second is marked where it stands.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -344,6 +344,7 @@ torch.testing.assert_close(step(batch), clip.training_step(batch), atol=1e-5, rt
 """
 
 
+@pytest.mark.slow
 def test_losses_compile_whole_and_a_training_step_in_parts():
     # In a process of its own: a compiler cannot follow the signature checks of the other tests.
     done = subprocess.run(

@@ -108,6 +108,7 @@ def test_a_run_is_not_overwritten(clipseq, data, tmp_path):
     assert (tmp_path / "other" / "model").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_resume_continues(clipseq, data, tmp_path):
     config = write_config(tmp_path, data, steps=2000)
     # The signal goes to a whole process, as if a terminal sent it.

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CORE = """
 import sys
 
@@ -33,6 +35,7 @@ for arguments in (
 """
 
 
+@pytest.mark.slow
 def test_a_core_install_runs_the_commands_that_need_no_extra(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", CORE], capture_output=True, text=True, cwd=tmp_path, check=False

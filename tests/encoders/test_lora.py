@@ -140,6 +140,7 @@ def test_wrong_numbers_and_layers_are_refused(bert, monkeypatch):
         make(bert, Lora())
 
 
+@pytest.mark.slow
 def test_a_model_is_imported_without_peft():
     code = "import sys, clipseq.model, clipseq.encoders; assert 'peft' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -142,6 +142,7 @@ def test_running_mean_is_a_mean_over_a_window(values, share):
     np.testing.assert_allclose(running_mean(np.array(values), share=share), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_figure_is_saved_and_pyplot_is_never_loaded(tmp_path):
     code = (
         "import sys, numpy as np; from pathlib import Path; from clipseq import figures;"

@@ -471,6 +471,7 @@ def test_push_to_hub_without_the_library_says_what_to_install(monkeypatch):
         make().push_to_hub("me/radar")
 
 
+@pytest.mark.slow
 def test_the_model_is_imported_without_the_extras():
     code = (
         "import sys; import clipseq.model, clipseq.model.saving; "

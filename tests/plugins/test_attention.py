@@ -65,7 +65,7 @@ def test_a_cold_single_head_is_maxsim():
     torch.testing.assert_close(cold(x, y), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("features", [3, 40])
+@pytest.mark.parametrize("features", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_gradients_of_steps_and_temperature(features):
     # With 40 features, the width of 2 heads exceeds the lengths of the sequences, and that of 3
     # does not.

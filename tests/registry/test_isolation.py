@@ -127,6 +127,7 @@ def test_a_plugin_leaves_the_process_as_it_was(fails, distribution, capsys, unch
     assert "loading foo" in printed.err
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_standard_output(distribution, tmp_path):
     distribution("print('hello from foo')\n" + textwrap.dedent(WORKING))
     done = subprocess.run(

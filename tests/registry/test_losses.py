@@ -345,6 +345,7 @@ def test_register_keeps_the_rules_of_plugins(fresh_registry, unchecked_signature
         clipseq.register_loss("mine", type("Other", (Mine,), {"__module__": "elsewhere"}))
 
 
+@pytest.mark.slow
 def test_built_in_losses_load_no_plugin():
     code = """
         import sys, clipseq

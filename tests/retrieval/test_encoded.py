@@ -118,6 +118,7 @@ print(private() - before, encoded.ids[10**4], len(encoded))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 def test_loading_reads_only_what_is_used(tmp_path):
     count, steps = 20_000, 20

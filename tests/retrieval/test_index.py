@@ -235,6 +235,7 @@ for number in range(10**6):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_loses_nothing_that_was_added(model, queries, tmp_path):
     model.save_pretrained(tmp_path / "model")
     index = Index.create(tmp_path / "index", model)

@@ -113,6 +113,7 @@ def test_a_file_without_the_arrays_is_refused(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.slow
 def test_real_motion_drives_the_radar(tmp_path, shared_data):
     path = shared_data(FILE)
     read = read_recordings(path)
