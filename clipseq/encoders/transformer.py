@@ -98,6 +98,7 @@ class Transformer(nn.Module):
         super().__init__()
         check_shape(width, layers, heads)
         self.causal = causal
+        self.head_width = width // heads
         self.rotary = rotary
         self.gradient_checkpointing = gradient_checkpointing
         self.blocks = nn.ModuleList(Block(width, heads, layers, dropout) for _ in range(layers))
@@ -108,9 +109,7 @@ class Transformer(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         # A causal model needs no mask: padding comes last, where no real step attends.
         allowed = None if self.causal else mask[:, None, None, :]
-        angles = None
-        if self.rotary:
-            angles = rotations(x.shape[1], x.shape[2] // self.blocks[0].heads, x)
+        angles = rotations(x.shape[1], self.head_width, x) if self.rotary else None
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, allowed, angles, use_reentrant=False)
