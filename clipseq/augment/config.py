@@ -47,9 +47,9 @@ class AugmentConfig:
     crop: float = attrs.field(default=1.0, validator=_share)
     mask_time: float = attrs.field(default=0.05, validator=_share)
     mask_bins: float = attrs.field(default=0.1, validator=_share)
-    shift: float = attrs.field(default=0.05, validator=_share)
-    gain: float = attrs.field(default=0.3, validator=_amount)
-    tilt: float = attrs.field(default=0.3, validator=_amount)
+    shift: float = attrs.field(default=0.0, validator=_share)
+    gain: float = attrs.field(default=0.0, validator=_amount)
+    tilt: float = attrs.field(default=0.0, validator=_amount)
     noise: float = attrs.field(default=0.2, validator=_amount)
     drop_view: float = attrs.field(default=0.05, validator=_share)
     channels: tuple[str, ...] | None = None
