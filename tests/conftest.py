@@ -55,6 +55,7 @@ SLOW = (
     "plugins/test_triton_*.py",
     "testing",
     "training/launch",
+    "training/test_faults.py",
     "training/test_fit.py",
     "training/test_gradient_caching.py",
     "training/test_selection.py",

@@ -196,9 +196,9 @@ def _splits(
 def refuse_existing(folder: RunFolder) -> None:
     """Raise ConfigError if `folder` holds a run already, or anything else."""
     root = folder.root
-    if root.is_dir() and not any(
-        path not in (folder.processes, folder.lock) for path in root.iterdir()
-    ):
+    # A run that was killed before it had its configuration leaves no more than these.
+    nothing = {folder.processes, folder.lock, folder.config.with_suffix(".partial")}
+    if root.is_dir() and nothing.issuperset(root.iterdir()):
         return
     if root.exists():
         how = (
