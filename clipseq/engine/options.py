@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 
 def positive_integer(value: object) -> int | None:
@@ -81,7 +82,8 @@ def check_dense(name: str, value: object, *, values: bool = True) -> None:
     if value.is_nested or value.layout is not torch.strided:
         kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense tensor, got a {kind} tensor; convert it first")
-    if values and value.is_meta:
+    # A subclass may be on the device meta and hold its values elsewhere.
+    if values and value.is_meta and type(value) in (Tensor, Parameter):
         raise TypeError(f"{name} must be a tensor that holds values, got one on the device meta")
 
 

@@ -47,6 +47,9 @@ def photograph(*models: nn.Module) -> dict[str, Any]:
     umask = os.umask(0)
     os.umask(umask)
     cudnn = torch.backends.cudnn
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":  # of a data worker that has just been ended
+            thread.join(5)
     return {
         "torch's random numbers": torch.get_rng_state().tolist(),
         "NumPy's random numbers": repr(list(np.random.get_state())),  # noqa: NPY002
