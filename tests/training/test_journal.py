@@ -3,6 +3,7 @@
 import csv
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from clipseq.training.journal import Journal
 
@@ -64,7 +65,9 @@ def test_a_kill_after_the_resume_loses_no_kept_row(tmp_path):
     resumed.close()
 
 
-def test_a_run_that_starts_again_forgets_all_steps(tmp_path):
+def test_a_run_that_starts_again_forgets_all_steps(tmp_path, monkeypatch):
+    # TensorBoard reads files of the same second in the order of their names, so 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     path, events = tmp_path / "metrics.csv", tmp_path / "tensorboard"
     for steps in ((1, 2, 3), (1,)):
         journal = Journal(path, events)
