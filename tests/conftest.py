@@ -59,6 +59,7 @@ SLOW = (
     "training/test_fit.py",
     "training/test_gradient_caching.py",
     "training/test_selection.py",
+    "training/test_stopped_runs.py",
     "world",
 )
 """Patterns of the slow folders and modules, which `make test` runs and `make check` skips.

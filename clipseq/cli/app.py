@@ -13,7 +13,7 @@ import attrs
 import typer
 
 import clipseq
-from clipseq.cli.exit_status import one_line_warnings, report_errors
+from clipseq.cli.exit_status import one_line_warnings, report_errors, standard_streams
 from clipseq.cli.invocation import command_line
 from clipseq.cli.json_output import print_json
 from clipseq.engine.process_state import restored
@@ -36,7 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 
 def run() -> None:
     """Run the command line, and leave the state of the calling process unchanged."""
-    with restored(), one_line_warnings():
+    with restored(), standard_streams(), one_line_warnings():
         app()
 
 

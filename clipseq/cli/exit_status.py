@@ -11,11 +11,12 @@ status meaning
 """
 
 import functools
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import typer
@@ -49,6 +50,8 @@ def report_errors(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             error.args = ("interrupted",)
             raise _exit(error, INTERRUPTED) from None
+        except BrokenPipeError:  # click ends quietly if the reader of standard output has gone
+            raise
         except (ConfigError, DataError, UnknownLossError, UnknownSimilarityError) as error:
             raise _exit(error, WRONG_REQUEST) from error
         except ClipseqError as error:
@@ -69,8 +72,12 @@ def _exit(error: BaseException, status: int) -> typer.Exit:
     if place is None or place.here:  # otherwise another process reports it
         rank = f"rank {place.rank}: " if place is not None and place.rank else ""
         # A single write, because several processes may report at the same time.
-        sys.stderr.write(f"clipseq: {rank}{str(error) or type(error).__name__}\n")
-        sys.stderr.flush()
+        line = f"clipseq: {rank}{str(error) or type(error).__name__}\n"
+        for stream in (sys.stderr, sys.stdout):  # the reader of the first may have gone
+            with suppress(OSError, ValueError):
+                stream.write(line)
+                stream.flush()
+                break
     return typer.Exit(status)
 
 
@@ -91,3 +98,30 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     print(f"clipseq: warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def standard_streams() -> Iterator[None]:
+    """Replace standard streams that are closed, and let none fail when Python ends."""
+    absent = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    with ExitStack() as opened:
+        for name in absent:
+            setattr(sys, name, opened.enter_context(open(os.devnull, "w", encoding="utf-8")))
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except (OSError, ValueError):
+                    _discard(stream)
+            for name in absent:
+                setattr(sys, name, None)
+
+
+def _discard(stream: Any) -> None:
+    """Send what a stream still holds to nowhere: its reader has gone."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

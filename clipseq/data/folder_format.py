@@ -45,6 +45,7 @@ from clipseq.data.arrays import load_arrays
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import Clip, Maps, frame_count
 from clipseq.data.header import Axis, Header
+from clipseq.engine.files import replacing, write_text
 from clipseq.engine.options import check_kind, to_path
 from clipseq.errors import ConfigError, DataError, suggest
 
@@ -133,15 +134,12 @@ def write_maps(folder: Path, start: int, clips: Sequence[Clip]) -> None:
 
 
 def _write_archive(target: Path, signals: Sequence[Maps]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".part")
     # np.savez rejects a view named like one of its own parameters, such as "file".
-    with zipfile.ZipFile(partial, "w") as archive:
+    with replacing(target) as partial, zipfile.ZipFile(partial, "w") as archive:
         for view in signals[0]:
             joined = np.concatenate([maps[view] for maps in signals], axis=1)
             with archive.open(f"{view}.npy", "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, joined, allow_pickle=False)
-    os.replace(partial, target)
 
 
 def write_index(folder: Path, clips: Sequence[Clip], header: Header, **made_by: Any) -> None:
@@ -199,13 +197,6 @@ def _signal_head(
     if axes:
         head["axes"] = {view: attrs.asdict(axis) for view, axis in axes.items()}
     return head
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:

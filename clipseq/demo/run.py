@@ -19,6 +19,7 @@ from clipseq.demo.alignment import align_clips, mean_agreement
 from clipseq.demo.configs import COMBINED, FULL, SMALL, Size, demo_configs
 from clipseq.demo.folder import DemoFolder
 from clipseq.demo.report import Results, draw_figures, format_report, metrics_to_json
+from clipseq.engine.files import write_text
 from clipseq.errors import ConfigError
 from clipseq.evaluation import evaluate
 from clipseq.model import CLIP
@@ -147,8 +148,8 @@ def _run(
         **metrics_to_json(results, models[COMBINED]),
         "seconds": clock.seconds,
     }
-    folder.metrics.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    folder.report.write_text(report, encoding="utf-8")
+    write_text(folder.metrics, json.dumps(metrics, indent=2) + "\n")
+    write_text(folder.report, report)
     return report
 
 

@@ -1,7 +1,6 @@
 """Evaluation of a model on a whole split: retrieval, zero-shot accuracy, and order accuracy."""
 
 import json
-import os
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from math import comb
@@ -16,6 +15,7 @@ from torch import Tensor
 from clipseq.data import MapDataset
 from clipseq.data.clip import TEXT
 from clipseq.encoders.eval_mode import eval_mode
+from clipseq.engine.files import write_text
 from clipseq.engine.options import check_kind, whole_number
 from clipseq.evaluation.metrics import (
     RECALL_AT,
@@ -127,9 +127,7 @@ class Evaluation:
 
     def write(self, path: Path) -> None:
         """Write `to_json` to `path`."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(self.to_json(), indent=2) + "\n")
 
 
 @torch.no_grad()

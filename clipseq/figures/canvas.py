@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clipseq.engine.files import replacing
 from clipseq.engine.options import to_path
 from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
@@ -43,5 +44,5 @@ def save(figure: "Figure", path: str | Path) -> None:
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:] not in formats:
         raise ValueError(f"path must end in one of {', '.join(formats)}, got {str(path)!r}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150, format=path.suffix[1:])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from clipseq.encoders import HuggingFaceTextTower, ModuleTower, SignalTower, TextTower, Tower
+from clipseq.engine.files import write_text
 from clipseq.model.saved import CARD, CardFacts, SavedModel, TwoTowers
 from clipseq.model.wrappers import unwrap
 
@@ -102,9 +103,7 @@ def write_metrics(directory: Path, rows: Sequence[Sequence[str]], caption: str) 
     before, rest = text.split(METRICS[0])
     after = rest.split(METRICS[1])[1]
     new = f"{before}{METRICS[0]}\n{caption}\n\n{_table(rows)}\n{METRICS[1]}{after}"
-    temporary = directory / f".{CARD}.part"
-    temporary.write_text(new, encoding="utf-8")
-    temporary.replace(directory / CARD)
+    write_text(directory / CARD, new)
     return True
 
 

@@ -25,6 +25,7 @@ from clipseq.encoders import (
     TextTower,
     TrainedTokenizer,
 )
+from clipseq.engine.files import write_through
 from clipseq.engine.options import to_path
 from clipseq.errors import CheckpointError
 from clipseq.model.blueprint import check_loadable
@@ -346,6 +347,7 @@ def _not_json(path: str, value: Any, cause: Exception) -> tuple[str, Any, Except
 
 def _move_into_place(staging: Path, directory: Path) -> None:
     """Replace all files or none: old files are set aside, and restored if a move fails."""
+    write_through(staging)
     previous = staging / PREVIOUS
     previous.mkdir()
     placed: list[str] = []

@@ -10,7 +10,7 @@ from clipseq.training.config import (
 )
 from clipseq.training.fit import plan, train
 from clipseq.training.folder import RunFolder
-from clipseq.training.launch.interruption import TrainingInterrupted
+from clipseq.training.launch.interruption import TrainingInterrupted, TrainingStopped
 from clipseq.training.launch.processes import ProcessLost
 from clipseq.training.runs import evaluate_run, load_model
 from clipseq.training.summary import Summary
@@ -24,6 +24,7 @@ __all__ = [
     "Summary",
     "TrainingConfig",
     "TrainingInterrupted",
+    "TrainingStopped",
     "evaluate_run",
     "load_model",
     "plan",

@@ -16,39 +16,56 @@ clips          a digest of the training clips; see `digest`
 
 import hashlib
 import json
-import os
 import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import nn
 
 from clipseq.data import MapDataset
+from clipseq.data.clip import TEXT
+from clipseq.engine.files import replacing
 from clipseq.errors import CheckpointError
 from clipseq.training.folder import RunFolder
 from clipseq.training.selection import Selection
 
 Checkpoint = dict[str, Any]
 
+DIGESTED = 16
+"""Number of clips whose maps are part of the digest."""
+
 KEYS = {"model", "optimizer", "scaler", "global_step", "best", "seconds", "epochs", "clips"}
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a temporary file and rename it to `path`, so that a kill leaves the previous file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(checkpoint, partial)
-    os.replace(partial, path)
+    """Write a checkpoint; a kill leaves the previous file.
+
+    Raises:
+        OSError: the disk is full, or does not take the file for another reason.
+    """
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)
 
 
 def digest(clips: MapDataset) -> str:
-    """Return a hash of the ids and captions of clips, to notice if a run gets others."""
+    """Return a hash of clips, to notice if a run gets others.
+
+    It covers the ids, captions and lengths of all clips, and the maps of some of them.
+    """
     found = hashlib.blake2b(digest_size=16)
-    for pair in zip(clips.ids, clips.captions, strict=True):
-        found.update(json.dumps(pair).encode())
+    signals = [name for name in clips.modalities if name != TEXT]
+    lengths = [clips.frame_counts(name) for name in signals]
+    for facts in zip(clips.ids, clips.captions, *lengths, strict=True):
+        found.update(json.dumps(facts).encode())
+    some = clips.spread(DIGESTED)
+    for clip in (some[i] for i in range(len(some))):
+        for maps in (clip.signal, clip.paired):
+            for view in sorted(maps):
+                found.update(np.ascontiguousarray(maps[view]).tobytes())
     return found.hexdigest()
 
 

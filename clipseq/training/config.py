@@ -1,7 +1,6 @@
 """The configuration of a run: its data, its model and its training, read from TOML."""
 
 import math
-import os
 import re
 import shlex
 import tomllib
@@ -15,6 +14,7 @@ import numpy as np
 from clipseq.augment import AugmentConfig
 from clipseq.config import strict, structure, to_plain, unstructure
 from clipseq.encoders.hub import is_hub_id
+from clipseq.engine.files import write_text
 from clipseq.engine.options import check_kind, to_path
 from clipseq.errors import ConfigError
 from clipseq.model.saved import CardFacts
@@ -336,11 +336,7 @@ def write_config(config: RunConfig, path: str | Path) -> None:
     import tomli_w  # part of the extra `train`, which is not needed to read a configuration
 
     text = tomli_w.dumps(_toml(to_plain(unstructure(config)), ""))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed: a kill leaves the previous configuration, or none.
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def make_absolute(config: RunConfig) -> RunConfig:

@@ -1,6 +1,5 @@
 """The losses of a run, from its metrics.csv, and the loss of a model that guesses."""
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from clipseq.figures import Curve
+from clipseq.training.journal import read_rows
 
 
 def read_curves(metrics: Path) -> dict[str, Curve]:
     """Return the losses in a run's metrics.csv, in the order loss_clip, loss_seq, loss_total."""
-    with metrics.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    rows = read_rows(metrics)
     curves: dict[str, Curve] = {}
     for name in ("loss_clip", "loss_seq", "loss_total"):
         if not rows or name not in rows[0]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import torch
+
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.engine.options import check_kind
@@ -18,11 +20,20 @@ from clipseq.training.checkpoint import digest, read_best_checkpoint
 from clipseq.training.config import RunConfig, make_absolute
 from clipseq.training.datasets import open_dataset
 from clipseq.training.folder import RunFolder
-from clipseq.training.launch.interruption import Interruption
+from clipseq.training.launch.interruption import (
+    Interruption,
+    TrainingInterrupted,
+    naming_the_command,
+)
 from clipseq.training.launch.processes import Processes, join_processes, layout, make_fabric
 from clipseq.training.lock import locked
 from clipseq.training.models import pin_options
-from clipseq.training.prepare import Prepared, prepare, refuse_existing
+from clipseq.training.prepare import (
+    Prepared,
+    prepare,
+    refuse_existing,
+    refuse_unless_ready,
+)
 from clipseq.training.schedule import Schedule
 from clipseq.training.stream import (
     ShuffledBatches,
@@ -81,8 +92,11 @@ def train(
             simulated clips.
         CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
             does not fit the model.
-        TrainingInterrupted: after Ctrl-C or SIGTERM (to any of the processes); a checkpoint has
-            been written, and the message says how to continue.
+        TrainingInterrupted: after Ctrl-C, SIGTERM or SIGHUP (to any of the processes), or after an
+            OSError or a ValueError of `progress`; a checkpoint has been written, and the message
+            says how to continue.
+        TrainingStopped: a file cannot be read or written, for example since the disk is full, or a
+            process that loads clips was killed; the message says how to continue.
         NonFiniteLoss: the loss, a gradient or a weight became NaN or infinite; the message names
             the step and, for a loss, the clips.
         ProcessLost: another process of the run ended or does not answer; the message says which
@@ -93,20 +107,22 @@ def train(
     check_kind("config", config, RunConfig, "a RunConfig")
     check_kind("dataset", dataset, (MapDataset, type(None)), "a MapDataset or None")
     config = make_absolute(config)
+    folder = RunFolder(config.training.out)
     with (
         restored(),
         _quiet(),
-        ExitStack() as held,
+        torch.inference_mode(False),
+        torch.enable_grad(),
         join_processes(config.training) as processes,
+        naming_the_command(folder),
+        ExitStack() as held,
     ):
-        folder = RunFolder(config.training.out)
 
         def prepare_and_lock() -> Prepared:
-            lock = processes.first
-            if lock and resume and folder.config.exists():
+            if processes.first:
+                refuse_unless_ready(folder, resume=resume)
                 held.enter_context(locked(folder))
-                lock = False
-            prepared = prepare(
+            return prepare(
                 config,
                 folder,
                 processes,
@@ -114,13 +130,17 @@ def train(
                 dataset=dataset,
                 progress=data_progress if processes.first else None,
             )
-            if lock:
-                held.enter_context(locked(folder))
-            return prepared
 
-        prepared = processes.in_turn(prepare_and_lock)
+        with Interruption(at_once=True):
+            prepared = processes.in_turn(prepare_and_lock)
         if processes.first and started is not None:
-            started(_summary(config, prepared, processes))
+            try:
+                started(_summary(config, prepared, processes))
+            except OSError as error:
+                raise TrainingInterrupted(
+                    f"stopped before the first step, since its progress cannot be shown ({error}); "
+                    f"continue with: {folder.resume_command}"
+                ) from error
         return _fit(config, folder, processes, prepared, progress if processes.first else None)
 
 

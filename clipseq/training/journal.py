@@ -1,11 +1,11 @@
 """metrics.csv and TensorBoard events: one row per optimizer step, continued on resume."""
 
 import csv
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from clipseq.engine.files import replacing
 from clipseq.errors import ClipseqError
 
 
@@ -64,14 +64,14 @@ class Journal:
 
     def _table(self, kept: list[dict[str, str]]) -> IO[str]:
         """Write the CSV file with these rows, and open it for more."""
-        # A temporary file is written and renamed, so that a kill loses no kept row.
-        partial = self._path.with_name(self._path.name + ".part")
-        with partial.open("w", newline="", encoding="utf-8") as lines:
+        with (
+            replacing(self._path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as lines,
+        ):
             if self._columns:
                 writer = _writer(lines, self._columns)
                 writer.writeheader()
                 writer.writerows(kept)
-        os.replace(partial, self._path)
         return self._path.open("a", newline="", encoding="utf-8")
 
 
@@ -79,7 +79,27 @@ def _writer(lines: IO[str], columns: list[str]) -> "csv.DictWriter[str]":
     return csv.DictWriter(lines, columns, restval="", lineterminator="\n")
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a metrics.csv.
+
+    A row that a kill or a full disk has cut, or that holds anything but numbers, is left out.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]  # the last row may have been cut within a number
+    rows = csv.DictReader(whole.replace("\0", "?").splitlines())
+    return [row for row in rows if _is_whole(row)]
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    try:
+        int(row["step"])
+        for value in row.values():
+            float(value or 0.0)
+    except (KeyError, ValueError, TypeError):
+        return False
+    return None not in row.values()
+
+
 def _rows(path: Path, step: int) -> list[dict[str, str]]:
-    """Read the rows of the steps up to `step`."""
-    with path.open(newline="", encoding="utf-8") as lines:
-        return [row for row in csv.DictReader(lines) if int(row["step"]) <= step]
+    """Read the rows of the steps up to `step`; what was cut or overwritten is left out."""
+    return [row for row in read_rows(path) if int(row["step"]) <= step]

@@ -15,7 +15,9 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 @contextlib.contextmanager
 def locked(folder: RunFolder) -> Iterator[None]:
-    """Hold the lock of an existing run folder; the system frees it if the process is killed.
+    """Hold the lock of a run folder; the system frees it if the process is killed.
+
+    The folder is created if it is missing. If it is still empty at the end, it is removed.
 
     Raises:
         ConfigError: another process is training the run.
@@ -25,10 +27,15 @@ def locked(folder: RunFolder) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    file = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    missing = [path for path in (folder.root, *folder.root.parents) if not path.exists()]
+    file = _open(folder)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while os.fstat(file).st_nlink == 0:  # whoever held it has just removed it
+                os.close(file)
+                file = _open(folder)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(file, 200).decode(errors="replace").strip() or "another process"
             raise ConfigError(
@@ -40,6 +47,18 @@ def locked(folder: RunFolder) -> Iterator[None]:
                 raise
         os.ftruncate(file, 0)
         os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            if {folder.lock}.issuperset(folder.root.iterdir()):
+                with contextlib.suppress(OSError):
+                    folder.lock.unlink()
+                    for path in missing:
+                        path.rmdir()
     finally:
         os.close(file)
+
+
+def _open(folder: RunFolder) -> int:
+    folder.root.mkdir(parents=True, exist_ok=True)
+    return os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -83,11 +83,13 @@ def run_steps(
         processes: the processes of the run.
         journal: receives a row per optimizer step; None in every process except the first.
         interruption: checked after each step for a request to stop.
-        progress: called after each step.
+        progress: called after each step. If it raises an OSError or a ValueError, as a display
+            whose reader has gone does, the run stops with a checkpoint.
 
     Raises:
         NonFiniteLoss: the loss, a gradient or a weight is not finite; nothing is saved then.
-        TrainingInterrupted: Ctrl-C or SIGTERM reached one of the processes before the last step.
+        TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP reached one of the processes before the last
+            step, or `progress` failed.
     """
     step_module = fabric.setup_module(_TrainingStep(model))
     autocast, scaler = mixed_precision(options.precision, fabric.device, warn=processes.first)
@@ -169,7 +171,10 @@ def run_steps(
         if journal is not None:
             journal.write(step, row)
         if progress is not None:
-            progress(step, steps, row)
+            try:
+                progress(step, steps, row)
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
+                interruption.request(f"its progress cannot be shown ({error})")
 
         # Save. Signals are read once: a later one is handled after the next step.
         stopping = processes.any(interruption.requested)
@@ -199,7 +204,8 @@ def run_steps(
         # Stop.
         if stopping and step < steps:
             stop = TrainingInterrupted(
-                f"stopped after step {step} of {steps}; continue with: {folder.resume_command}"
+                f"stopped after step {step} of {steps}{interruption.reason}; "
+                f"continue with: {folder.resume_command}"
             )
             if processes.size > 1:
                 set_origin(stop, 0, here=processes.first)

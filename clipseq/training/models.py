@@ -1,6 +1,5 @@
 """Building a CLIP from [model] and [tokenizer] of a run's configuration."""
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -18,6 +17,7 @@ from clipseq.encoders.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from clipseq.engine.files import replacing
 from clipseq.errors import ConfigError, UnknownLossError, UnknownSimilarityError, suggest
 from clipseq.model import CLIP, ModelConfig
 from clipseq.model.config import SIDES
@@ -268,11 +268,9 @@ def get_tokenizer(
 def keep_tokenizer(tokenizer: Tokenizer | None, folder: RunFolder) -> None:
     """Write a trained tokenizer into the run folder, unless it is already there."""
     if isinstance(tokenizer, TrainedTokenizer) and not folder.tokenizer.exists():
-        # Written beside and renamed: a kill leaves no folder without its file.
-        partial = folder.tokenizer.with_suffix(".partial")
-        partial.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(partial)
-        os.replace(partial, folder.tokenizer)
+        with replacing(folder.tokenizer) as partial:
+            partial.mkdir(exist_ok=True)
+            tokenizer.save(partial)
 
 
 def _tuples_to_lists(value: Any) -> Any:

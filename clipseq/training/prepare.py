@@ -9,6 +9,7 @@ import torch
 
 from clipseq.data import MapDataset
 from clipseq.data.simulation.radar import Radar
+from clipseq.engine.files import beside
 from clipseq.errors import CheckpointError, ConfigError, DataError
 from clipseq.retrieval.sides import sides
 from clipseq.training.checkpoint import Checkpoint, digest, read_last_checkpoint
@@ -73,10 +74,7 @@ def prepare(
     folder is written last, so that a wrong configuration does not leave one behind.
     """
     if processes.first:
-        if not resume:
-            refuse_existing(folder)
-        elif not folder.config.exists():
-            raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
+        refuse_unless_ready(folder, resume=resume)
     config = pin_options(config)
     if dataset is not None or config.data.simulated is None:
         if dataset is None:
@@ -116,8 +114,6 @@ def _simulated(
     except (ValueError, OSError):
         if write and not folder.data.exists():  # nothing to continue with
             folder.config.unlink()
-            if not folder.processes.exists():
-                folder.root.rmdir()
         raise
 
 
@@ -155,8 +151,8 @@ def _prepare_on(
     if checkpoint is not None:
         if processes.first and checkpoint["clips"] != digest(training):
             warnings.warn(
-                "the training clips are not those that the run was trained on before (other ids or "
-                "captions); the run continues with them",
+                "the training clips are not those that the run was trained on before (other ids, "
+                "captions or maps); the run continues with them",
                 stacklevel=2,
             )
         model.load_state_dict(checkpoint["model"])
@@ -193,11 +189,19 @@ def _splits(
     return training, validation
 
 
+def refuse_unless_ready(folder: RunFolder, *, resume: bool) -> None:
+    """Raise an error if a new run would overwrite something, or if there is nothing to resume."""
+    if not resume:
+        refuse_existing(folder)
+    elif not folder.config.exists():
+        raise CheckpointError(f"nothing to resume: {folder.config} does not exist")
+
+
 def refuse_existing(folder: RunFolder) -> None:
     """Raise ConfigError if `folder` holds a run already, or anything else."""
     root = folder.root
     # A run that was killed before it had its configuration leaves no more than these.
-    nothing = {folder.processes, folder.lock, folder.config.with_suffix(".partial")}
+    nothing = {folder.processes, folder.lock, beside(folder.config)}
     if root.is_dir() and nothing.issuperset(root.iterdir()):
         return
     if root.exists():

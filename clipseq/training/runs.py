@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from clipseq.data import MapDataset
+from clipseq.engine.files import write_text
 from clipseq.engine.options import to_path
 from clipseq.errors import CheckpointError, ConfigError, DataError, suggest
 from clipseq.evaluation import Evaluation, evaluate, html_report
@@ -139,8 +140,7 @@ def evaluate_run(
     path = folder.evaluation_last if checkpoint == "last" else folder.evaluation
     evaluation.write(path)
     if report is not None:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(_html(evaluation, model, dataset, folder), encoding="utf-8")
+        write_text(report, _html(evaluation, model, dataset, folder))
     last = [folder.model_last] if checkpoint == "last" else []
     for saved in (*last, folder.model, run):
         if (saved / CONFIG).exists():

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, Sequent
 from clipseq.augment import AugmentConfig, augment_clip, clip_generator, views_of_channels
 from clipseq.data import Clip, MapDataset
 from clipseq.retrieval.sides import collate_for
+from clipseq.training.launch.interruption import SIGNALS
 
 if TYPE_CHECKING:
     from clipseq.model import CLIP
@@ -224,8 +225,11 @@ def _own(batches: Sampler[list[int]], rank: int, size: int) -> Sampler[list[int]
 
 
 def _ignore_interrupts(worker: int) -> None:
-    # Ctrl-C reaches every process of the group; only the training process handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal reach every process of the group; only the training process
+    # handles them.
+    for signum in SIGNALS:
+        if signum != signal.SIGTERM:  # with which torch ends a worker
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

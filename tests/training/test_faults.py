@@ -132,7 +132,7 @@ def test_a_kill_before_any_file_operation_loses_nothing(clips, small_run_in, tmp
     operations = told.splitlines()
     assert len(operations) > 30
     expected = outcome(whole)
-    assert any(name == "os.rename run/config.partial" for name in operations)
+    assert any(name == "os.rename run/config.toml.partial" for name in operations)
     failures = []
     for at, name in chosen(operations):
         for cut in (False, True) if name.startswith("os.rename") else (False,):

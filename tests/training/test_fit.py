@@ -336,7 +336,7 @@ def test_a_kill_between_two_checkpoints_leaves_the_best(dataset, small_run, monk
             raise KeyboardInterrupt
 
     config = small_run(max_steps=2)
-    monkeypatch.setattr("clipseq.training.checkpoint.os.replace", killed)
+    monkeypatch.setattr("clipseq.engine.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         train(config, dataset=dataset)
     assert len(moved) == 1

@@ -21,13 +21,13 @@ from clipseq.data.folder_format import (
     read_head,
     write_index,
     write_maps,
-    write_text,
 )
 from clipseq.data.header import Header
 from clipseq.data.simulation import body, mocap, performance
 from clipseq.data.simulation.captions import PHRASES, class_caption, describe_in_order
 from clipseq.data.simulation.motions import ACTIONS
 from clipseq.data.simulation.radar import Radar, observe
+from clipseq.engine.files import write_text
 from clipseq.engine.options import check_kind, finite_number, to_path, whole_number
 from clipseq.errors import DataError
 
