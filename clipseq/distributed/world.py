@@ -66,7 +66,8 @@ class World(NamedTuple):
         digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
         rows = share([items, int(grouped), extras, digest], device)
         if len({row[3] for row in rows}) > 1:
-            raise ClipseqError(_difference(_share_text(text, device)))
+            told = [json.loads(each) for each in _share_text(text, device)]
+            raise ClipseqError(difference(told))
         require_agreement([row[1] for row in rows], "groups, passed (1) or not (0)")
         sizes = tuple(row[0] for row in rows)
         if 0 in sizes:
@@ -159,9 +160,8 @@ def _share_text(text: str, device: torch.device) -> list[str]:
     ]
 
 
-def _difference(texts: list[str]) -> str:
-    """Name the terms that differ between the ranks."""
-    terms: list[dict[str, str]] = [json.loads(text) for text in texts]
+def difference(terms: Sequence[Mapping[str, str]]) -> str:
+    """Return a sentence that names the terms that differ between the ranks."""
     names = dict.fromkeys(name for own in terms for name in own)
     differences = []
     for name in names:

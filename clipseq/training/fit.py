@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from clipseq.config import unstructure
 from clipseq.data import MapDataset
 from clipseq.encoders import HuggingFaceTextTower
 from clipseq.engine.options import check_kind
 from clipseq.engine.process_state import restored
 from clipseq.errors import ClipseqError
+from clipseq.registry import available_similarities
 from clipseq.training.card import card_of_run
 from clipseq.training.checkpoint import digest, read_best_checkpoint
 from clipseq.training.config import RunConfig, make_absolute
@@ -132,6 +134,8 @@ def train(
             )
 
         with Interruption(at_once=True):
+            if processes.size > 1:
+                processes.agree(_terms(config))
             prepared = processes.in_turn(prepare_and_lock)
         if processes.first and started is not None:
             try:
@@ -180,6 +184,21 @@ def plan(
         folder = RunFolder(Path(scratch) / "prepared")
         prepared = prepare(config, folder, processes, resume=False, dataset=dataset, progress=None)
         return _summary(config, prepared, processes)
+
+
+def _terms(config: RunConfig) -> dict[str, str]:
+    """Return what every process of a run must have: its options, and the same plugins."""
+    terms = {
+        f"{table}.{name}": repr(value)
+        for table, values in unstructure(config).items()
+        for name, value in values.items()
+        if (table, name) != ("data", "path")  # each machine may have its own copy
+    }
+    plugins = [
+        f"{name} of {info.distribution} {info.version}"
+        for name, info in available_similarities().items()
+    ]
+    return terms | {"the plugins": ", ".join(plugins), "torch": torch.__version__}
 
 
 def _summary(config: RunConfig, prepared: Prepared, processes: Processes) -> Summary:

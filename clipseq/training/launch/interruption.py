@@ -104,21 +104,23 @@ def naming_the_command(folder: RunFolder) -> Iterator[None]:
             raise type(error)(text) from error
         raise
     except (OSError, EOFError, RuntimeError) as error:
-        fault = _fault(error)
         # A worker may be killed while it sends a batch.
-        if isinstance(fault, EOFError | ConnectionError) or _WORKER.search(str(error)):
+        if isinstance(error, EOFError | ConnectionError) or _WORKER.search(str(error)):
             raise _stopped(_GONE, folder) from error
-        if fault is None:
-            raise
-        more = "; free some space" if fault.errno in _FULL else ""
-        raise _stopped(f"{fault}{more}", folder) from error
+        if (full := _full_disk(error)) is not None:
+            raise _stopped(f"{full}; free some space", folder) from error
+        if isinstance(error, OSError):
+            raise _stopped(str(error), folder) from error
+        raise
 
 
-def _fault(error: BaseException | None) -> OSError | EOFError | None:
-    """Return the fault that `error` is or comes from: torch reports a full disk as another."""
-    while error is not None and not isinstance(error, OSError | EOFError):
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full disk that `error` is or comes from: torch raises its own then."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _stopped(what: str, folder: RunFolder) -> TrainingStopped:

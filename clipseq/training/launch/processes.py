@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import torch
 from torch import distributed as dist
 
+from clipseq.distributed.world import difference
 from clipseq.errors import ClipseqError, ConfigError, get_origin, set_origin
 from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
@@ -63,6 +64,9 @@ class Processes:
             Exception: an error that `work` raises in any process is raised in all of them.
         """
         return work()
+
+    def agree(self, terms: Mapping[str, str]) -> None:
+        """Raise ConfigError in every process if some terms, such as options, differ."""
 
     def any(self, mine: bool) -> bool:
         """Return True if `mine` is true in any process."""
@@ -136,6 +140,14 @@ class _Many(Processes):
                 set_origin(raised, rank, here=here)
                 raise raised
         return result
+
+    def agree(self, terms: Mapping[str, str]) -> None:
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, dict(terms), group=self._patient)
+        if any(other != told[0] for other in told):
+            error = ConfigError(difference(told))
+            set_origin(error, 0, here=self.first)
+            raise error
 
     def any(self, mine: bool) -> bool:
         said = torch.tensor(int(mine))

@@ -67,15 +67,18 @@ def torchrun(fork):
 
 @pytest.fixture
 def start_ranks(start):
-    """`start_ranks(3, ["train", path])`: a process for each rank, as a launcher starts them."""
+    """`start_ranks(3, ["train", path])`: a process for each rank, as a launcher starts them.
 
-    def run(size: int, arguments, before: str = "") -> list[Started]:
+    The last one also gets the arguments `last`.
+    """
+
+    def run(size: int, arguments, before: str = "", last=()) -> list[Started]:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = str(probe.getsockname()[1])
         where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         return [
-            start("clipseq", *arguments, before=before, RANK=str(r), LOCAL_RANK=str(r), **where)
-            for r in range(size)
+            start("clipseq", *each, before=before, RANK=str(r), LOCAL_RANK=str(r), **where)
+            for r, each in enumerate([arguments] * (size - 1) + [[*arguments, *last]])
         ]
 
     return run

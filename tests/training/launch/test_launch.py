@@ -392,3 +392,12 @@ def test_processes_that_somebody_else_connected_are_counted():
             pytest.fail("nothing is to be started")
     finally:
         dist.destroy_process_group()
+
+
+def test_processes_with_other_options_end_at_once_with_their_names(config, start_ranks, tmp_path):
+    other = ["--set", "training.weight_decay=0.5"]
+    first, second = (rank.ended() for rank in start_ranks(2, ["train", config()], last=other))
+    assert first[0] == second[0] == 2
+    assert "the processes must agree about training.weight_decay, got 0.1 and 0.5;" in first[1]
+    assert second[1] == ""
+    assert not (tmp_path / "run").exists()
