@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from clipseq.data.arrays import check_rate
 from clipseq.data.clip import SPLITS, TEXT, Clip, frame_count
 from clipseq.data.header import Axis, Header
 from clipseq.errors import DataError, suggest
 
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*")
+_LARGEST = float(np.finfo(np.float32).max)
 _BATCH_KEYS = (TEXT, "ids")
 _BATCH_SUFFIXES = ("_lengths", "_mask")
 
@@ -111,6 +113,8 @@ def _check_header(header: Header, first: Clip, where: str) -> None:
             f"they have no second signal, got {header.paired_modality!r} for clips "
             f"{'with' if paired else 'without'} one"
         )
+    check_rate(header.frame_rate, f"{where}: frame_rate")
+    check_rate(header.paired_frame_rate, f"{where}: paired_frame_rate")
     if header.modality == header.paired_modality:
         raise DataError(
             f"{where}: paired_modality must differ from modality, got {header.modality!r} for both"
@@ -234,10 +238,12 @@ def _check_maps(
             raise DataError(
                 f"{what} must be a float array (F, T), got {values.dtype} {values.shape}"
             )
-        if values.shape[:1] != bins[view]:
+        if values.shape[:1] != bins[view] or not values.shape[0]:
+            turned = values.shape[0] and values.shape[1:] == bins[view]
             raise DataError(
-                f"{what} must have the {bins[view][0]} bins of clip {first!r}, "
+                f"{what} must have the {bins[view][0]} bins of clip {first!r}, and at least 1, "
                 f"got {values.shape[0]} bins"
+                + ("; it seems to be (T, F), so transpose it" if turned else "")
             )
         total = frame_count(maps)
         if values.shape[1] != total or not total:
@@ -245,9 +251,11 @@ def _check_maps(
                 f"{what} must have the {total} frames of the clip's first view, and at least 1, "
                 f"got {values.shape[1]} frames"
             )
-        if not np.isfinite(values).all():
-            frame = int(np.flatnonzero(~np.isfinite(values).all(axis=0))[0])
+        # NaN is not within the limits either.
+        within = np.abs(values) <= _LARGEST if values.dtype.itemsize > 4 else np.isfinite(values)
+        if not within.all():
+            frame = int(np.flatnonzero(~within.all(axis=0))[0])
             raise DataError(
-                f"{what} must be finite, got NaN or infinity, first in frame {frame}; "
-                "correct or leave out that clip"
+                f"{what} must be finite, also in float32, got NaN, infinity or a number beyond "
+                f"{_LARGEST:.2g}, first in frame {frame}; correct or leave out that clip"
             )

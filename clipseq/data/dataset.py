@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 from torch.utils.data import Dataset
 
+from clipseq.data.arrays import check_regular
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import SPLITS, TEXT, Clip, Maps, frame_count
 from clipseq.data.folder_format import read_folder
@@ -54,6 +55,7 @@ class MapDataset(Dataset[Clip]):
         elif path.is_file():
             self._set(*read_single_file(path), where=str(path))
         else:
+            check_regular(path)
             raise DataError(
                 f"path must be a data set, a folder with dataset.json or an .npz file, "
                 f"got {path}, which does not exist"

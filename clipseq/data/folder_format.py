@@ -41,7 +41,7 @@ import attrs
 import numpy as np
 
 from clipseq.config import structure
-from clipseq.data.arrays import load_arrays
+from clipseq.data.arrays import check_rate, inside, load_arrays, parse_json, read_text
 from clipseq.data.checks import check_clips
 from clipseq.data.clip import Clip, Maps, frame_count
 from clipseq.data.header import Axis, Header
@@ -212,11 +212,13 @@ def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
             f"{at}: format must be {FORMAT!r} version {VERSION}, "
             f"got {head.get('format')!r} version {head.get('version')!r}"
         )
+    _check_keys(head, _HEAD_KEYS, str(at))
     signal = _read_signal({"modality": "radar"} | head, str(at))
     paired = None
     if "paired" in head:
         if not isinstance(head["paired"], dict):
             raise DataError(f"{at}: 'paired' must be a JSON object, got {head['paired']!r}")
+        _check_keys(head["paired"], _SIGNAL_KEYS, f"{at}: 'paired'")
         paired = _read_signal(head["paired"], f"{at}: 'paired'")
     header = Header(
         modality=signal.modality,
@@ -230,8 +232,8 @@ def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
     index = folder / "clips.jsonl"
     try:
         # Not splitlines, which also splits where a caption holds U+2028.
-        lines = index.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(index).split("\n")
+    except OSError as error:
         raise DataError(f"{index} cannot be read: {error}") from error
     clips = []
     for number, line in enumerate(lines, 1):
@@ -247,6 +249,21 @@ def read_folder(folder: Path) -> tuple[tuple[Clip, ...], Header]:
     return tuple(clips), header
 
 
+_SIGNAL_KEYS = ("modality", "views", "frame_rate", "axes")
+_HEAD_KEYS = (
+    "format", "version", *_SIGNAL_KEYS, "class_captions", "paired", "simulated", "about",
+)  # fmt: skip
+
+
+def _check_keys(head: Mapping[str, Any], known: Sequence[str], at: str) -> None:
+    for key in head:
+        if key not in known:
+            raise DataError(
+                f"{at}: a key must be one of {', '.join(known)}, got {key!r}{suggest(key, known)}; "
+                "notes of your own belong under 'about'"
+            )
+
+
 def read_head(folder: Path) -> dict[str, Any]:
     """Return the content of dataset.json; raise DataError unless it is a JSON object."""
     path = folder / "dataset.json"
@@ -256,9 +273,11 @@ def read_head(folder: Path) -> dict[str, Any]:
             "complete it by simulating again with the same arguments"
         )
     try:
-        head = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
+        head = parse_json(read_text(path))
     except FileNotFoundError:
         raise DataError(f"{path} is missing; a data set folder must have it") from None
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(head, dict):
@@ -281,8 +300,7 @@ def _read_signal(head: Mapping[str, Any], at: str) -> _Signal:
     modality, rate = head.get("modality"), head.get("frame_rate")
     if not isinstance(modality, str):
         raise DataError(f"{at}: modality must be a string, got {modality!r}")
-    if rate is not None and not isinstance(rate, int | float):
-        raise DataError(f"{at}: frame_rate must be a number, got {rate!r}")
+    check_rate(rate, f"{at}: frame_rate")
     axes = {
         view: _axis(fields, f"{at}: axes of {view!r}")
         for view, fields in _mapping(head, "axes", dict, at).items()
@@ -314,7 +332,7 @@ _FIELDS: dict[str, type] = {
 def _record(line: str, at: str, *, paired: bool) -> dict[str, Any]:
     """Parse one line of clips.jsonl and check its keys and types."""
     try:
-        record: Any = json.loads(line, object_pairs_hook=_each_key_once)
+        record: Any = parse_json(line)
     except ValueError as error:
         raise DataError(f"{at}: the line must be JSON: {error}") from error
     if not isinstance(record, dict):
@@ -355,21 +373,11 @@ def _check_fields(
             raise DataError(f"{at}: {key!r} must be {kind.__name__}, got {value!r}")
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json silently keeps the last of several equal keys.
-    record: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in record:
-            raise ValueError(f"the key {key!r} is given twice")
-        record[key] = value
-    return record
-
-
 def _read_maps(folder: Path, place: Mapping[str, Any], signal: _Signal, at: str) -> Maps:
     """Return the maps of one clip, from its place in a file."""
     name, start, count = place["file"], place.get("start", 0), place.get("frames")
     if name not in signal.files:
-        signal.files[name] = _load_maps(folder / name, signal.views)
+        signal.files[name] = _load_maps(inside(folder, name, at), signal.views)
     maps = signal.files[name]
     total = frame_count(maps)
     stop = total if count is None else start + count
@@ -389,9 +397,10 @@ def _load_maps(path: Path, views: Mapping[str, int]) -> Maps:
         )
     for view, values in arrays.items():
         if values.ndim != 2 or values.shape[0] != views[view]:
+            turned = values.ndim == 2 and values.shape[1] == views[view]
             raise DataError(
                 f"{path}: view {view!r} must be (F={views[view]}, T), as dataset.json says, "
-                f"got {values.shape}"
+                f"got {values.shape}" + ("; it is (T, F), so transpose it" if turned else "")
             )
     counts = {view: values.shape[1] for view, values in arrays.items()}
     if len(set(counts.values())) > 1:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clipseq.data.arrays import load_arrays
+from clipseq.data.arrays import check_rate, load_arrays
 from clipseq.data.clip import Clip
 from clipseq.data.dataset import MapDataset
 from clipseq.data.simulation.captions import class_caption, describe_in_order
@@ -87,13 +87,17 @@ def radhar_dataset(
             f"got {window_seconds}"
         )
 
-    maps = {view: _standardised(arrays[view], view) for view in VIEWS}
-    rate = float(arrays["fps"]) / RECORDED_FRAMES
-    lengths = arrays["length"].astype(int) // RECORDED_FRAMES
-    classes = arrays["class_names"].tolist()
-    labels = [classes[k] for k in arrays["label"]]
-    names, splits = arrays["name"].tolist(), arrays["split"].tolist()
-    blocks = arrays["block"].tolist()
+    try:
+        maps = {view: _standardised(arrays[view], view) for view in VIEWS}
+        rate = float(arrays["fps"]) / RECORDED_FRAMES
+        lengths = arrays["length"].astype(int) // RECORDED_FRAMES
+        classes = arrays["class_names"].tolist()
+        labels = [classes[k] for k in arrays["label"]]
+        names, splits = arrays["name"].tolist(), arrays["split"].tolist()
+        blocks = arrays["block"].tolist()
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path} must be radhar_maps.npz, got another content: {error}") from error
+    check_rate(rate, f"{path}: fps")
     if unknown := set(classes) - PHRASES.keys():
         raise DataError(
             f"{path}: class_names must be some of {list(PHRASES)}, got {sorted(unknown)}"

@@ -1,9 +1,14 @@
 """Single-file format: a small data set as one .npz.
 
-    <view>            one array (N, F, T) per view: every array with three axes is a view
+    <view>            one array (N, F, T) per view: every array with three axes is a view, except
+                      spans
     captions          N strings
     lengths           N numbers of frames, optional; later frames are padding
     ids, splits, sources, labels      N strings each, optional ("" for none)
+    permuted          (N, P) strings, optional: the permuted captions, "" where there are fewer
+    actions           (N, A) strings, optional: the actions, "" where there are fewer
+    spans             (N, A, 2) whole numbers, optional: first frame of each action and the frame
+                      after its last one; anything where there is no action
     class_names, class_captions       K strings each, optional
     modality          one string, optional, "radar" if absent
     frame_rate        frames per second, optional
@@ -33,7 +38,10 @@ from clipseq.errors import DataError, suggest
 PAIRED = "paired/"
 """Prefix of the views of the second signal."""
 
+_TURN = "; the views seem to be (N, T, F), so transpose them with .transpose(0, 2, 1)"
+
 _COLUMNS = ("captions", "lengths", "paired_lengths", "ids", "splits", "sources", "labels")
+_TABLES = ("permuted", "actions", "spans")
 _PER_CLASS = ("class_names", "class_captions")
 _SINGLE = ("modality", "frame_rate", "paired_modality", "paired_frame_rate")
 _STRINGS = ("captions", "ids", "splits", "sources", "labels", *_PER_CLASS)
@@ -46,8 +54,8 @@ def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
         DataError: the file is missing, corrupt or of another format.
     """
     arrays = load_arrays(path)
-    maps = {name: values for name, values in arrays.items() if values.ndim == 3}
-    rest = {name: values for name, values in arrays.items() if values.ndim != 3}
+    maps = {name: values for name, values in arrays.items() if _is_view(name, values)}
+    rest = {name: values for name, values in arrays.items() if name not in maps}
     views = {name: values for name, values in maps.items() if not name.startswith(PAIRED)}
     paired = {
         name.removeprefix(PAIRED): values
@@ -66,14 +74,17 @@ def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
         if name in _COLUMNS:
             if values.shape != (count,):
                 raise DataError(f"{path}: {name!r} must be {(count,)}, got {values.shape}")
-        elif name not in _PER_CLASS + _SINGLE:
+        elif name not in _PER_CLASS + _SINGLE + _TABLES:
+            known = _COLUMNS + _TABLES + _PER_CLASS + _SINGLE
             raise DataError(
                 f"{path}: an array must be a view (N, F, T) or have a known name, got {name!r} "
-                f"{values.shape}{suggest(name, _COLUMNS + _PER_CLASS + _SINGLE)}"
+                f"{values.shape}{suggest(name, known)}"
             )
     for name in _STRINGS:
         if name in rest:
             rest[name] = _strings(rest[name], f"{path}: {name!r}")
+    permuted, actions = (_texts(rest, name, count, path) for name in ("permuted", "actions"))
+    spans = _spans(rest, actions, count, path)
 
     def column(name: str, default: Sequence[Any]) -> list[Any]:
         return rest[name].tolist() if name in rest else list(default)
@@ -91,6 +102,9 @@ def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
             paired=_cut(paired, i, paired_lengths),
             caption=captions[i],
             split=splits[i],
+            permuted=permuted[i],
+            actions=actions[i],
+            spans=spans[i],
             sources=(sources[i],) if sources[i] else (),
             label=labels[i] or None,
         )
@@ -109,14 +123,67 @@ def read_single_file(path: Path) -> tuple[tuple[Clip, ...], Header]:
     return clips, header
 
 
+def _is_view(name: str, values: np.ndarray) -> bool:
+    return values.ndim == 3 and name != "spans"
+
+
+def _texts(
+    arrays: Mapping[str, np.ndarray], name: str, count: int, path: Path
+) -> list[tuple[str, ...]]:
+    """Return the strings of each clip in a table (N, A), without the empty ones at its end."""
+    if name not in arrays:
+        return [()] * count
+    values = arrays[name]
+    if values.ndim != 2 or len(values) != count:
+        raise DataError(
+            f"{path}: {name!r} must be ({count}, A), a row of strings for each clip, '' where it "
+            f"has fewer, got {values.shape}"
+        )
+    table = _strings(values.ravel(), f"{path}: {name!r}").reshape(values.shape)
+    rows = []
+    for i, row in enumerate(table.tolist()):
+        texts = tuple(text for text in row if text)
+        if list(texts) != row[: len(texts)]:
+            raise DataError(
+                f"{path}: {name}[{i}] must have '' at its end only, got {row}; move the others to "
+                "its start"
+            )
+        rows.append(texts)
+    return rows
+
+
+def _spans(
+    arrays: Mapping[str, np.ndarray], actions: list[tuple[str, ...]], count: int, path: Path
+) -> list[tuple[tuple[int, int], ...]]:
+    """Return the spans of the actions of each clip."""
+    if "spans" not in arrays:
+        return [()] * count
+    values, most = arrays["spans"], max(map(len, actions))
+    fits = values.ndim == 3 and values.shape[0] == count and values.shape[1] >= most
+    if not fits or values.shape[2] != 2 or values.dtype.kind not in "iu" or not most:
+        raise DataError(
+            f"{path}: 'spans' must be ({count}, A, 2), two whole numbers for each of the A "
+            f"'actions', got {values.dtype} {values.shape} for {most} actions"
+        )
+    return [
+        tuple((int(start), int(stop)) for start, stop in row[: len(names)])
+        for row, names in zip(values, actions, strict=True)
+    ]
+
+
 def _check_views(views: Mapping[str, np.ndarray], count: int, prefix: str, path: Path) -> None:
     if not views:
         return
     total = next(iter(views.values())).shape[2]
+    steps = {values.shape[1] for values in views.values()}
+    turned = len(views) > 1 and len(steps) == 1 and len({v.shape[2] for v in views.values()}) > 1
     for view, values in views.items():
         wanted = (count, values.shape[1], total)
         if values.shape != wanted:
-            raise DataError(f"{path}: {prefix + view!r} must be {wanted}, got {values.shape}")
+            raise DataError(
+                f"{path}: {prefix + view!r} must be {wanted}, got {values.shape}"
+                + (_TURN if turned else "")
+            )
 
 
 def _lengths(
@@ -130,11 +197,15 @@ def _lengths(
                 f"{arrays[name].tolist()}; add its views as {PAIRED + '<view>'!r}"
             )
         return []
-    count, _, total = next(iter(views.values())).shape
+    count, bins, total = next(iter(views.values())).shape
     lengths: list[int] = arrays[name].tolist() if name in arrays else [total] * count
     for i, length in enumerate(lengths):
         if type(length) is not int or not 1 <= length <= total:
-            raise DataError(f"{path}: {name}[{i}] must be 1 to {total}, got {length!r}")
+            turned = type(length) is int and total < length <= bins
+            raise DataError(
+                f"{path}: {name}[{i}] must be 1 to {total}, got {length!r}"
+                + (_TURN if turned else "")
+            )
     return lengths
 
 

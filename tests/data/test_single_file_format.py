@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clipseq.data import MapDataset
+from clipseq.data import MapDataset, write_dataset
 from clipseq.errors import DataError
 
 
@@ -127,7 +127,7 @@ TWO = ONE | {"paired/n": np.ones((1, 2, 7)), "paired_modality": "motion"}
         ({"m": np.ones((1, 3, 4)), "captions": ["x"], "capitons": ["x"]}, "did you mean"),
         ({"m": np.ones((1, 3, 4)), "n": np.ones((1, 3, 5)), "captions": ["x"]}, "'n' must be"),
         ({"m": np.ones((1, 3, 4), int), "captions": ["x"]}, "float array"),
-        ({"m": np.ones((1, 3, 4)), "captions": np.array(["x"], object)}, "corrupt"),
+        ({"m": np.ones((1, 3, 4)), "captions": np.array(["x"], object)}, "dtype=str"),
         ({"m": np.ones((1, 3, 4)), "captions": ["x"], "frame_rate": "8 Hz"}, "number, got '8 Hz'"),
         ({"m": np.ones((1, 3, 4)), "captions": ["x"], "frame_rate": [8, 9]}, r"got \[8, 9\]"),
         (ONE | {"modality": 3}, "'modality' must hold strings"),
@@ -141,6 +141,31 @@ TWO = ONE | {"paired/n": np.ones((1, 2, 7)), "paired_modality": "motion"}
         (TWO | {"paired_frame_rate": "x"}, "paired_frame_rate must be one number"),
         ({k: v for k, v in TWO.items() if k != "paired_modality"}, "got None for clips with one"),
         ({k: v for k, v in TWO.items() if k != "m"}, "must hold views"),
+        (ONE | {"frame_rate": np.nan}, "frame_rate must be a positive, finite number"),
+        (ONE | {"frame_rate": 0}, "frame_rate must be a positive, finite number"),
+        (ONE | {"frame_rate": -3.0}, "frame_rate must be a positive, finite number"),
+        (TWO | {"paired_frame_rate": np.inf}, "paired_frame_rate must be a positive, finite"),
+        (
+            {"m": np.ones((1, 9, 3)), "captions": ["x"], "lengths": [7]},
+            r"lengths\[0\] must be 1 to 3, got 7; .* transpose them with .transpose\(0, 2, 1\)",
+        ),
+        (
+            {"m": np.ones((1, 9, 3)), "n": np.ones((1, 9, 4)), "captions": ["x"]},
+            r"'n' must be .*transpose",
+        ),
+        ({"m": np.ones((1, 0, 3)), "captions": ["x"]}, "at least 1, got 0 bins"),
+        ({"m": np.full((1, 2, 3), 1e300), "captions": ["x"]}, "finite, also in float32"),
+        (ONE | {"permuted": ["y"]}, r"'permuted' must be \(1, A\)"),
+        (ONE | {"permuted": [[3]]}, "'permuted' must hold strings"),
+        (ONE | {"permuted": [["", "y"]]}, r"permuted\[0\] must have '' at its end only"),
+        (ONE | {"actions": [["a"], ["b"]]}, r"'actions' must be \(1, A\)"),
+        (ONE | {"spans": [[[0, 1]]]}, "'spans' must be .* for 0 actions"),
+        (
+            ONE | {"actions": [["a"]], "spans": [[[0.0, 1.0]]]},
+            "'spans' must be .*two whole",
+        ),
+        (ONE | {"actions": [["a", "b"]], "spans": [[[0, 1]]]}, "'spans' must be .* for 2 actions"),
+        (ONE | {"actions": [["a"]], "spans": [[[0, 9]]]}, "a span must lie in its 4 frames"),
     ],
 )
 def test_a_bad_single_npz_is_refused_with_its_name(tmp_path, arrays, message):
@@ -148,3 +173,27 @@ def test_a_bad_single_npz_is_refused_with_its_name(tmp_path, arrays, message):
     with pytest.raises(DataError, match=message) as error:
         MapDataset(tmp_path / "bad.npz")
     assert "bad.npz" in str(error.value)
+
+
+def test_a_single_npz_holds_what_a_folder_does(tmp_path):
+    """Permuted captions, actions and spans, of clips that have different numbers of them."""
+    maps = np.random.default_rng(0).normal(size=(2, 3, 9))
+    np.savez(
+        tmp_path / "one.npz",
+        m=maps,
+        captions=["sit, wave", "fall"],
+        lengths=[9, 6],
+        splits=["test", "test"],
+        permuted=[["wave, sit"], [""]],
+        actions=[["sit", "wave"], ["fall", ""]],
+        spans=[[[0, 4], [4, 9]], [[1, 6], [-1, -1]]],
+    )
+    one = MapDataset(tmp_path / "one.npz")
+    write_dataset(
+        tmp_path / "folder", [one[0], one[1]], modality="radar", frame_rate=one.frame_rate
+    )
+    for read in (one, MapDataset(tmp_path / "folder")):
+        assert [clip.permuted for clip in (read[0], read[1])] == [("wave, sit",), ()]
+        assert [clip.actions for clip in (read[0], read[1])] == [("sit", "wave"), ("fall",)]
+        assert [clip.spans for clip in (read[0], read[1])] == [((0, 4), (4, 9)), ((1, 6),)]
+        np.testing.assert_array_equal(read[1].signal["m"], maps[1, :, :6].astype(np.float32))

@@ -14,13 +14,14 @@ file, for N segments with F frames in total and K movements:
 """
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import numpy as np
 from jaxtyping import Float
 
-from clipseq.data.arrays import load_arrays
+from clipseq.data.arrays import check_rate, load_arrays
 from clipseq.data.simulation.body import POINTS
 from clipseq.data.simulation.performance import FARTHEST_M, NEAREST_M, WIDEST, Performance
 from clipseq.errors import DataError
@@ -162,6 +163,17 @@ def read_recordings(path: Path) -> Recordings:
     arrays = load_arrays(path)
     if missing := _KEYS - arrays.keys():
         raise DataError(f"{path} must be a recording of body points, but lacks {sorted(missing)}")
+    try:
+        recordings = _decode(arrays, path)
+    except DataError:
+        raise
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path} must be a recording of body points: {error}") from error
+    check_rate(recordings.rate, f"{path}: fps")
+    return recordings
+
+
+def _decode(arrays: Mapping[str, np.ndarray], path: Path) -> Recordings:
     names, deltas = tuple(arrays["point_names"].tolist()), arrays["points_delta2"]
     if names != POINTS or deltas.shape[:2] != (len(POINTS), 3):
         raise DataError(
