@@ -13,7 +13,7 @@ author = "the clipseq authors"
 copyright = author
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     # In _ext: our docstring style, content from the code, formulas without network access.
     "docstrings",
@@ -21,6 +21,13 @@ extensions = [
     "house",
     "mathml",
 ]
+# The notebooks run whenever the site is built, in a folder of their own.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_output_stderr = "remove"
+
 # The examples are distributions of their own, and the configs are files to train with.
 exclude_patterns = ["_build", "examples", "configs"]
 

@@ -21,13 +21,10 @@ def make_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of this size in inches; raise ClipseqError without matplotlib."""
     with restored():
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
+            from clipseq.figures.shown import ShownFigure
         except ModuleNotFoundError as error:
             raise ClipseqError("figures need matplotlib: pip install 'clipseq[plot]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return ShownFigure(width, height)
 
 
 def save(figure: "Figure", path: str | Path) -> None:

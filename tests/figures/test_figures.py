@@ -156,7 +156,15 @@ def test_a_figure_is_saved_and_pyplot_is_never_loaded(tmp_path):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_notebook_shows_a_figure_as_a_picture():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(figures.draw_losses({"run": {"loss_clip": curve()}}))
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_it_names_the_extra_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "clipseq.figures.shown", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     with pytest.raises(ClipseqError, match=r"pip install 'clipseq\[plot\]'"):
         figures.draw_losses({"a": {"loss_clip": curve()}})
