@@ -25,6 +25,7 @@ from clipseq.training.folder import RunFolder
 from clipseq.training.launch.interruption import (
     Interruption,
     TrainingInterrupted,
+    is_gone,
     naming_the_command,
 )
 from clipseq.training.launch.processes import Processes, join_processes, layout, make_fabric
@@ -94,9 +95,9 @@ def train(
             simulated clips.
         CheckpointError: on resume, the run folder does not exist, or its checkpoint is corrupt or
             does not fit the model.
-        TrainingInterrupted: after Ctrl-C, SIGTERM or SIGHUP (to any of the processes), or after an
-            OSError or a ValueError of `progress`; a checkpoint has been written, and the message
-            says how to continue.
+        TrainingInterrupted: after Ctrl-C, SIGTERM or SIGHUP (to any of the processes), or if the
+            reader of what `progress` writes has gone; a checkpoint has been written, and the
+            message says how to continue.
         TrainingStopped: a file cannot be read or written, for example since the disk is full, or a
             process that loads clips was killed; the message says how to continue.
         NonFiniteLoss: the loss, a gradient or a weight became NaN or infinite; the message names
@@ -141,6 +142,8 @@ def train(
             try:
                 started(_summary(config, prepared, processes))
             except OSError as error:
+                if not is_gone(error):
+                    raise
                 raise TrainingInterrupted(
                     f"stopped before the first step, since its progress cannot be shown ({error}); "
                     f"continue with: {folder.resume_command}"

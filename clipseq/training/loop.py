@@ -22,7 +22,11 @@ from clipseq.training.checkpoint import Checkpoint, write_checkpoint
 from clipseq.training.config import TrainingConfig
 from clipseq.training.folder import RunFolder
 from clipseq.training.journal import Journal
-from clipseq.training.launch.interruption import Interruption, TrainingInterrupted
+from clipseq.training.launch.interruption import (
+    Interruption,
+    TrainingInterrupted,
+    is_gone,
+)
 from clipseq.training.launch.processes import Processes
 from clipseq.training.nonfinite import (
     NonFiniteLoss,
@@ -83,13 +87,13 @@ def run_steps(
         processes: the processes of the run.
         journal: receives a row per optimizer step; None in every process except the first.
         interruption: checked after each step for a request to stop.
-        progress: called after each step. If it raises an OSError or a ValueError, as a display
-            whose reader has gone does, the run stops with a checkpoint.
+        progress: called after each step. If the reader of what it writes has gone, the run
+            stops with a checkpoint.
 
     Raises:
         NonFiniteLoss: the loss, a gradient or a weight is not finite; nothing is saved then.
         TrainingInterrupted: Ctrl-C, SIGTERM or SIGHUP reached one of the processes before the last
-            step, or `progress` failed.
+            step, or the reader of `progress` has gone.
     """
     step_module = fabric.setup_module(_TrainingStep(model))
     autocast, scaler = mixed_precision(options.precision, fabric.device, warn=processes.first)
@@ -173,7 +177,9 @@ def run_steps(
         if progress is not None:
             try:
                 progress(step, steps, row)
-            except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            except (OSError, ValueError) as error:
+                if not is_gone(error):
+                    raise
                 interruption.request(f"its progress cannot be shown ({error})")
 
         # Save. Signals are read once: a later one is handled after the next step.

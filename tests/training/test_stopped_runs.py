@@ -64,7 +64,10 @@ def test_a_signal_that_the_process_ignores_stays_ignored(dataset, small_run, mon
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("gone")])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("I/O operation on closed file.")],
+)
 def test_a_progress_that_cannot_be_shown_ends_the_run_after_its_step(dataset, small_run, error):
     config = small_run(max_steps=STEPS)
 
@@ -78,6 +81,16 @@ def test_a_progress_that_cannot_be_shown_ends_the_run_after_its_step(dataset, sm
     ):
         train(config, dataset=dataset, progress=at_step(1, show))
     assert continued(config, dataset) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [InterruptedError(), ValueError("mine"), OSError("mine too")])
+def test_an_error_of_ones_own_comes_out_of_progress_as_it_is(dataset, small_run, error):
+    def show():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        train(small_run(max_steps=2), dataset=dataset, progress=at_step(1, show))
+    assert caught.value is error
 
 
 def test_a_killed_worker_ends_the_run_in_one_sentence(dataset, small_run):

@@ -109,9 +109,16 @@ def naming_the_command(folder: RunFolder) -> Iterator[None]:
             raise _stopped(_GONE, folder) from error
         if (full := _full_disk(error)) is not None:
             raise _stopped(f"{full}; free some space", folder) from error
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno is not None:  # otherwise not of the system
             raise _stopped(str(error), folder) from error
         raise
+
+
+def is_gone(error: Exception) -> bool:
+    """Return True for the error of a write to a stream that is closed, or that nobody reads."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EPIPE, errno.EIO, errno.EBADF, *_FULL)
+    return isinstance(error, ValueError) and "closed file" in str(error)
 
 
 def _full_disk(error: BaseException | None) -> OSError | None:
