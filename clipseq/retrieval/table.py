@@ -37,6 +37,12 @@ EXACT = 1_000_000
 _AT_ONCE = 500
 """Number of ids in one condition."""
 
+_QUERIES = 8
+"""Number of queries that search together: each holds its own list of distances."""
+
+_CACHE = 64 * 2**20
+"""Largest number of bytes of vectors that stay in memory between searches."""
+
 
 @attrs.frozen
 class Header:
@@ -102,7 +108,7 @@ class Table:
         Raises:
             DataError: there is one already.
         """
-        lancedb, pa = _libraries()
+        _, pa = _libraries()
         vector = pa.list_(pa.float16(), header.features)
         fields = [("id", pa.string()), ("side", pa.string()), ("vector", vector)]
         if header.sequences:
@@ -113,7 +119,7 @@ class Table:
             raise DataError(
                 f"path must be a new folder for the index, got {path}, which is not empty"
             )
-        table = lancedb.connect(path).create_table(NAME, schema=schema, mode="create")
+        table = _connect(path).create_table(NAME, schema=schema, mode="create")
         return cls(table, header, path)
 
     @classmethod
@@ -123,11 +129,11 @@ class Table:
         Raises:
             DataError: there is none, or it is damaged or of another format or version.
         """
-        lancedb, _ = _libraries()
+        _libraries()
         if not _is_remote(path) and not Path(path).is_dir():
             raise DataError(f"path must be an index, got {path}, which does not exist")
         try:
-            table = lancedb.connect(path).open_table(NAME)
+            table = _connect(path).open_table(NAME)
             text = (table.schema.metadata or {}).get(FORMAT)
         except Exception as error:
             raise DataError(
@@ -214,26 +220,17 @@ class Table:
         queries = unit(pooled.detach().float().cpu()).numpy()
         with self._lock:
             self._table.checkout_latest()
-            found = self._table.search(queries, vector_column_name="vector").metric("cosine")
             if probes is None:
                 # Rounded up: there may be more items than there were parts for.
                 items = int(self._table.count_rows())
                 probes = 1 + items // (PART if items <= EXACT else 10 * PART)
-            found = found.limit(count).nprobes(probes).select(["_distance"]).with_row_id(True)
-            if where is not None:
-                found = found.where(where, prefilter=True)
-            try:
-                pairs = found.to_arrow()
-            except (ValueError, RuntimeError) as error:
-                if where is None:
-                    raise
-                columns = [name for name in self._table.schema.names if name not in OWN[1:]]
-                raise ValueError(
-                    f"where must be a condition in SQL on {', '.join(columns)}, got {where!r}: "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
+            parts = [
+                self._pairs(queries[first : first + _QUERIES], first, count, where, probes)
+                for first in range(0, len(queries), _QUERIES)
+            ]
+            query, found, distances = (np.concatenate(some) for some in zip(*parts, strict=True))
             names = self._table.schema.names
-            rows, row = np.unique(pairs["_rowid"].to_numpy(), return_inverse=True)
+            rows, row = np.unique(found, return_inverse=True)
             items = self._table.take_row_ids(rows.tolist()).select(
                 [name for name in names if name != "vector"]
             )
@@ -241,17 +238,41 @@ class Table:
         # Rows need not come back in the order asked for.
         order = np.argsort(items["_rowid"].to_numpy())
         items = items.take(order)
-        query = np.zeros(len(row), np.int64)  # a single query has no column of this name
-        if "query_index" in pairs.column_names:
-            query = pairs["query_index"].to_numpy().astype(np.int64)
         return Nearest(
             query=torch.from_numpy(query),
             row=torch.from_numpy(row.astype(np.int64)),
-            scores=torch.from_numpy(1 - pairs["_distance"].to_numpy().astype(np.float32)),
+            scores=torch.from_numpy(1 - distances),
             ids=items["id"].to_pylist(),
             side=items["side"][0].as_py() if len(items) else "",
             steps=_steps(items["steps"]) if self.header.sequences else None,
             columns={name: items[name].to_pylist() for name in names if name not in OWN},
+        )
+
+    def _pairs(
+        self, queries: np.ndarray, first: int, count: int, where: str | None, probes: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the numbers of the queries, counted from `first`, and their rows and distances."""
+        found = self._table.search(queries, vector_column_name="vector").metric("cosine")
+        found = found.limit(count).nprobes(probes).select(["_distance"]).with_row_id(True)
+        if where is not None:
+            found = found.where(where, prefilter=True)
+        try:
+            pairs = found.to_arrow()
+        except (ValueError, RuntimeError) as error:
+            if where is None:
+                raise
+            columns = [name for name in self._table.schema.names if name not in OWN[1:]]
+            raise ValueError(
+                f"where must be a condition in SQL on {', '.join(columns)}, got {where!r}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        query = np.zeros(len(pairs), np.int64)  # a single query has no column of this name
+        if "query_index" in pairs.column_names:
+            query = pairs["query_index"].to_numpy().astype(np.int64)
+        return (
+            first + query,
+            pairs["_rowid"].to_numpy(),
+            pairs["_distance"].to_numpy().astype(np.float32),
         )
 
     def _rows(
@@ -339,6 +360,12 @@ class Table:
                 ) from error
             rows = rows.set_column(place, field.name, column)
         return rows
+
+
+def _connect(path: str) -> Any:
+    lancedb, _ = _libraries()
+    session = lancedb.Session(index_cache_size_bytes=_CACHE, metadata_cache_size_bytes=_CACHE // 2)
+    return lancedb.connect(path, session=session)
 
 
 def _vectors(pa: Any, values: Tensor) -> Any:

@@ -89,6 +89,16 @@ def test_the_first_side_can_be_searched_too(tmp_path, model, corpus, queries):
     assert hits.ids == [[f"q{i}" for i in row.argsort(descending=True)[:2]] for row in scores]
 
 
+def test_many_queries_find_what_each_finds_alone(index, model):
+    """The queries of a search take turns, so that its memory does not grow with their number."""
+    many = encoded(21, model, side="radar", seed=3)
+    together = index.search(many, k=2, candidates=5)
+    for i in range(len(many)):
+        alone = index.search(many[i : i + 1], k=2, candidates=5)
+        assert alone.ids[0] == together.ids[i]
+        torch.testing.assert_close(alone.scores[0], together.scores[i])
+
+
 def test_where_limits_the_search(index, model, corpus, queries):
     even = [i for i in range(10, 40) if i % 2 == 0]
     ids, scores = by_hand(model, queries, corpus, 3, 100, even)
