@@ -20,7 +20,9 @@ from clipseq.engine.options import check_kind, whole_number
 from clipseq.evaluation.metrics import (
     RECALL_AT,
     Estimate,
+    average_precision,
     mean_estimate,
+    ndcg,
     order_counts,
     resamples,
     retrieval_estimates,
@@ -236,6 +238,9 @@ def _retrieval(given: _Split) -> dict[str, dict[str, Metric]]:
         ):
             section = f"{query.name} to {gallery.name}"
             estimates = retrieval_estimates(retrieval_ranks(queries, hits), samples)
+            # With several hits for a query, these look at all of them, and the others at the best.
+            estimates["MAP"] = mean_estimate(average_precision(queries, hits), samples)
+            estimates["nDCG@10"] = mean_estimate(ndcg(queries, hits), samples)
             for name, estimate in estimates.items():
                 found[f"{section} {name}"] = Metric(estimate, section, chances.get(name))
     return metrics

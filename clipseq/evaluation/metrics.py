@@ -6,12 +6,14 @@ not have it. Every tie counts against the model (or, for order accuracy, as one 
 constant scores gain nothing.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import attrs
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from clipseq.engine.options import check_kind, finite_number, whole_number
 
 RECALL_AT = (1, 5, 10)
 
@@ -21,7 +23,13 @@ def same_caption(captions: Sequence[Hashable]) -> Bool[Tensor, "N N"]:
 
     Args:
         captions: captions, or keys that represent them.
+
+    Raises:
+        TypeError: `captions` is not a list of captions.
     """
+    check_kind("captions", captions, Sequence, "a list of captions")
+    for caption in captions:
+        check_kind("captions", caption, Hashable, "a list of captions")
     number: dict[Hashable, int] = {}
     groups = torch.tensor([number.setdefault(caption, len(number)) for caption in captions])
     return groups[:, None] == groups[None, :]
@@ -42,21 +50,70 @@ def retrieval_ranks(scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"]) -> 
         not lower the rank. Each wrong item does, even if several have the same caption.
 
     Raises:
+        TypeError: an argument is not a tensor of its kind.
         ValueError: shapes differ, a query has no hit, or a score is NaN.
     """
-    if scores.shape != hits.shape:
-        raise ValueError(
-            f"scores and hits must have one shape, got {tuple(scores.shape)} and "
-            f"{tuple(hits.shape)}"
-        )
-    _refuse_nan(scores)
-    lonely = (~hits.any(dim=1)).nonzero().flatten().tolist()
-    if lonely:
-        raise ValueError(
-            f"hits must be at least one per query, got no hit at queries {lonely[:10]}"
-        )
+    _check_hits(scores, hits)
     best = scores.masked_fill(~hits, -torch.inf).amax(dim=1, keepdim=True)
     return 1 + ((scores >= best) & ~hits).sum(dim=1)
+
+
+def average_precision(
+    scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"]
+) -> Float[Tensor, "N"]:
+    """Return the average precision of each query, in float64 on the CPU; its mean is MAP.
+
+    ``AP_i = 1/H_i sum over hits h of (number of hits up to the place of h) / (place of h)``
+
+    with the H_i hits of the query, and places counted from 1. With one hit it is 1 / rank. Ties
+    count against the model, as in `retrieval_ranks`.
+
+    Args:
+        scores: score of each query (row) with each gallery item (column).
+        hits: the correct gallery items of each query, at least one per row.
+
+    Raises:
+        TypeError: an argument is not a tensor of its kind.
+        ValueError: shapes differ, a query has no hit, or a score is NaN.
+    """
+    found = _in_order(scores, hits)
+    places = torch.arange(1, found.shape[1] + 1, dtype=torch.float64)
+    precision = found.cumsum(1) / places
+    return (precision * found).sum(1) / found.sum(1)
+
+
+def ndcg(
+    scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"], *, k: int = 10
+) -> Float[Tensor, "N"]:
+    """Return the normalised discounted cumulative gain of each query, in float64 on the CPU.
+
+    ``nDCG@k = DCG / (the largest possible DCG), DCG = sum over hits at places p <= k of
+    1 / log2(1 + p)`` (Järvelin and Kekäläinen, 2002), with a gain of 1 for a hit. Ties count
+    against the model, as in `retrieval_ranks`.
+
+    Args:
+        scores: score of each query (row) with each gallery item (column).
+        hits: the correct gallery items of each query, at least one per row.
+        k: number of places that count.
+
+    Raises:
+        TypeError: an argument is not a tensor of its kind, or `k` is not a whole number.
+        ValueError: shapes differ, a query has no hit, a score is NaN, or k is below 1.
+    """
+    k = min(whole_number("k", k, least=1), 2**31)
+    found = _in_order(scores, hits)[:, :k]
+    gains = 1 / torch.log2(torch.arange(2, found.shape[1] + 2, dtype=torch.float64))
+    ideal = gains.cumsum(0)[hits.cpu().sum(1).clamp(max=found.shape[1]) - 1]
+    return (found * gains).sum(1) / ideal
+
+
+def _in_order(scores: Float[Tensor, "N M"], hits: Bool[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+    """Return 1 for a hit and 0 for another item, by score, with the hits last among equals."""
+    _check_hits(scores, hits)
+    scores, hits = scores.cpu(), hits.cpu()
+    order = hits.int().argsort(dim=1, stable=True)
+    order = order.gather(1, scores.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return hits.gather(1, order).double()
 
 
 def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
@@ -67,13 +124,18 @@ def zero_shot_correct(scores: Float[Tensor, "N K"], labels: Int[Tensor, "N"]) ->
         labels: index of the right class of each clip.
 
     Raises:
-        ValueError: a label outside 0..K-1, or a NaN score.
+        TypeError: an argument is not a tensor of its kind.
+        ValueError: a label outside 0..K-1, or not one for each clip, or a NaN score.
     """
+    _check_tensor("scores", scores, 2, torch.is_floating_point, "floats (N, K)")
+    _check_tensor("labels", labels, 1, _is_integer, "integers (N,)")
+    if len(labels) != len(scores):
+        raise ValueError(f"labels must be one for each of {len(scores)} clips, got {len(labels)}")
     _refuse_nan(scores)
     classes = scores.shape[1]
     if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}, got {labels.tolist()[:10]}")
-    hits = torch.nn.functional.one_hot(labels.to(scores.device), classes).bool()
+    hits = torch.nn.functional.one_hot(labels.long().to(scores.device), classes).bool()
     return (retrieval_ranks(scores, hits) == 1).cpu().double()
 
 
@@ -100,8 +162,17 @@ def order_counts(
         owner: index of the clip of each permuted caption.
 
     Raises:
-        ValueError: an owner outside 0..N-1, or a NaN score.
+        TypeError: an argument is not a tensor of its kind.
+        ValueError: an owner outside 0..N-1, or not one for each permuted caption, or a NaN score.
     """
+    _check_tensor("own", own, 1, torch.is_floating_point, "floats (N,)")
+    _check_tensor("permuted", permuted, 1, torch.is_floating_point, "floats (P,)")
+    _check_tensor("owner", owner, 1, _is_integer, "integers (P,)")
+    if len(owner) != len(permuted):
+        raise ValueError(
+            f"owner must be one for each of {len(permuted)} permuted captions, got {len(owner)}"
+        )
+    owner = owner.long()
     own, permuted, owner = own.cpu(), permuted.cpu(), owner.cpu()
     _refuse_nan(own)
     _refuse_nan(permuted)
@@ -133,9 +204,18 @@ def resamples(count: int, *, draws: int = 1000, seed: int = 0) -> Int[Tensor, "R
 
     Use one set of resamples for all metrics of an evaluation, so that the intervals of two metrics,
     or of two models on the same clips, come from the same draws.
+
+    Raises:
+        TypeError: a number is not whole.
+        ValueError: `count` or `draws` is below 1, or there would be more than 2^31 indices.
     """
-    if count < 1 or draws < 1:
-        raise ValueError(f"count and draws must be at least 1, got {count} clips and {draws} draws")
+    count, draws = whole_number("count", count, least=1), whole_number("draws", draws, least=1)
+    seed = whole_number("seed", seed, most=2**63 - 1)
+    if count * draws > 2**31:
+        raise ValueError(
+            f"count and draws must make at most {2**31} indices, got {count} times {draws}; draw "
+            "fewer"
+        )
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(count, (draws, count), generator=generator)
 
@@ -152,7 +232,32 @@ def mean_estimate(
     With `pairs`, the statistic is the ratio ``sum(values) / sum(pairs)``. Whole clips are
     resampled, because the pairs of one clip depend on each other. Resamples without any pair are
     left out of the percentiles.
+
+    Args:
+        values: a value for each clip, such as the result of `average_precision`.
+        draws: the result of `resamples`.
+        pairs: what each value is divided by.
+        level: share of the samples that the interval holds.
+
+    Raises:
+        TypeError: an argument is not a tensor of its kind, or `level` is not a number.
+        ValueError: shapes do not fit, an index is not of a clip, no clip has a pair, or `level` is
+            not between 0 and 1.
     """
+    _check_tensor("values", values, 1, _is_real, "numbers (N,)")
+    _check_tensor("draws", draws, 2, _is_integer, "integers (R, N)")
+    if pairs is not None:
+        _check_tensor("pairs", pairs, 1, _is_real, "numbers (N,)")
+    sizes = [len(values), *([] if pairs is None else [len(pairs)])]
+    if len(set(sizes)) > 1 or not draws.numel() or not int(draws.min()) >= 0:
+        raise ValueError(f"values and pairs must be one for each clip, got {sizes}, and draws some")
+    if int(draws.max()) >= len(values):
+        raise ValueError(
+            f"draws must be indices of the {len(values)} values, got {int(draws.max())}; use "
+            f"resamples({len(values)})"
+        )
+    if not 0 < finite_number("level", level) < 1:
+        raise ValueError(f"level must be between 0 and 1, got {level!r}")
     values, draws = values.cpu().double(), draws.cpu()
     weights = torch.ones_like(values) if pairs is None else pairs.cpu().double()
     total = float(weights.sum())
@@ -201,6 +306,43 @@ def _with_interval(value: float, samples: Float[Tensor, "R"], level: float, coun
     edges = torch.tensor([tail, 1.0 - tail], dtype=samples.dtype)
     low, high = samples.quantile(edges).tolist()
     return Estimate(value=value, low=low, high=high, count=count)
+
+
+def _check_hits(scores: Tensor, hits: Tensor) -> None:
+    _check_tensor("scores", scores, 2, torch.is_floating_point, "floats (N, M)")
+    _check_tensor("hits", hits, 2, lambda values: values.dtype == torch.bool, "booleans (N, M)")
+    if scores.shape != hits.shape:
+        raise ValueError(
+            f"scores and hits must have one shape, got {tuple(scores.shape)} and "
+            f"{tuple(hits.shape)}"
+        )
+    _refuse_nan(scores)
+    lonely = (~hits.any(dim=1)).nonzero().flatten().tolist()
+    if lonely:
+        raise ValueError(
+            f"hits must be at least one per query, got no hit at queries {lonely[:10]}"
+        )
+
+
+def _check_tensor(
+    name: str, value: object, ndim: int, is_kind: Callable[[Tensor], bool], what: str
+) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor of {what}, got {type(value).__name__}")
+    if value.is_nested or value.layout != torch.strided or value.is_meta:
+        raise TypeError(f"{name} must be a dense tensor of {what} with values, got another kind")
+    if value.ndim != ndim:
+        raise ValueError(f"{name} must be a tensor of {what}, got shape {tuple(value.shape)}")
+    if not is_kind(value):
+        raise TypeError(f"{name} must be a tensor of {what}, got {value.dtype}")
+
+
+def _is_integer(values: Tensor) -> bool:
+    return not values.is_floating_point() and not values.is_complex() and values.dtype != torch.bool
+
+
+def _is_real(values: Tensor) -> bool:
+    return not values.is_complex()
 
 
 def _refuse_nan(scores: Tensor) -> None:

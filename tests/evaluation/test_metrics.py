@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipseq.evaluation.metrics import (
+    average_precision,
     mean_estimate,
     median_estimate,
+    ndcg,
     order_counts,
     resamples,
     retrieval_estimates,
@@ -179,7 +181,7 @@ def test_interval_covers_the_truth_about_nineteen_times_in_twenty():
 def test_resamples_are_seeded():
     assert torch.equal(resamples(9, seed=3), resamples(9, seed=3))
     assert not torch.equal(resamples(9, seed=3), resamples(9, seed=4))
-    with pytest.raises(ValueError, match="got 0 clips"):
+    with pytest.raises(ValueError, match="got 0"):
         resamples(0)
 
 
@@ -191,3 +193,47 @@ def test_retrieval_estimates_follow_their_definitions():
     assert estimates["R@10"].value == pytest.approx(4 / 5)
     assert estimates["median rank"].value == 5.0
     assert estimates["MRR"].value == pytest.approx((1 + 1 / 2 + 1 / 5 + 1 / 6 + 1 / 11) / 5)
+
+
+def by_hand(scores, hits, k):
+    """Average precision and nDCG@k, item by item: a wrong item comes first among equals."""
+    precisions, gains = [], []
+    for row, right in zip(scores.tolist(), hits.tolist(), strict=True):
+        order = sorted(range(len(row)), key=lambda j: (-row[j], right[j]))
+        found, precision, gain = 0, 0.0, 0.0
+        for place, j in enumerate(order, 1):
+            if right[j]:
+                found += 1
+                precision += found / place
+                gain += 1 / np.log2(1 + place) if place <= k else 0.0
+        most = sum(1 / np.log2(1 + place) for place in range(1, min(sum(right), k) + 1))
+        precisions.append(precision / sum(right))
+        gains.append(gain / most)
+    return precisions, gains
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**31), st.booleans()
+)
+def test_average_precision_and_ndcg_follow_their_definitions(queries, items, k, seed, tied):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(3, size=(queries, items)) if tied else rng.normal(size=(queries, items))
+    hits = rng.random((queries, items)) < 0.4
+    hits[:, int(rng.integers(items))] = True
+    scores, hits = torch.tensor(scores, dtype=torch.float64), torch.tensor(hits)
+    precisions, gains = by_hand(scores, hits, k)
+    np.testing.assert_allclose(average_precision(scores, hits), precisions, atol=1e-12)
+    np.testing.assert_allclose(ndcg(scores, hits, k=k), gains, atol=1e-12)
+
+
+def test_average_precision_of_constant_scores_is_the_worst():
+    scores, hits = torch.zeros(2, 4), torch.tensor([[True, False, False, False]] * 2)
+    assert average_precision(scores, hits).tolist() == [0.25, 0.25]
+    assert ndcg(scores, hits, k=3).tolist() == [0.0, 0.0]
+
+
+def test_with_one_hit_each_average_precision_is_the_reciprocal_rank():
+    scores = torch.randn(20, 20)
+    hits = torch.eye(20).bool()
+    expected = 1 / retrieval_ranks(scores, hits).double()
+    torch.testing.assert_close(average_precision(scores, hits), expected)

@@ -237,6 +237,9 @@ def losses() -> list[Target]:
     ]
 
 
+SCORES, HITS = torch.eye(3), torch.eye(3).bool()
+
+
 def plain_functions() -> list[Target]:
     """Return targets for functions and records that need no model."""
     spans = ((0, 3), (3, 8))
@@ -281,6 +284,40 @@ def plain_functions() -> list[Target]:
             "distillation_fct",
             bridges.distillation_fct,
             {"similarity": clipseq.get_similarity("local")},
+        ),
+        Target("same_caption", evaluation.same_caption, {"captions": ["a", "b"]}),
+        Target("retrieval_ranks", evaluation.retrieval_ranks, {"scores": SCORES, "hits": HITS}),
+        Target("average_precision", evaluation.average_precision, {"scores": SCORES, "hits": HITS}),
+        Target("ndcg", evaluation.ndcg, {"scores": SCORES, "hits": HITS, "k": 3}),
+        Target(
+            "zero_shot_correct",
+            evaluation.zero_shot_correct,
+            {"scores": SCORES, "labels": torch.tensor([0, 1, 2])},
+        ),
+        Target(
+            "order_counts",
+            evaluation.order_counts,
+            {
+                "own": torch.ones(2),
+                "permuted": torch.zeros(3),
+                "owner": torch.tensor([0, 1, 1]),
+            },
+        ),
+        Target(
+            "resamples",
+            evaluation.resamples,
+            {"count": 3, "draws": 5, "seed": 0},
+            small=frozenset({"count", "draws"}),
+        ),
+        Target(
+            "mean_estimate",
+            evaluation.mean_estimate,
+            {
+                "values": torch.ones(3),
+                "draws": evaluation.resamples(3, draws=5),
+                "pairs": torch.ones(3),
+                "level": 0.9,
+            },
         ),
         Target("add_noise", augment.add_noise, {"values": MAP, "amount": 0.5, "rng": rng}, finite),
         Target("add_tilt", augment.add_tilt, {"values": MAP, "gain": 0.5, "tilt": 0.1}, finite),

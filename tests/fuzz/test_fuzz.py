@@ -141,8 +141,8 @@ ROOMS = (
 RECORDS = (
     "Action", "Alignment", "Check", "CompiledKernel", "Confusion", "Curve", "Evaluation",
     "ExplainedPart", "Explanation", "FailedPlugin", "Hits", "Ids", "Inputs", "LoadedPlugin",
-    "LossInfo", "Metric", "Ranked", "Report", "RunFolder", "SignalSteps", "SimilarityInfo",
-    "Summary", "TextSteps",
+    "LossInfo", "Estimate", "Metric", "OrderCounts", "Ranked", "Report", "RunFolder",
+    "SignalSteps", "SimilarityInfo", "Summary", "TextSteps",
 )  # fmt: skip
 """Results and records, which check nothing themselves; the functions that take them do."""
 
