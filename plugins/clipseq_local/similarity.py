@@ -209,8 +209,8 @@ def _inside(starts: Int[Tensor, "W"], sizes: int | Tensor, steps: int) -> Bool[T
 def _fixed_windows(x: Sequences, window: int, stride: int) -> Sequences:
     steps = x.values.shape[1]
     if isinstance(steps, torch.SymInt):  # tracing: a comparison would fix the number of steps
-        count = (torch.sym_max(steps, window) - window + stride - 1) // stride + 1
-        count = torch.sym_min(count, (steps + stride - 1) // stride)
+        # One masked window more than needed: a graph would fix a number of windows that is 1.
+        count = (torch.sym_max(steps, window) - window + stride - 1) // stride + 2
     else:
         window, stride = min(window, steps), min(stride, steps)  # larger ones change nothing
         if stride == 1:  # then no window reaches past the end
