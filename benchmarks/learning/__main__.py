@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learning import page
-from benchmarks.learning.datasets import DATASETS, MissingRecordings
+from benchmarks.learning.datasets import DATASETS, SIGNALS, MissingRecordings
 from benchmarks.learning.runs import (
     COMBINED,
     EQUAL_TIME,
@@ -45,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         try:
             steps = _steps(results, name, seed, model, size)
-            run = measure(dataset(name), size, steps=steps, seed=seed, model=MODELS[model])
+            run = measure(
+                dataset(name),
+                size,
+                steps=steps,
+                seed=seed,
+                tables=MODELS[model],
+                signal=SIGNALS.get(name, {}),
+            )
         except (MissingRecordings, MissingRun) as reason:
             print(f"{name}, {model}, seed {seed}: skipped, since {reason}", file=sys.stderr)
             continue

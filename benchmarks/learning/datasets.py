@@ -66,6 +66,12 @@ DATASETS: dict[str, Callable[[Path, Path, Counts], MapDataset]] = {
 }
 """Functions of the folder of recordings, a folder to write to, and the numbers of clips."""
 
+SIGNALS: dict[str, dict[str, float]] = {
+    "digits": {"mean_subtraction": 1.0},
+    "digits-unheard": {"mean_subtraction": 1.0},
+}
+"""What `clipseq init` sets for the kind of signal of a data set; every model has it."""
+
 
 def digit_strings(path: Path, counts: Counts, *, known_speakers: bool, seed: int = 0) -> MapDataset:
     """Splice the recordings of `fsdd_logmel.npz` into strings of two to four different digits.

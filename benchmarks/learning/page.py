@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from benchmarks.learning.datasets import DATASETS
-from benchmarks.learning.runs import COMBINED, EQUAL_TIME, MODELS, PARTS, PLAIN, Size
+from benchmarks.learning.runs import COMBINED, EQUAL_TIME, MODELS, PARTS, PLAIN, UNCHANGED, Size
 from benchmarks.learning.summary import METRICS, Interval, Run, estimate
 from clipseq.figures import save
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COLOURS = {
     PLAIN: "#8a8a8a",
     EQUAL_TIME: "#bbbbbb",
+    UNCHANGED: "#dddddd",
     "global": "#4d4d4d",
     "local": "#0072b2",
     "attention": "#d55e00",
@@ -48,7 +49,8 @@ compares a clip's caption with the same caption with its actions in another orde
 
 Towers of {width} features with two layers, a tokenizer of words; {steps} steps of {batch_size}
 clips, one thread. `{equal_time}` is trained for as many steps as plain CLIP takes in the processor
-time of `combined`.
+time of `combined`. `{unchanged}` has the clips as they are; every other model has the default
+augmentation.
 
 {costs}
 All runs, clip by clip, are in [results.json](results.json).
@@ -87,6 +89,7 @@ def write(runs: Sequence[Run], size: Size, docs: Path) -> None:
         table=tables(runs),
         datasets="".join(f"- **{name}**: {_description(name)}\n" for name in names),
         equal_time=EQUAL_TIME,
+        unchanged=UNCHANGED,
         costs=_costs(runs),
         **attrs.asdict(size),
     )

@@ -21,17 +21,22 @@ from clipseq.training import RunConfig, train
 
 PLAIN, COMBINED = "plain", "combined"
 PARTS = ("global", "local", "attention", "temporal")
-EQUAL_TIME = "plain, equal time"
+EQUAL_TIME, UNCHANGED = "plain, equal time", "plain, no augmentation"
 
-MODELS: dict[str, dict[str, Any]] = {
-    PLAIN: {"use_sequence_similarity": False},
-    **{part: {"sequence_similarity_type": part} for part in PARTS},
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+    PLAIN: {"model": {"use_sequence_similarity": False}},
+    **{part: {"model": {"sequence_similarity_type": part}} for part in PARTS},
     COMBINED: {},
-    EQUAL_TIME: {"use_sequence_similarity": False},
+    EQUAL_TIME: {"model": {"use_sequence_similarity": False}},
+    UNCHANGED: {
+        "model": {"use_sequence_similarity": False},
+        "training": {"augment": {"strength": 0.0}},
+    },
 }
-"""The models, with everything that each sets besides the data and `Size`.
+"""The models, with everything that each sets besides the data and `Size`, by table.
 
 `EQUAL_TIME` is trained for as many steps as plain CLIP takes in the processor time of `COMBINED`.
+`UNCHANGED` shows whether augmentation, which every other model has, is good for plain CLIP too.
 """
 
 
@@ -65,7 +70,13 @@ TINY = Size(Counts(train=24, val=8, test=12, simulated=40), 2, 8, 16)
 
 
 def run_config(
-    out: Path, size: Size, *, steps: int, seed: int, model: Mapping[str, Any]
+    out: Path,
+    size: Size,
+    *,
+    steps: int,
+    seed: int,
+    tables: Mapping[str, Mapping[str, Any]],
+    signal: Mapping[str, Any],
 ) -> RunConfig:
     """Return the configuration of a run; its data set is passed to `train`.
 
@@ -74,21 +85,23 @@ def run_config(
         size: the amount of data and training.
         steps: optimizer steps.
         seed: random seed of the weights and of the order of the clips.
-        model: options of the model besides those of `size`.
+        tables: options by table besides those of `size` (see `MODELS`).
+        signal: options of the signal tower that belong to the data set (see `SIGNALS`).
     """
     towers: dict[str, Any] = {
         "transformer_width": size.width,
         "transformer_layers": 2,
         "transformer_heads": 4,
         "context_length": 64,
+        "encoder_cfg": dict(signal),
     }
     if size.patch_frames is not None:
-        towers["encoder_cfg"] = {"patch_frames": size.patch_frames}
+        towers["encoder_cfg"]["patch_frames"] = size.patch_frames
     return structure(
         RunConfig,
         {
             "data": {"path": str(out)},
-            "model": {**towers, **model},
+            "model": {**towers, **tables.get("model", {})},
             "tokenizer": {"kind": "word"},
             "training": {
                 "out": str(out),
@@ -99,22 +112,31 @@ def run_config(
                 "checkpoint_every": max(1, steps // 10),
                 "threads": 1,
                 "seed": seed,
+                **tables.get("training", {}),
             },
         },
     )
 
 
 def measure(
-    dataset: MapDataset, size: Size, *, steps: int, seed: int, model: Mapping[str, Any]
+    dataset: MapDataset,
+    size: Size,
+    *,
+    steps: int,
+    seed: int,
+    tables: Mapping[str, Mapping[str, Any]],
+    signal: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Train and evaluate one model.
+    """Train and evaluate one model; the options are those of `run_config`.
 
     Returns:
         Values that JSON can hold: the outcome of each test clip (see `outcomes`), the processor
         time and the wall-clock time of the training, validation included, and the mixing weights.
     """
     with tempfile.TemporaryDirectory() as folder:
-        config = run_config(Path(folder) / "run", size, steps=steps, seed=seed, model=model)
+        config = run_config(
+            Path(folder) / "run", size, steps=steps, seed=seed, tables=tables, signal=signal
+        )
         cpu, wall = time.process_time(), time.monotonic()
         trained = train(config, dataset=dataset)
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
