@@ -94,6 +94,22 @@ def test_a_difference_is_paired_by_seed_and_clip():
     assert estimate(mine, "order accuracy", minus=shifted).value == pytest.approx(0.5)
 
 
+def test_combined_is_compared_with_its_best_part_on_the_same_seeds():
+    from benchmarks.learning.page import _against_parts
+
+    def runs(model, hits, seeds):
+        return [{**_run(s, hits, [2.0] * 4), "dataset": "d", "model": model} for s in seeds]
+
+    found = _against_parts(
+        runs("combined", [1.0, 1.0, 1.0, 0.0], (0, 1))
+        + runs("temporal", [1.0, 1.0, 0.0, 0.0], (1, 0, 2))
+        + runs("local", [1.0, 0.0, 0.0, 0.0], (0, 1))
+        + runs("global", [1.0, 1.0, 1.0, 1.0], (0,))  # the best, but of one seed
+    )
+    (row,) = found.splitlines()[2:]
+    assert row.startswith("| d | `temporal` | 2 | +0.250 [")
+
+
 def test_an_interval_is_about_two_standard_errors_wide():
     from benchmarks.learning.summary import estimate
 
