@@ -70,7 +70,7 @@ SIGNALS: dict[str, dict[str, float]] = {
     "digits": {"mean_subtraction": 1.0},
     "digits-unheard": {"mean_subtraction": 1.0},
 }
-"""What `clipseq init` sets for the kind of signal of a data set; every model has it."""
+"""Options that `clipseq init` sets for the kind of signal of a data set; every model has them."""
 
 
 def digit_strings(path: Path, counts: Counts, *, known_speakers: bool, seed: int = 0) -> MapDataset:

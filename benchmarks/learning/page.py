@@ -42,8 +42,8 @@ compares a clip's caption with the same caption with its actions in another orde
 
 ## `combined` against its best part
 
-Of the parts that were trained with most seeds, it is the one with the largest R@1. A positive
-difference is in favour of `combined`; all are paired by seed and clip.
+Among the parts with most seeds, the best has the largest R@1. A positive difference is in favour of
+`combined`; all are paired by seed and clip.
 
 {against}
 ![R@1 and order accuracy of each model on each data set](figures/results.png)
@@ -55,8 +55,8 @@ difference is in favour of `combined`; all are paired by seed and clip.
 
 Towers of {width} features with two layers, a tokenizer of words; {steps} steps of {batch_size}
 clips, one thread. `{equal_time}` is trained for as many steps as plain CLIP takes in the processor
-time of `combined`. `{unchanged}` has the clips as they are; every other model has the default
-augmentation.
+time of `combined`. `{unchanged}` is trained on unchanged clips, and every other model with the
+default augmentation.
 
 {costs}
 All runs, clip by clip, are in [results.json](results.json).
