@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clipseq.engine.options import check_kind, finite_number, whole_number
+from clipseq.engine.options import check_dense, check_kind, finite_number, whole_number
 
 RECALL_AT = (1, 5, 10)
 
@@ -329,8 +329,7 @@ def _check_tensor(
 ) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor of {what}, got {type(value).__name__}")
-    if value.is_nested or value.layout != torch.strided or value.is_meta:
-        raise TypeError(f"{name} must be a dense tensor of {what} with values, got another kind")
+    check_dense(name, value)
     if value.ndim != ndim:
         raise ValueError(f"{name} must be a tensor of {what}, got shape {tuple(value.shape)}")
     if not is_kind(value):

@@ -46,9 +46,13 @@ def continued(config, dataset):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_ends_the_run_after_its_step(dataset, small_run, name):
+def test_a_signal_ends_the_run_after_its_step(dataset, small_run, request, name):
+    number = getattr(signal, name)
+    # The tests themselves may run under nohup, which ignores SIGHUP.
+    before = signal.signal(number, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
     config = small_run("run of two words", max_steps=STEPS)
-    press = at_step(2, lambda: signal.raise_signal(getattr(signal, name)))
+    press = at_step(2, lambda: signal.raise_signal(number))
     with pytest.raises(TrainingInterrupted, match=r"after step 2 of 4; .* --resume '.*words'$"):
         train(config, dataset=dataset, progress=press)
     assert continued(config, dataset) == [1, 2, 3, 4]
